@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Element-wise work, over blocks of a fixed size so that an element's place in the
+ * vector loop does not depend on the thread count.
+ */
+#include "kernels.h"
+#include "math.h"
+#include "util.h"
+
+enum {
+	BLOCK = 4096,		/* elements: 16 KiB of float, inside the first cache */
+	SPLIT_MIN = 4 * BLOCK,	/* below, threads cost more than they gain */
+};
+
+void k_gelu_fwd(act_t *h, const act_t *pre, size_t n)
+{
+#pragma omp parallel for schedule(static) if (n >= SPLIT_MIN)
+	for (size_t i = 0; i < n; i += BLOCK)
+#pragma omp simd
+		for (size_t j = i; j < MIN(i + BLOCK, n); j++)
+			h[j] = r_gelu(pre[j]);
+}
+
+void k_gelu_bwd(act_t *dpre, const act_t *pre, const act_t *dh, size_t n)
+{
+#pragma omp parallel for schedule(static) if (n >= SPLIT_MIN)
+	for (size_t i = 0; i < n; i += BLOCK)
+#pragma omp simd
+		for (size_t j = i; j < MIN(i + BLOCK, n); j++)
+			dpre[j] = dh[j] * r_gelu_grad(pre[j]);
+}
+
+void k_axpby(act_t *y, const act_t *x, size_t n, double alpha, double beta)
+{
+	const act_t p = alpha, q = beta;
+
+#pragma omp parallel for schedule(static) if (n >= SPLIT_MIN)
+	for (size_t i = 0; i < n; i += BLOCK) {
+		size_t end = MIN(i + BLOCK, n);
+
+		if (beta == 0) {
+#pragma omp simd
+			for (size_t j = i; j < end; j++)
+				y[j] = p * x[j];
+		} else {
+#pragma omp simd
+			for (size_t j = i; j < end; j++)
+				y[j] = p * x[j] + q * y[j];
+		}
+	}
+}
+
+void k_sum_grad(grad_t *older, const grad_t *newer, size_t n)
+{
+#pragma omp parallel for schedule(static) if (n >= SPLIT_MIN)
+	for (size_t i = 0; i < n; i += BLOCK)
+#pragma omp simd
+		for (size_t j = i; j < MIN(i + BLOCK, n); j++)
+			older[j] += newer[j];
+}

@@ -1,0 +1,183 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Attention of one new query per sequence against its cache. The past is cut into
+ * runs of keys of fixed length, one thread each, whose maxima, sums and outputs
+ * are put together in order at the end; all heads use a run's keys while they are
+ * near.
+ */
+#include <omp.h>
+
+#include "attn.h"
+#include "math.h"
+
+enum { RUN = 2 * TILE };	/* keys of a run */
+
+/* One run's result and a thread's scratch. */
+struct step {
+	act_t *max;		/* [heads] */
+	act_t *sum;		/* [heads] */
+	act_t *o;		/* [heads][dv], relative to max */
+	act_t *s;		/* [heads][TILE] scores, then exponentials */
+	act_t *kt;		/* [dk][TILE] keys transposed, times scale */
+	act_t *v;		/* [TILE][tile_width(dv)] */
+};
+
+static int step_runs(const struct attn_step *a)
+{
+	return a->pos / RUN + 1;
+}
+
+/* Elements of a run's result, and of a thread's scratch. */
+static size_t step_part(const struct attn_step *a)
+{
+	return ROUND_UP((size_t)a->heads * (a->dv + 2), LANES);
+}
+
+static size_t step_work(const struct attn_step *a)
+{
+	return TILE * ((size_t)a->heads + a->dk + tile_width(a->dv));
+}
+
+static struct step step_at(const struct attn_step *a, act_t *scratch, int part, int thread)
+{
+	size_t parts = (size_t)a->b * step_runs(a);
+	struct step w;
+
+	w.max = scratch + part * step_part(a);
+	w.sum = w.max + a->heads;
+	w.o = w.sum + a->heads;
+	w.s = scratch + parts * step_part(a) + thread * step_work(a);
+	w.kt = w.s + (size_t)a->heads * TILE;
+	w.v = w.kt + (size_t)a->dk * TILE;
+	return w;
+}
+
+/* Scores of keys [u0, u0 + nu) for all heads. */
+static void step_scores(struct step *w, const struct attn_step *a, int i, int u0, int nu)
+{
+	int group = a->k_head ? 1 : a->heads, slots = a->ra_window + 1;
+	const act_t *k = a->k + i * a->cache_stride, *ring = a->ring + i * a->cache_stride;
+	const act_t *own = k + a->pos * a->k_row;
+
+	for (int h = 0; h < a->heads; h += group) {
+		tile_pack_t(w->kt, k + u0 * a->k_row + h * a->k_head, a->k_row, nu, a->dk,
+			    a->scale);
+		tile_mul(&(struct tile_mul) {
+			.m = group, .n = nu, .k = a->dk, .b = w->kt, .ldb = TILE,
+			.a = a->q + ((long)i * a->heads + h) * a->dk, .a_row = a->dk, .a_col = 1,
+			.c = w->s + (long)h * TILE, .ldc = TILE, .pad = true,
+		});
+	}
+	if (a->ra_scale == 0)
+		return;
+	for (int u = MAX(0, a->pos - a->ra_window - u0); u < nu; u++)
+		for (int h = 0; h < a->heads; h++)
+			w->s[h * TILE + u] += (act_t)a->ra_scale *
+				tile_dot(ring + ((long)((u0 + u) % slots) * a->heads + h) * a->dk,
+					 own + h * a->k_head, a->dk);
+}
+
+/* Scores of one head to exponentials; its older sums follow the new maximum. */
+static void step_softmax(struct step *w, const struct attn_step *a, int h, int nu)
+{
+	act_t *s = w->s + (long)h * TILE, *o = w->o + (long)h * a->dv;
+	act_t max = w->max[h], sum = 0, fix;
+
+#pragma omp simd reduction(max : max)
+	for (int u = 0; u < nu; u++)
+		max = s[u] > max ? s[u] : max;
+#pragma omp simd reduction(+ : sum)
+	for (int u = 0; u < nu; u++) {
+		s[u] = r_exp(s[u] - max);
+		sum += s[u];
+	}
+	fix = r_exp(w->max[h] - max);
+	w->max[h] = max;
+	w->sum[h] = w->sum[h] * fix + sum;
+	for (int e = 0; fix != 1 && e < a->dv; e++)
+		o[e] *= fix;
+}
+
+/* One run of keys: its maxima, sums and outputs; scores go to route as they are. */
+static void step_run(struct step *w, const struct attn_step *a, int i, int run)
+{
+	int end = MIN((run + 1) * RUN, a->pos + 1), group = a->v_head ? 1 : a->heads, nu;
+	const act_t *v = a->v + i * a->cache_stride;
+	act_t *route;
+
+	for (int h = 0; h < a->heads; h++) {
+		w->max[h] = -INFINITY;
+		w->sum[h] = 0;
+	}
+	for (long e = 0; e < (long)a->heads * a->dv; e++)
+		w->o[e] = 0;
+	for (int u0 = run * RUN; u0 < end; u0 += TILE) {
+		nu = MIN(TILE, end - u0);
+		step_scores(w, a, i, u0, nu);
+		for (int h = 0; h < a->heads; h++) {
+			route = a->route + ((long)i * a->heads + h) * a->route_stride + u0;
+			for (int u = 0; a->route && u < nu; u++)
+				route[u] = w->s[h * TILE + u];
+			step_softmax(w, a, h, nu);
+		}
+		for (int h = 0; h < a->heads; h += group) {
+			tile_pack(w->v, v + u0 * a->v_row + h * a->v_head, a->v_row, nu, a->dv);
+			tile_mul(&(struct tile_mul) {
+				.m = group, .n = a->dv, .k = nu,
+				.b = w->v, .ldb = tile_width(a->dv),
+				.a = w->s + (long)h * TILE, .a_row = TILE, .a_col = 1,
+				.c = w->o + (long)h * a->dv, .ldc = a->dv, .add = true,
+			});
+		}
+	}
+}
+
+/* Puts the runs of one head together. */
+static void step_join(const struct attn_step *a, act_t *scratch, int i, int h)
+{
+	act_t max = -INFINITY, sum = 0, gamma, fix;
+	long row = (long)i * a->heads + h;
+	act_t *o = a->o + row * a->dv, *route = a->route + row * a->route_stride;
+	int runs = step_runs(a);
+	struct step w;
+
+	gamma = a->gamma ? a->gamma[row] : 1;
+	for (int run = 0; run < runs; run++) {
+		w = step_at(a, scratch, i * runs + run, 0);
+		max = MAX(max, w.max[h]);
+	}
+	for (int e = 0; e < a->dv; e++)
+		o[e] = 0;
+	for (int run = 0; run < runs; run++) {
+		w = step_at(a, scratch, i * runs + run, 0);
+		fix = r_exp(w.max[h] - max);
+		sum += w.sum[h] * fix;
+		for (int e = 0; e < a->dv; e++)
+			o[e] += w.o[(long)h * a->dv + e] * fix;
+	}
+	for (int e = 0; e < a->dv; e++)
+		o[e] *= gamma / sum;
+	for (int u = 0; a->route && u <= a->pos; u++)
+		route[u] = gamma / sum * r_exp(route[u] - max);
+}
+
+void k_attn_step(const struct attn_step *a)
+{
+	int runs = step_runs(a), parts = a->b * runs;
+	act_t *scratch = tile_scratch(parts * step_part(a) +
+				      omp_get_max_threads() * step_work(a));
+	struct step w;
+
+#pragma omp parallel if (parts > 1) private(w)
+	{
+#pragma omp for
+		for (int part = 0; part < parts; part++) {
+			w = step_at(a, scratch, part, omp_get_thread_num());
+			step_run(&w, a, part / runs, part % runs);
+		}
+#pragma omp for collapse(2)
+		for (int i = 0; i < a->b; i++)
+			for (int h = 0; h < a->heads; h++)
+				step_join(a, scratch, i, h);
+	}
+}

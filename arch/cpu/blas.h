@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: MIT */
+/**
+ * DOC: the library behind the matrix products
+ *
+ * One of blas_openblas.c, blas_blis.c and gemm_builtin.c is linked.
+ */
+#ifndef TENON_CPU_BLAS_H
+#define TENON_CPU_BLAS_H
+
+#include "types.h"
+
+/** blas_init() - one thread inside every call, from now on */
+void blas_init(void);
+
+/** blas_name() - library and version for the log, static storage */
+const char *blas_name(void);
+
+/**
+ * blas_gemm() - c = alpha op(a) op(b) + beta c on the calling thread
+ * @ta: false: a is [m][k]; true: a is [k][m]
+ * @tb: false: b is [k][n]; true: b is [n][k]
+ * @m: rows of c
+ * @n: columns of c
+ * @k: inner dimension
+ * @alpha: factor
+ * @a: left matrix
+ * @lda: its row stride
+ * @b: right matrix
+ * @ldb: its row stride
+ * @beta: 0 overwrites, whatever c holds
+ * @c: [m][n]
+ * @ldc: its row stride
+ *
+ * To be called inside an OpenMP block, from any number of threads at once. The
+ * bits of the result depend on the arguments alone.
+ */
+void blas_gemm(bool ta, bool tb, int m, int n, int k, double alpha, const act_t *a, long lda,
+	       const act_t *b, long ldb, double beta, act_t *c, long ldc);
+
+#endif

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: MIT
+/*
+ * The machine as a device: threads, the arena, copies.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "arch.h"
+#include "blas.h"
+#include "types.h"
+#include "util.h"
+
+enum {
+	WARM_ROWS = 1024,	/* as many as a block of gemm.c */
+	WARM_COLUMNS = 768,	/* more than a BLAS packs at a time */
+	WARM_INNER = 512,	/* the same */
+	COPY_BLOCK = 1 << 20,	/* bytes that one thread copies at a time */
+};
+
+/*
+ * Every thread multiplies, all at the same time: each call then holds a packing buffer
+ * of its own, and what a run will use of it is resident before the arena is. To leave
+ * no other trace in the process's peak, the operands are pages that are never written,
+ * and the results are in one place that stays: all threads store the same zeros there.
+ */
+static void warm_blas(void)
+{
+	static act_t c[WARM_ROWS * WARM_COLUMNS];
+	act_t *x = xcalloc((size_t)WARM_ROWS * WARM_INNER, sizeof(*x));
+
+	blas_init();
+#pragma omp parallel
+	{
+#pragma omp barrier
+		blas_gemm(false, true, WARM_ROWS, WARM_COLUMNS, WARM_INNER, 1, x, WARM_INNER, x,
+			  WARM_INNER, 0, c, WARM_COLUMNS);
+	}
+	free(x);
+}
+
+void arch_init(int device, int threads)
+{
+	if (device)
+		die("device %d: the cpu is device 0 only; leave --device out", device);
+	if (threads < 0)
+		die("threads %d: must be 0 (all) or more", threads);
+	omp_set_dynamic(0);
+	omp_set_num_threads(threads ? threads : omp_get_num_procs());
+	warm_blas();
+}
+
+const char *arch_describe(void)
+{
+	static char line[256];
+
+	snprintf(line, sizeof(line), "cpu, %s, %d thread%s, %s", REAL_NAME, omp_get_max_threads(),
+		 omp_get_max_threads() == 1 ? "" : "s", blas_name());
+	return line;
+}
+
+/* First number behind @key in a text file (at its start where @key is ""), or @none. */
+static uint64_t read_number(const char *path, const char *key, uint64_t none)
+{
+	char line[256];
+	FILE *f = fopen(path, "r");
+	uint64_t value = none;
+
+	if (!f)
+		return none;
+	while (fgets(line, sizeof(line), f))
+		if (!strncmp(line, key, strlen(key)) &&
+		    sscanf(line + strlen(key), "%" SCNu64, &value) == 1)
+			break;
+	fclose(f);
+	return value;
+}
+
+/* Bytes that control group folder @dir still grants; its page cache can be dropped. */
+static uint64_t cgroup_free(const char *dir, const char *max, const char *used, const char *cache)
+{
+	char path[512];
+	uint64_t limit, now, file;
+
+	snprintf(path, sizeof(path), "%s/%s", dir, max);
+	limit = read_number(path, "", UINT64_MAX);
+	if (limit == UINT64_MAX)
+		return UINT64_MAX;
+	snprintf(path, sizeof(path), "%s/%s", dir, used);
+	now = read_number(path, "", 0);
+	snprintf(path, sizeof(path), "%s/memory.stat", dir);
+	file = read_number(path, cache, 0);
+	now -= MIN(now, file);
+	return limit - MIN(limit, now);
+}
+
+/*
+ * The least that the process's control group and its parents grant: version 2
+ * ("0::/path") or the memory controller of version 1 ("4:memory:/path").
+ */
+static uint64_t cgroups_free(void)
+{
+	FILE *f = fopen("/proc/self/cgroup", "r");
+	char line[256], dir[384], *path;
+	uint64_t least = UINT64_MAX, one;
+
+	while (f && fgets(line, sizeof(line), f)) {
+		bool v2 = !strncmp(line, "0::", 3);
+		const char *mount = v2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory";
+
+		path = strstr(line, v2 ? "::/" : ":memory:/");
+		if (!path)
+			continue;
+		path = strchr(path, '/');
+		path[strcspn(path, "\n")] = 0;
+		for (;;) {
+			snprintf(dir, sizeof(dir), "%s%s", mount, path);
+			one = v2 ? cgroup_free(dir, "memory.max", "memory.current",
+					       "inactive_file ")
+				 : cgroup_free(dir, "memory.limit_in_bytes",
+					       "memory.usage_in_bytes", "total_inactive_file ");
+			least = MIN(least, one);
+			if (!*path)
+				break;
+			*strrchr(path, '/') = 0;
+		}
+	}
+	if (f)
+		fclose(f);
+	return least;
+}
+
+size_t arch_memory(void)
+{
+	uint64_t kib = read_number("/proc/meminfo", "MemAvailable:", 0);
+
+	return MIN(kib * 1024, cgroups_free());
+}
+
+void *arch_alloc(size_t bytes)
+{
+	char *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (p == MAP_FAILED)
+		die("no memory for an arena of %zu bytes (%s): lower CONFIG_BATCH_SIZE, "
+		    "CONFIG_BLOCK_SIZE or CONFIG_N_LAYER", bytes, strerror(errno));
+	madvise(p, bytes, MADV_HUGEPAGE);
+	arch_zero(p, bytes);
+	return p;
+}
+
+void arch_free(void *p, size_t bytes)
+{
+	munmap(p, bytes);
+}
+
+void arch_zero(void *dst, size_t bytes)
+{
+#pragma omp parallel for schedule(static) if (bytes > COPY_BLOCK)
+	for (size_t i = 0; i < bytes; i += COPY_BLOCK)
+		memset((char *)dst + i, 0, MIN((size_t)COPY_BLOCK, bytes - i));
+}
+
+void arch_copy(void *dst, const void *src, size_t bytes)
+{
+#pragma omp parallel for schedule(static) if (bytes > COPY_BLOCK)
+	for (size_t i = 0; i < bytes; i += COPY_BLOCK)
+		memcpy((char *)dst + i, (const char *)src + i, MIN((size_t)COPY_BLOCK, bytes - i));
+}
+
+void arch_put(void *dst, const void *src, size_t bytes)
+{
+	arch_copy(dst, src, bytes);
+}
+
+void arch_get(void *dst, const void *src, size_t bytes)
+{
+	arch_copy(dst, src, bytes);
+}
+
+/* Kernels and copies are done when they return. */
+void arch_sync(void)
+{
+}

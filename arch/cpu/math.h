@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: MIT */
+/**
+ * DOC: element functions that vectorise
+ *
+ * Branch-free polynomials in plain C, so that GCC vectorises a loop over them
+ * without -ffast-math (libm calls and errno would stop it). Each has a float and
+ * a double form; r_X() is the one for act_t. A value depends on its argument
+ * alone: the same bits in a vector loop, its remainder and a scalar call.
+ *
+ * NaN gives NaN. Relative error below 2e-7 (float) and 4e-16 (double).
+ */
+#ifndef TENON_CPU_MATH_H
+#define TENON_CPU_MATH_H
+
+#include <math.h>
+#include <string.h>
+
+#include "types.h"
+
+/*
+ * Declared again without their side effect on errno, so that a loop over them
+ * becomes vector instructions.
+ */
+float sqrtf(float x) __attribute__((const));
+double sqrt(double x) __attribute__((const));
+
+#define R_IS_DOUBLE (sizeof(act_t) == sizeof(double))
+
+/*
+ * exp(x) = 2^n e^r, n = x / ln 2 rounded, |r| <= ln(2) / 2, e^r by its Taylor
+ * series. ln 2 is cut in two (Cody and Waite 1980) so that n times the first part
+ * is exact. Adding 1.5 * 2^23 rounds to an integer that then stands in the low
+ * bits of the sum. 2^(n-1) is made from n's bits and the series is doubled, so
+ * that n = 128 needs no special case; at n = -126 the bits are those of 0.
+ */
+#define EXP_F32_LN2_HI 0x1.62e400p-1f	/* 15 bits: times n is exact */
+#define EXP_F32_LN2_LO 0x1.7f7d1cp-20f
+#define EXP_F32_ROUND 0x1.8p23f
+
+/** exp_f32() - e^x; 0 below -86.98, infinity above 88.72 */
+static inline float exp_f32(float x)
+{
+	float t, n, r, p, scale;
+	int32_t bits;
+
+	x = x > 89.0f ? 89.0f : x;
+	x = x < -87.4f ? -87.4f : x;
+	t = x * 0x1.715476p0f + EXP_F32_ROUND;
+	n = t - EXP_F32_ROUND;
+	r = x - n * EXP_F32_LN2_HI;
+	r = r - n * EXP_F32_LN2_LO;
+	p = 2.0f / 5040;		/* the next term is 5e-9 of the sum */
+	p = p * r + 2.0f / 720;
+	p = p * r + 2.0f / 120;
+	p = p * r + 2.0f / 24;
+	p = p * r + 2.0f / 6;
+	p = p * r + 1.0f;
+	p = p * r + 2.0f;
+	p = p * r + 2.0f;
+	memcpy(&bits, &t, sizeof(bits));
+	bits = (int32_t)(((uint32_t)bits + 126) << 23);
+	memcpy(&scale, &bits, sizeof(scale));
+	return p * scale;
+}
+
+#define EXP_F64_LN2_HI 0x1.62e42fee00000p-1	/* 32 bits: times n is exact */
+#define EXP_F64_LN2_LO 0x1.a39ef35793c76p-33
+#define EXP_F64_ROUND 0x1.8p52
+
+/** exp_f64() - e^x; 0 below -708.05, infinity above 709.78 */
+static inline double exp_f64(double x)
+{
+	double t, n, r, p, scale;
+	int64_t bits;
+
+	x = x > 710.0 ? 710.0 : x;
+	x = x < -708.4 ? -708.4 : x;
+	t = x * 0x1.71547652b82fep0 + EXP_F64_ROUND;
+	n = t - EXP_F64_ROUND;
+	r = x - n * EXP_F64_LN2_HI;
+	r = r - n * EXP_F64_LN2_LO;
+	p = 2.0 / 6227020800;		/* the next term is 4e-18 of the sum */
+	p = p * r + 2.0 / 479001600;
+	p = p * r + 2.0 / 39916800;
+	p = p * r + 2.0 / 3628800;
+	p = p * r + 2.0 / 362880;
+	p = p * r + 2.0 / 40320;
+	p = p * r + 2.0 / 5040;
+	p = p * r + 2.0 / 720;
+	p = p * r + 2.0 / 120;
+	p = p * r + 2.0 / 24;
+	p = p * r + 2.0 / 6;
+	p = p * r + 1.0;
+	p = p * r + 2.0;
+	p = p * r + 2.0;
+	memcpy(&bits, &t, sizeof(bits));
+	bits = (int64_t)(((uint64_t)bits + 1022) << 52);
+	memcpy(&scale, &bits, sizeof(scale));
+	return p * scale;
+}
+
+/** r_exp() - e^x; exactly 0 for minus infinity */
+static inline act_t r_exp(act_t x)
+{
+	return R_IS_DOUBLE ? (act_t)exp_f64(x) : (act_t)exp_f32(x);
+}
+
+/** r_sqrt() - correctly rounded */
+static inline act_t r_sqrt(act_t x)
+{
+	return R_IS_DOUBLE ? (act_t)sqrt(x) : (act_t)sqrtf(x);
+}
+
+/** r_log() - libm, not vectorised: for one value per row */
+static inline act_t r_log(act_t x)
+{
+	return R_IS_DOUBLE ? (act_t)log(x) : (act_t)logf(x);
+}
+
+/** r_sigmoid() - 1 / (1 + e^-x), relative accuracy in both tails */
+static inline act_t r_sigmoid(act_t x)
+{
+	return 1 / (1 + r_exp(-x));
+}
+
+/*
+ * GELU in GPT-2's tanh form: 0.5 x (1 + tanh u) = x sigmoid(2u) with
+ * u = sqrt(2/pi) (x + 0.044715 x^3). The sigmoid form does not cancel for
+ * negative x.
+ */
+#define GELU_SCALE ((act_t)1.5957691216057307117597842397375)	/* 2 sqrt(2/pi) */
+#define GELU_CUBIC ((act_t)0.044715)
+
+/** r_gelu() */
+static inline act_t r_gelu(act_t x)
+{
+	return x * r_sigmoid(GELU_SCALE * x * (1 + GELU_CUBIC * x * x));
+}
+
+/** r_gelu_grad() - derivative of r_gelu(): s + x s (1 - s) d(2u)/dx */
+static inline act_t r_gelu_grad(act_t x)
+{
+	act_t xx = x * x;
+	act_t s = r_sigmoid(GELU_SCALE * x * (1 + GELU_CUBIC * xx));
+
+	return s + x * s * (1 - s) * GELU_SCALE * (1 + 3 * GELU_CUBIC * xx);
+}
+
+#endif

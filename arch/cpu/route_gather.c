@@ -1,0 +1,254 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Gathering along routing rows. topk: the lists; backward sorts their entries by
+ * u first. none and rms: the tiles of the rows once more, as left operands.
+ */
+#include <string.h>
+
+#include "route.h"
+
+enum {
+	COLS = 256,	/* columns that a thread takes at a time */
+	KEYS = 16,	/* positions u of a task of the transposed gather */
+};
+
+/* The moving ends of a gather: out (y or dx) from in (x or dy). */
+struct gather {
+	const struct route *r;
+	act_t *out;
+	long ldo;
+	const act_t *in;
+	long ldi;
+	int width;	/* columns of a row set */
+	act_t alpha, beta;
+};
+
+static struct gather gather_of(const struct route *r, act_t *out, long ldo, const act_t *in,
+			       long ldi, int width, double alpha, double beta)
+{
+	return (struct gather){ r, out, ldo, in, ldi, width / r->nr, alpha, beta };
+}
+
+static act_t *gather_out(const struct gather *g, int i, int pos, int set)
+{
+	return g->out + ((long)i * g->r->a.t + pos) * g->ldo + (long)set * g->width;
+}
+
+static const act_t *gather_in(const struct gather *g, int i, int pos, int set)
+{
+	return g->in + ((long)i * g->r->a.t + pos) * g->ldi + (long)set * g->width;
+}
+
+static void scale_row(act_t *y, int n, act_t beta)
+{
+	for (int c = 0; c < n; c++)
+		y[c] = beta == 0 ? 0 : beta * y[c];
+}
+
+static void add_row(act_t *y, const act_t *x, int n, act_t factor)
+{
+	for (int c = 0; c < n; c++)
+		y[c] += factor * x[c];
+}
+
+/* ---- none, rms ---- */
+
+/* p of a tile to alpha R^: entries below the threshold are dropped. */
+static void tile_select(struct route_tile *w, const struct gather *g, int i, int set, int t0,
+			int u0)
+{
+	const struct route *r = g->r;
+	int nt = attn_rows(&r->a, t0);
+	act_t thr, factor;
+	long row;
+
+	route_tile_fill(w, r, i, set, t0, u0);
+	for (int t = 0; t < nt; t++) {
+		row = route_row(r, i, set, t0 + t);
+		thr = r->thr[row];
+		factor = g->alpha * r->inv[row];
+		for (int u = 0; u < TILE; u++)
+			w->p[t][u] = w->p[t][u] >= thr ? factor * w->p[t][u] : 0;
+	}
+}
+
+/*
+ * One tile's part: out rows [o, o + no) += p rows [n, n + nn) of in, p transposed
+ * where out stands at the keys. The first part of a row overwrites where beta is 0.
+ */
+static void tile_apply(struct route_tile *w, const struct gather *g, int i, int set, int o, int n,
+		       bool transposed, bool first)
+{
+	int no = attn_rows(&g->r->a, o), nn = attn_rows(&g->r->a, n), cols;
+	act_t *out = gather_out(g, i, o, set);
+
+	for (int c = 0; c < g->width; c += cols) {
+		cols = MIN(COLS, g->width - c);
+		if (first && g->beta != 0 && g->beta != 1)
+			for (int row = 0; row < no; row++)
+				scale_row(out + row * g->ldo + c, cols, g->beta);
+		tile_pack(w->rest, gather_in(g, i, n, set) + c, g->ldi, nn, cols);
+		tile_mul(&(struct tile_mul) {
+			.m = no, .n = cols, .k = nn, .b = w->rest, .ldb = tile_width(cols),
+			.a = w->p[0], .a_row = transposed ? 1 : TILE,
+			.a_col = transposed ? TILE : 1,
+			.c = out + c, .ldc = g->ldo, .add = !first || g->beta != 0,
+			.shape = o != n ? TILE_FULL : transposed ? TILE_A_UPPER : TILE_A_LOWER,
+		});
+	}
+}
+
+/* y of queries t0, over their keys; or dx of keys u0, over their queries. */
+static void gather_dense(const struct gather *g, bool transposed)
+{
+	int blocks = attn_blocks(&g->r->a), sets = g->r->nr, own;
+	struct route_tile w;
+
+#pragma omp parallel for collapse(3) schedule(dynamic) private(w, own)
+	for (int n = 0; n < blocks; n++) {
+		for (int i = 0; i < g->r->a.b; i++) {
+			for (int set = 0; set < sets; set++) {
+				route_tile_open(&w, g->r, TILE * COLS);
+				own = (transposed ? n : blocks - 1 - n) * TILE;	/* longest first */
+				for (int u0 = 0; !transposed && u0 <= own; u0 += TILE) {
+					tile_select(&w, g, i, set, own, u0);
+					tile_apply(&w, g, i, set, own, u0, false, u0 == 0);
+				}
+				for (int t0 = own; transposed && t0 < g->r->a.t; t0 += TILE) {
+					tile_select(&w, g, i, set, t0, own);
+					tile_apply(&w, g, i, set, own, t0, true, t0 == own);
+				}
+			}
+		}
+	}
+}
+
+/* ---- topk ---- */
+
+static void gather_lists(const struct gather *g)
+{
+	const struct route *r = g->r;
+	const int32_t *index;
+	act_t *y;
+	long row;
+
+#pragma omp parallel for collapse(2) private(index, y, row)
+	for (int i = 0; i < r->a.b; i++) {
+		for (int t = 0; t < r->a.t; t++) {
+			for (int set = 0; set < r->nr; set++) {
+				row = route_row(r, i, set, t) * r->topk;
+				index = r->index + row;
+				y = gather_out(g, i, t, set);
+				scale_row(y, g->width, g->beta);
+				for (int j = 0; j < r->topk && index[j] >= 0; j++)
+					add_row(y, gather_in(g, i, index[j], set), g->width,
+						g->alpha * r->weight[row + j]);
+			}
+		}
+	}
+}
+
+/* int32 of a sorted list: where each u starts, then t * topk + slot of each entry. */
+static size_t list_size(int t, int topk)
+{
+	return (size_t)t + 1 + (size_t)t * topk;
+}
+
+/* Counting sort of the entries of one sequence and row set by u; t stays ascending. */
+static void list_sort(const struct route *r, int i, int set, int32_t *start)
+{
+	int32_t *entry = start + r->a.t + 1, u;
+
+	memset(start, 0, (r->a.t + 1) * sizeof(*start));
+	for (int pass = 0; pass < 2; pass++) {
+		for (int t = 0; t < r->a.t; t++) {
+			for (int j = 0; j < r->topk; j++) {
+				u = r->index[route_row(r, i, set, t) * r->topk + j];
+				if (u < 0)
+					break;
+				if (pass)
+					entry[start[u]++] = t * r->topk + j;
+				else
+					start[u + 1]++;
+			}
+		}
+		for (int v = 0; !pass && v < r->a.t; v++)
+			start[v + 1] += start[v];
+	}
+	/* placing moved each start to its end, which is the next one's start */
+	memmove(start + 1, start, r->a.t * sizeof(*start));
+	start[0] = 0;
+}
+
+/* dx of one u and some columns */
+static void list_sum(const struct gather *g, int i, int set, const int32_t *start, int u, int c,
+		     int cols)
+{
+	const int32_t *entry = start + g->r->a.t + 1;
+	act_t *dx = gather_out(g, i, u, set) + c;
+	int topk = g->r->topk, t, slot;
+	act_t weight;
+
+	scale_row(dx, cols, g->beta);
+	for (int e = start[u]; e < start[u + 1]; e++) {
+		t = entry[e] / topk;
+		slot = entry[e] % topk;
+		weight = g->r->weight[route_row(g->r, i, set, t) * topk + slot];
+		add_row(dx, gather_in(g, i, t, set) + c, cols, g->alpha * weight);
+	}
+}
+
+static void gather_lists_back(const struct gather *g, int32_t *lists)
+{
+	const struct route *r = g->r;
+	size_t size = list_size(r->a.t, r->topk);
+	int32_t *start;
+
+#pragma omp parallel private(start)
+	{
+#pragma omp for collapse(2)
+		for (int i = 0; i < r->a.b; i++)
+			for (int set = 0; set < r->nr; set++)
+				list_sort(r, i, set, lists + (i * r->nr + set) * size);
+#pragma omp for collapse(4) schedule(dynamic)
+		for (int i = 0; i < r->a.b; i++)
+			for (int set = 0; set < r->nr; set++)
+				for (int u0 = 0; u0 < r->a.t; u0 += KEYS)
+					for (int c = 0; c < g->width; c += COLS) {
+						start = lists + (i * r->nr + set) * size;
+						for (int u = u0; u < MIN(u0 + KEYS, r->a.t); u++)
+							list_sum(g, i, set, start, u, c,
+								 MIN(COLS, g->width - c));
+					}
+	}
+}
+
+/* ---- interface ---- */
+
+size_t k_route_scratch(int b, int t, int nr, int topk)
+{
+	return topk ? b * nr * list_size(t, topk) : 0;
+}
+
+void k_route_gather_fwd(const struct route *r, act_t *y, long ldy, const act_t *x, long ldx,
+			int width, double alpha, double beta, act_t *scratch)
+{
+	struct gather g = gather_of(r, y, ldy, x, ldx, width, alpha, beta);
+
+	(void)scratch;
+	if (r->mode == ROUTE_TOPK)
+		gather_lists(&g);
+	else
+		gather_dense(&g, false);
+}
+
+void k_route_gather_bwd(const struct route *r, act_t *dx, long ldx, const act_t *dy, long ldy,
+			int width, double alpha, double beta, act_t *scratch)
+{
+	struct gather g = gather_of(r, dx, ldx, dy, ldy, width, alpha, beta);
+
+	if (r->mode == ROUTE_TOPK)
+		gather_lists_back(&g, (int32_t *)scratch);
+	else
+		gather_dense(&g, true);
+}

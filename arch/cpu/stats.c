@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Statistics for the log: of a tensor's elements, and the entropy of attention
+ * rows, whose scores are recomputed tile by tile.
+ */
+#include <math.h>
+
+#include "attn.h"
+#include "math.h"
+
+/* One thread, so one order; it runs at log steps only. */
+void k_stats(struct stats *dst, const act_t *x, size_t n)
+{
+	struct stats s = { .min = x[0], .max = x[0] };
+
+	for (size_t i = 0; i < n; i++) {
+		s.mean += x[i];
+		s.rms += (double)x[i] * x[i];
+		s.min = x[i] < s.min ? x[i] : s.min;
+		s.max = x[i] > s.max ? x[i] : s.max;
+	}
+	s.mean /= n;
+	s.rms = sqrt(s.rms / n);
+	*dst = s;
+}
+
+/*
+ * log P = s - lse, so the entropy of a row is lse - sum_u P_u s_u; summed as
+ * -sum_u P_u (s_u - lse), where the terms do not cancel.
+ */
+static void entropy_block(const struct attn *a, act_t *entropy, int i, int h, int t0)
+{
+	act_t *kt = tile_scratch(2L * a->dk * TILE + 2 * TILE * TILE);
+	act_t *qt = kt + (long)a->dk * TILE;
+	act_t (*s)[TILE] = (void *)(qt + (long)a->dk * TILE), (*e)[TILE] = s + TILE;
+	int nt = attn_rows(a, t0);
+	double sum[TILE] = { 0 };
+
+	for (int u0 = 0; u0 <= t0; u0 += TILE) {
+		tile_pack_t(kt, a->k + attn_k(a, i, u0, h), a->k_row, attn_rows(a, u0), a->dk,
+			    a->scale);
+		attn_scores(s, a, i, h, t0, u0, kt, qt, e);
+		for (int t = 0; t < nt; t++) {
+			act_t lse = a->lse[attn_stat(a, i, t0 + t, h)];
+			int end = t0 == u0 ? t + 1 : TILE;
+
+			for (int u = 0; u < end; u++)
+				sum[t] -= r_exp(s[t][u] - lse) * (s[t][u] - lse);
+		}
+	}
+	for (int t = 0; t < nt; t++)
+		entropy[attn_stat(a, i, t0 + t, h)] = sum[t];
+}
+
+void k_attn_entropy(const struct attn *a, act_t *entropy)
+{
+#pragma omp parallel for collapse(3) schedule(dynamic)
+	for (int n = 0; n < attn_blocks(a); n++)
+		for (int i = 0; i < a->b; i++)
+			for (int h = 0; h < a->heads; h++)
+				entropy_block(a, entropy, i, h, n * TILE);
+}

@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: MIT */
+/**
+ * DOC: number types and dimensions
+ *
+ * act_t    activations           float on cpu (double with REAL_DOUBLE)
+ * param_t  parameters            float on cpu (double with REAL_DOUBLE)
+ * grad_t   gradients, moments    float        (double with REAL_DOUBLE)
+ * acc_t    statistics kept by a forward for its backward (mean, 1/sd,
+ *          log-sum-exp): float   (double with REAL_DOUBLE)
+ *
+ * Dimensions carry the letters of the field. A mechanism that is off has
+ * dimension 0. BATCH_SIZE and BLOCK_SIZE are capacities: every entry point
+ * takes the actual b and t.
+ */
+#ifndef TENON_TYPES_H
+#define TENON_TYPES_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef CONFIG_REAL_DOUBLE
+typedef double act_t, param_t, grad_t, acc_t;
+#define REAL_NAME "F64"
+#else
+typedef float act_t, param_t, grad_t, acc_t;
+#define REAL_NAME "F32"
+#endif
+
+#define ROUND_UP(x, to) (((x) + (to) - 1) / (to) * (to))
+
+/* Every tensor in a parameter, activation or cache struct starts here. */
+#define TENSOR_ALIGN 256
+#define TENSOR __attribute__((aligned(TENSOR_ALIGN)))
+
+enum {
+	NL = CONFIG_N_LAYER,
+	C = CONFIG_N_EMBD,		/* model width */
+	H = CONFIG_N_HEAD,		/* attention heads */
+	D = C / H,			/* head width */
+	F = 4 * C,			/* MLP hidden width */
+	V = ROUND_UP(CONFIG_VOCAB_SIZE, 64),	/* padded vocabulary */
+	B_MAX = CONFIG_BATCH_SIZE,	/* sequences of a micro-batch */
+	T_MAX = CONFIG_BLOCK_SIZE,	/* positions of a sequence */
+	BT = B_MAX * T_MAX,		/* rows of an activation */
+	L = CONFIG_RA_MLA_LATENT_DIM,	/* key and value latent */
+	G = CONFIG_RA_MLA_MLP_GATE_DIM,	/* 0 without the head gate */
+};
+
+#endif

@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: MIT */
+/**
+ * DOC: errors, memory, files
+ */
+#ifndef TENON_UTIL_H
+#define TENON_UTIL_H
+
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#define ARRAY_SIZE(x) (sizeof(x) / sizeof((x)[0]))
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+
+#define EXIT_INPUT 2	/* bad configuration, data, checkpoint, flag or device */
+
+/**
+ * die() - one line "tenon: MESSAGE" on stderr, then exit EXIT_INPUT
+ *
+ * For what the user can mend: the message says what, where, and what to do.
+ */
+void die(const char *fmt, ...) __attribute__((noreturn, format(printf, 1, 2)));
+
+/**
+ * die_bug() - as die(), with file and line, exit 1: what should never happen
+ */
+#define die_bug(...) die_at(__FILE__, __LINE__, __VA_ARGS__)
+void die_at(const char *file, int line, const char *fmt, ...)
+	__attribute__((noreturn, format(printf, 3, 4)));
+
+/** warn() - one line on stderr */
+void warn(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+/** Allocation that dies where there is no memory. */
+void *xmalloc(size_t n);
+void *xcalloc(size_t n, size_t size);
+void *xrealloc(void *p, size_t n);
+char *xstrdup(const char *s);
+char *xasprintf(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+/** now() - monotonic seconds */
+double now(void);
+
+/** peak_rss() - peak resident set of the process in bytes, 0 where /proc is missing */
+size_t peak_rss(void);
+
+/**
+ * file_read() - a whole file
+ * @path: plain, or gzip (recognised by its content)
+ * @size: bytes read
+ *
+ * Returns: malloc'ed, with a 0 byte behind it; NULL with errno set (EBADMSG: gzip
+ * data that is damaged or ends too early).
+ */
+uint8_t *file_read(const char *path, size_t *size);
+
+/**
+ * DOC: writing
+ *
+ * Every file that the program writes goes through these, so that a fault can be
+ * made in one place. All return 0 or -errno; nothing is half-written under its
+ * final name.
+ */
+struct file_writer;
+
+/**
+ * file_create() - start a file; NULL with errno set
+ *
+ * The bytes go to "@path.partial", which takes the name @path in file_finish(); what
+ * had that name before stays until then. A @path that exists and is no plain file
+ * (a terminal, a pipe) is written directly.
+ */
+struct file_writer *file_create(const char *path);
+/**
+ * file_append() - go on with a file, made where it is missing; NULL with errno set
+ *
+ * For logs: bytes are in the file when file_write() returns, one write per call, under
+ * its own name at once. The checksum covers what this writer appends.
+ */
+struct file_writer *file_append(const char *path);
+/** file_write() - append bytes; feeds the checksum. After an error: that error again */
+int file_write(struct file_writer *f, const void *buf, size_t n);
+/** file_sync() - what was written is on the disk; 0 or -errno */
+int file_sync(struct file_writer *f);
+/** file_size() - bytes in the file so far, those before file_append() too */
+uint64_t file_size(const struct file_writer *f);
+/** file_sha256() - hex digest of what was written so far */
+void file_sha256(const struct file_writer *f, char hex[65]);
+/**
+ * file_finish() - fsync, close, rename, free; also after an error
+ *
+ * Returns: 0, or the first error of this writer; a file being created is removed then.
+ */
+int file_finish(struct file_writer *f);
+/** file_cancel() - close, remove what file_create() started, free */
+void file_cancel(struct file_writer *f);
+
+int dir_make(const char *path);			/* mkdir -p */
+int dir_sync(const char *path);			/* fsync a folder */
+int dir_remove(const char *path);		/* rm -r, no links followed */
+int path_rename(const char *from, const char *to);
+int link_replace(const char *target, const char *path);	/* symlink through a rename */
+int file_truncate(const char *path, uint64_t size);	/* and fsync */
+
+/** SHA-256 of memory, FIPS 180-4. */
+void sha256_hex(const void *buf, size_t n, char hex[65]);
+struct sha256 { uint32_t h[8]; uint64_t n; uint8_t block[64]; };
+void sha256_init(struct sha256 *s);
+void sha256_update(struct sha256 *s, const void *buf, size_t n);
+void sha256_final(struct sha256 *s, char hex[65]);
+
+/**
+ * DOC: counter-based random numbers
+ *
+ * Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): a
+ * pure function of (key, counter). The seed is the key; index (low half) and stream
+ * (high half) fill the counter, so that no two (seed, stream, index) share a block.
+ */
+
+/** philox() - four random words for @ctr under @key */
+void philox(const uint32_t key[2], const uint32_t ctr[4], uint32_t out[4]);
+
+/** rng_u64() - 64 random bits for (@seed, @stream, @index) */
+uint64_t rng_u64(uint64_t seed, uint64_t stream, uint64_t index);
+/** rng_uniform() - in (0, 1): an odd multiple of 2^-53 */
+double rng_uniform(uint64_t seed, uint64_t stream, uint64_t index);
+/** rng_normal() - N(0, 1), Box-Muller in double */
+double rng_normal(uint64_t seed, uint64_t stream, uint64_t index);
+/**
+ * rng_permute() - where index @i of a permutation of 0..n-1 goes
+ *
+ * Feistel network with cycle walking; a bijection for every (@seed, @stream).
+ */
+uint64_t rng_permute(uint64_t seed, uint64_t stream, uint64_t i, uint64_t n);
+/** hash_name() - 64-bit FNV-1a of a string: the stream of a tensor */
+uint64_t hash_name(const char *s);
+
+/** CONFIG text of this binary (lib/ikconfig.c), 0-terminated, static. */
+const char *config_text(void);
+/** "git <hash>[+dirty]; <compiler>; <target>" */
+const char *build_text(void);
+/** SHA-256 of config_text() */
+const char *config_hash(void);
+
+#endif

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: MIT
+# From $(CONF) to $(OBJ)/tenon: one make over all folders. Each folder's
+# Makefile names its objects:
+#
+#	obj-y += loop.o
+#	obj-$(CONFIG_OPTIM_ADAMW) += adamw.o
+#	arch-y += norm.o		(arch/Makefile: found in arch/$(ARCH)/)
+#
+# They are linked directly, never from an archive, which would drop the
+# entries of the mixer registry.
+
+.PHONY: build check-programs run FORCE
+.DELETE_ON_ERROR:
+.SUFFIXES:
+build:
+
+include scripts/common.mk
+
+# Configuration: make reads auto.conf, C reads autoconf.h; make starts again
+# with the new values where sync wrote them.
+
+auto := $(OBJ)/include/config/auto.conf
+gen := $(OBJ)/include/generated
+
+$(auto): $(CONF) $(wildcard Kconfig */Kconfig */*/Kconfig) scripts/kconfig.py \
+		$(wildcard scripts/kconf/*.py)
+	$(Q)$(KCONFIG) sync
+	@touch $@
+
+include $(auto)
+unquote = $(subst ",,$(1))
+
+# Objects
+
+arch-name-$(CONFIG_ARCH_CPU) := cpu
+ARCH := $(arch-name-y)
+
+define folder
+obj-y :=
+arch-y :=
+include $(1)/Makefile
+objects += $$(addprefix $(OBJ)/$(1)/,$$(obj-y) $$(addprefix $(ARCH)/,$$(arch-y)))
+endef
+objects :=
+$(foreach d,lib arch model train data infer dist tools,$(eval $(call folder,$(d))))
+include tests/Makefile
+
+objects += $(OBJ)/lib/config-gz.o $(if $(CONFIG_DATA_TREE),$(OBJ)/data/corpus.o)
+tests := $(addprefix $(OBJ)/tests/,$(or $(call cmdline,PROGRAMS),$(test-y)))
+compiled := $(filter-out %/config-gz.o %/corpus.o,$(objects)) $(addsuffix .o,$(tests))
+$(shell mkdir -p $(gen) $(OBJ)/scripts $(sort $(dir $(compiled) $(objects))))
+
+# Flags. -ffast-math and its like are refused: they change results.
+
+package = $(or $(shell pkg-config $(1)),$(error pkg-config $(1) failed; run: make setup))
+have-package = $(shell pkg-config --exists $(1) && echo y)
+
+# Debian's BLIS has no pkg-config file, and its <cblas.h> in a folder of its own.
+ifeq ($(CONFIG_BLAS_OPENBLAS),y)
+blas-cflags := $(if $(call have-package,openblas),$(shell pkg-config --cflags openblas))
+blas-libs := $(if $(call have-package,openblas),$(call package,--libs openblas),-lopenblas)
+else ifeq ($(CONFIG_BLAS_BLIS),y)
+blas-cflags := $(addprefix -I,$(firstword $(wildcard /usr/include/*/blis-* /usr/include/blis)))
+blas-libs := -lblis
+endif
+
+ifneq ($(filter -ffast-math -Ofast -funsafe-math-optimizations,$(EXTRA_CFLAGS)),)
+$(error EXTRA_CFLAGS=$(EXTRA_CFLAGS): results must not depend on it; leave it away)
+endif
+
+cflags := -std=gnu11 -O3 $(if $(CONFIG_CPU_NATIVE),-march=native) -fopenmp -g -Wall -Wextra -Wno-zero-length-bounds \
+	-Iinclude -I$(OBJ)/include $(blas-cflags) -include include/kconfig.h $(EXTRA_CFLAGS)
+ldflags := -fopenmp $(EXTRA_LDFLAGS)
+libs := $(blas-libs) $(call package,--libs zlib jansson) -lm
+
+# A file that changes only when its content does; what depends on it follows.
+# $(call content,TEXT)
+define content
+@printf '%s\n' '$(subst ','\'',$(1))' | cmp -s - $@ || printf '%s\n' '$(subst ','\'',$(1))' >$@
+endef
+
+compiler := $(shell $(CC) --version | head -n 1)
+machine := $(shell $(CC) -dumpmachine)
+processor := $(if $(CONFIG_CPU_NATIVE),$(shell grep -m 1 -E '^(flags|Features)' /proc/cpuinfo | cksum))
+
+$(OBJ)/compile.flags: FORCE
+	$(call content,$(CC) $(compiler) $(processor) $(cflags))
+
+$(OBJ)/link.flags: FORCE
+	$(call content,$(ldflags) $(objects) $(libs))
+
+# Compiling: gcc writes the headers that it read, fixdep replaces autoconf.h by
+# the symbols that these files use. The object comes last, so that a compiler
+# killed half-way leaves nothing that looks finished.
+
+$(OBJ)/scripts/fixdep: scripts/fixdep.c
+	$(call say,HOSTCC,scripts/fixdep)
+	$(Q)$(CC) -std=gnu11 -O1 -Wall -Wextra -o $@ $<
+
+$(OBJ)/%.o: %.c $(OBJ)/compile.flags $(OBJ)/scripts/fixdep
+	$(call say,CC,$*.o)
+	$(Q)$(CC) $(cflags) -MMD -MF $@.raw -MT $@ -c -o $@.tmp $<
+	@$(OBJ)/scripts/fixdep $@.raw $(OBJ)/include >$(@:.o=.d)
+	@rm -f $@.raw && mv $@.tmp $@
+
+-include $(compiled:.o=.d)
+
+# $(call embed,SYMBOL,FILE)
+define embed
+$(call say,EMBED,$(patsubst $(OBJ)/%,%,$@))
+$(Q)$(CC) -DNAME=$(1) -DNAME_END=$(1)_end -DPATH='"$(2)"' -c -o $@ scripts/embed.S
+endef
+
+# What the binary says about itself: its .config, git state and compiler.
+
+git := $(shell sh scripts/git-state.sh)
+
+$(gen)/config: $(CONF)
+	@cmp -s $< $@ || cp $< $@
+
+$(gen)/config.gz: $(gen)/config
+	@gzip -9n <$< >$@
+
+$(gen)/build.h: FORCE
+	$(call content,#define BUILD_TEXT "git $(git); $(call unquote,$(compiler)); $(machine)")
+
+$(OBJ)/lib/config-gz.o: $(gen)/config.gz scripts/embed.S $(OBJ)/compile.flags
+	$(call embed,tenon_config_gz,$<)
+
+$(OBJ)/lib/ikconfig.o: $(gen)/build.h
+
+# The embedded corpus: the committed files, made again when HEAD moved.
+
+$(OBJ)/data/corpus.head: FORCE
+	$(call content,$(git:+dirty=))
+
+$(OBJ)/data/corpus.bin: $(OBJ)/data/corpus.head scripts/corpus.py
+	$(call say,CORPUS,data/corpus.bin)
+	$(Q)$(PYTHON) scripts/corpus.py $@
+
+$(OBJ)/data/corpus.o: $(OBJ)/data/corpus.bin scripts/embed.S $(OBJ)/compile.flags
+	$(call embed,tenon_corpus,$<)
+
+# Linking
+
+$(OBJ)/tenon: $(objects) $(OBJ)/link.flags
+	$(call say,LD,tenon)
+	$(Q)$(CC) $(ldflags) -o $@ $(objects) $(libs)
+
+test-objects := $(filter-out $(OBJ)/tools/main.o,$(objects))
+
+$(tests): %: %.o $(test-objects) $(OBJ)/link.flags
+	$(call say,LD,tests/$(@F))
+	$(Q)$(CC) $(ldflags) -o $@ $< $(test-objects) $(libs)
+
+build: $(OBJ)/tenon
+	$(if $(tree),@:,@[ "$$(readlink tenon)" = $(OBJ)/tenon ] || ln -sfn $(OBJ)/tenon tenon)
+
+check-programs: $(tests)
+	@:
+
+# What the configuration is for. Data and output folder are checked before
+# anything is compiled.
+
+out := $(or $(call cmdline,OUT),runs/$(call unquote,$(CONFIG_RUN_NAME)))
+run-flags := --out $(out) $(if $(call cmdline,RESTART),--restart) \
+	$(addprefix --threads ,$(call cmdline,THREADS))
+
+run:
+	$(Q)$(PYTHON) scripts/preflight.py --config $(CONF) --out $(out)
+ifeq ($(CONFIG_RA_MLA_ABLATION_MODE),y)
+	$(Q)$(afresh) $(PYTHON) scripts/ablate.py --config $(CONF) --objtree $(OBJ) $(run-flags)
+else
+	$(Q)+$(MAKE) -f scripts/build.mk build
+	$(Q)$(OBJ)/tenon plan --check
+	$(Q)$(OBJ)/tenon train $(run-flags)
+endif

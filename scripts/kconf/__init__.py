@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""The configuration front end behind scripts/kconfig.py."""

@@ -1,0 +1,124 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+# Install what the build and the tests need and this machine lacks: Debian
+# packages where that is allowed (as root, or through sudo without a password),
+# else print the command to type and fail. Says nothing where nothing is missing.
+# Run from the top of the tree.
+
+KCONFIGLIB=14.1.0
+VENV=build/venv
+
+has_library() {
+	pkg-config --exists "$1" 2>/dev/null
+}
+
+has_python() {
+	sh scripts/python.sh >/dev/null
+}
+
+has_blas() {
+	for lib in openblas blis; do
+		case $(${CC:-cc} -print-file-name=lib$lib.so 2>/dev/null) in
+		/*) return ;;
+		esac
+	done
+	return 1
+}
+
+# The Debian package of kconfiglib, where it is the pinned version.
+kconfiglib_package() {
+	apt-cache policy python3-kconfiglib 2>/dev/null |
+		grep -q "Candidate: ${KCONFIGLIB%.*}" && echo python3-kconfiglib
+}
+
+missing_packages() {
+	command -v "${CC:-gcc}" >/dev/null || echo gcc libc6-dev
+	command -v make >/dev/null || echo make
+	command -v pkg-config >/dev/null || echo pkg-config
+	command -v prove >/dev/null || echo perl
+	command -v python3 >/dev/null || echo python3
+	has_library zlib || echo zlib1g-dev
+	has_library jansson || echo libjansson-dev
+	has_blas || echo libopenblas-dev
+}
+
+say() {
+	printf '  %-7s %s\n' SETUP "$*"
+}
+
+fail() {
+	echo "setup: $*" >&2
+	exit 2
+}
+
+apt_install() {
+	say "$@"
+	$sudo env DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y -qq --no-install-recommends "$@" </dev/null >"$log" 2>&1
+}
+
+# Fresh containers have no package lists, old ones outdated lists.
+apt_update() {
+	say package lists
+	$sudo apt-get update -qq </dev/null >"$log" 2>&1
+}
+
+# Whether packages may be installed without asking anybody.
+may_install() {
+	command -v apt-get >/dev/null || return 1
+	sudo=
+	[ "$(id -u)" = 0 ] && return
+	sudo=sudo
+	sudo -n true 2>/dev/null
+}
+
+install_packages() {
+	command -v apt-get >/dev/null ||
+		fail "install what these Debian packages have, then repeat: $*"
+	may_install || fail "packages are missing; type: sudo apt-get update &&" \
+		"sudo apt-get install -y $*"
+	if ! apt_install "$@" && ! { apt_update && apt_install "$@"; }; then
+		cat "$log" >&2
+		fail "apt-get install $* failed (above); mend that, then repeat"
+	fi
+}
+
+install_venv() {
+	say "kconfiglib $KCONFIGLIB in $VENV"
+	mkdir -p build
+	for python in python3 /usr/bin/python3; do
+		rm -rf "$VENV"
+		if "$python" -m venv "$VENV" >"$log" 2>&1 &&
+			"$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
+				"kconfiglib==$KCONFIGLIB" >>"$log" 2>&1; then
+			return
+		fi
+	done
+	cat "$log" >&2
+	rm -rf "$VENV"
+	return 1
+}
+
+# From Debian where it has the version and we may, else in a folder of our own.
+install_kconfiglib() {
+	if may_install; then
+		[ "$(kconfiglib_package)" ] || apt_update || :
+		package=$(kconfiglib_package)
+		if [ "$package" ]; then
+			install_packages "$package"
+			has_python && return
+		fi
+	fi
+	install_venv || fail "kconfiglib $KCONFIGLIB is missing; type: sudo apt-get update &&" \
+		"sudo apt-get install -y $(kconfiglib_package || echo python3-venv), then repeat"
+}
+
+log=$(mktemp) || exit
+trap 'rm -f "$log"' EXIT
+packages=$(missing_packages)
+# shellcheck disable=SC2086 # one word for each package
+[ -z "$packages" ] || install_packages $packages
+packages=$(missing_packages | tr '\n' ' ')
+[ -z "$packages" ] || fail "still missing after the installation: $packages"
+has_python || install_kconfiglib
+has_python || fail "no python3 imports kconfiglib $KCONFIGLIB even after the installation"
