@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: MIT
+/*
+ * A model in its decode phase: weights, caches, and one token at a time.
+ */
+#include "arch.h"
+#include "checkpoint.h"
+#include "infer.h"
+#include "util.h"
+
+/* The pooled gate over a whole sequence cannot be known before its end. */
+static void refuse_leak(void)
+{
+	if (IS_ENABLED(CONFIG_RA_MLA_MLP_GATE_POOL_SEQUENCE))
+		die("generate: CONFIG_RA_MLA_MLP_GATE_POOL=\"sequence\" leaks the future, so this model cannot decode; train with \"causal\" or \"token\"");
+}
+
+void decoder_open(struct decoder *d, const char *checkpoint)
+{
+	struct plan plan;
+
+	refuse_leak();
+	*d = (struct decoder){ .pos = 0 };
+	model_layout(&d->m);
+	model_plan(&d->m, &plan, PHASE_DECODE, 1);
+	if (plan.bytes_arena > arch_memory())
+		die("generate: needs %zu MiB of memory, %zu MiB are free; close other programs",
+		    plan.bytes_arena >> 20, arch_memory() >> 20);
+	d->bytes = plan.bytes_arena;
+	d->arena = arch_alloc(d->bytes);
+	model_place(&d->m, d->arena, PHASE_DECODE, 1, 0, NULL);
+	ckpt_load_weights(checkpoint, &d->m);
+}
+
+/* Everything in a cache that position 0 reads, it also writes, but for running sums. */
+void decoder_rewind(struct decoder *d)
+{
+	for (int s = 0; s < NR_SUB; s++)
+		if (d->m.sub[s].mixer->cache_size)
+			arch_zero(d->m.cache[s], d->m.sub[s].mixer->cache_size);
+	d->pos = 0;
+}
+
+void decoder_feed(struct decoder *d, int32_t token, act_t *logits)
+{
+	const act_t *out = model_step(&d->m, &token, 1, d->pos++);
+
+	if (logits)
+		arch_get(logits, out, V * sizeof(*logits));
+}
+
+void decoder_close(struct decoder *d)
+{
+	arch_free(d->arena, d->bytes);
+}

@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The three products of a linear layer y = x w^T, w [out][in], their per-head
+ * forms, and the counting of operations. Rows are contiguous.
+ */
+#ifndef TENON_LINEAR_H
+#define TENON_LINEAR_H
+
+#include "kernels.h"
+#include "types.h"
+
+/* y[rows][out] = alpha x[rows][in] w^T + beta y */
+static inline void linear_fwd(void *y, const void *x, const void *w, int rows, int out, int in,
+			      double alpha, double beta)
+{
+	k_gemm(&(struct gemm){ .m = rows, .n = out, .k = in, .tb = true, .a = x, .lda = in,
+			       .b = w, .ldb = in, .c = y, .ldc = out, .alpha = alpha,
+			       .beta = beta });
+}
+
+/* dx[rows][in] = alpha dy[rows][out] w + beta dx */
+static inline void linear_dx(void *dx, const void *dy, const void *w, int rows, int out, int in,
+			     double alpha, double beta)
+{
+	k_gemm(&(struct gemm){ .m = rows, .n = in, .k = out, .a = dy, .lda = out, .b = w,
+			       .ldb = in, .c = dx, .ldc = in, .alpha = alpha, .beta = beta });
+}
+
+/* dw[out][in] = alpha dy[rows][out]^T x[rows][in] + beta dw */
+static inline void linear_dw(grad_t *dw, const void *dy, const void *x, int rows, int out,
+			     int in, double alpha, double beta)
+{
+	k_gemm_grad(&(struct gemm){ .m = out, .n = in, .k = rows, .ta = true, .a = dy,
+				    .lda = out, .b = x, .ldb = in, .c = dw, .ldc = in,
+				    .alpha = alpha, .beta = beta });
+}
+
+/*
+ * Per-head products y_h = x_h w_h, w_h [in][out]; buffers are [rows][H][width].
+ * @heads: H, or 0 where one w serves all heads: one product of rows * H rows.
+ */
+static inline void heads_fwd(void *y, const void *x, const void *w, int heads, int rows, int in,
+			     int out)
+{
+	struct gemm g = { .m = rows, .n = out, .k = in, .a = x, .lda = (long)H * in, .sa = in,
+			  .b = w, .ldb = out, .sb = (long)in * out, .c = y,
+			  .ldc = (long)H * out, .sc = out, .alpha = 1, .batch = heads };
+
+	if (!heads) {
+		g.m = rows * H;
+		g.lda = in;
+		g.ldc = out;
+	}
+	k_gemm(&g);
+}
+
+/* dx_h = dy_h w_h^T */
+static inline void heads_dx(void *dx, const void *dy, const void *w, int heads, int rows, int in,
+			    int out)
+{
+	struct gemm g = { .m = rows, .n = in, .k = out, .tb = true, .a = dy,
+			  .lda = (long)H * out, .sa = out, .b = w, .ldb = out,
+			  .sb = (long)in * out, .c = dx, .ldc = (long)H * in, .sc = in,
+			  .alpha = 1, .batch = heads };
+
+	if (!heads) {
+		g.m = rows * H;
+		g.lda = out;
+		g.ldc = in;
+	}
+	k_gemm(&g);
+}
+
+/* dw_h = x_h^T dy_h */
+static inline void heads_dw(grad_t *dw, const void *dy, const void *x, int heads, int rows, int in,
+			    int out)
+{
+	struct gemm g = { .m = in, .n = out, .k = rows, .ta = true, .a = x,
+			  .lda = (long)H * in, .sa = in, .b = dy, .ldb = (long)H * out,
+			  .sb = out, .c = dw, .ldc = out, .sc = (long)in * out, .alpha = 1,
+			  .batch = heads };
+
+	if (!heads) {
+		g.k = rows * H;
+		g.lda = in;
+		g.ldb = out;
+	}
+	k_gemm_grad(&g);
+}
+
+/* operations of any one of the three; a multiply-add is 2 */
+static inline double linear_flops(double rows, double out, double in)
+{
+	return 2 * rows * out * in;
+}
+
+/*
+ * causal_pairs() - pairs u <= t of b sequences with t - u < window
+ *
+ * window = t: all that causal attention visits; window = k: entries of top-k rows.
+ */
+static inline double causal_pairs(int b, int t, int window)
+{
+	double w = window < t ? window : t;
+
+	return b * (w * (w + 1) / 2 + (t - w) * w);
+}
+
+#endif

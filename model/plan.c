@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: MIT
+/*
+ * The plan: parameters, bytes by phase and operations, before anything is
+ * allocated.
+ */
+#include <string.h>
+
+#include "dist.h"
+#include "model.h"
+#include "optim.h"
+#include "util.h"
+
+static uint64_t count_params(const struct model *m)
+{
+	uint64_t n = 0;
+
+	for (int i = 0; i < m->nr_entries; i++)
+		n += m->entries[i].numel;
+	return n;
+}
+
+/* What the published table counted too: tensors of the last layer that nobody reads. */
+static uint64_t count_unread(const struct model *m)
+{
+	uint64_t n = 0;
+
+	for (int s = 0; s < NR_SUB; s++) {
+		const struct mixer *x = m->sub[s].mixer;
+
+		for (int i = 0; i < x->nr_params; i++)
+			if (!param_exists(&x->params[i], m->sub[s].read))
+				n += param_numel(&x->params[i]);
+	}
+	return n;
+}
+
+/* Of one forward (and backward) over b sequences of t positions. */
+static double count_flops(const struct model *m, int b, int t, bool backward)
+{
+	double n = 2.0 * b * t * C * V * (backward ? 3 : 1);
+
+	for (int s = 0; s < NR_SUB; s++) {
+		n += m->sub[s].mixer->flops(b, t, m->sub[s].read);
+		if (backward)
+			n += m->sub[s].mixer->flops_bwd(b, t, m->sub[s].read);
+	}
+	return n;
+}
+
+static void plan_cache(const struct model *m, struct plan *p)
+{
+	for (int s = 0; s < NR_SUB; s++) {
+		const struct mixer *x = m->sub[s].mixer;
+
+		p->cache_token += x->cache_token;
+		p->cache_const += x->cache_size - x->cache_token * T_MAX;
+	}
+}
+
+void model_plan(const struct model *m, struct plan *p, enum phase phase, int sequences)
+{
+	struct model probe = *m;
+	size_t extra;
+
+	memset(p, 0, sizeof(*p));
+	p->params = count_params(m);
+	p->params_published = p->params + count_unread(m);
+	p->bytes_params = ROUND_UP(m->param_elems * sizeof(param_t), TENSOR_ALIGN);
+	if (phase == PHASE_TRAIN) {
+		p->slots = accum_slots(CONFIG_GRADIENT_ACCUMULATION / dist_size());
+		p->bytes_grads = p->slots * m->param_elems * sizeof(grad_t);
+		p->bytes_optim = optim_bytes(m->param_elems, m->nr_entries);
+	}
+	if (phase == PHASE_DECODE)
+		for (int s = 0; s < NR_SUB; s++)
+			p->bytes_cache += ROUND_UP(m->sub[s].mixer->cache_size * sequences,
+						   TENSOR_ALIGN);
+	else
+		p->bytes_act = model_act_size(&probe, phase);
+	extra = p->bytes_grads + p->bytes_optim;
+	p->bytes_arena = model_place(&probe, NULL, phase, sequences, extra, NULL);
+	p->bytes_tmp = p->bytes_arena - ROUND_UP(extra, TENSOR_ALIGN) - p->bytes_params -
+		       p->bytes_act - p->bytes_cache;
+	plan_cache(m, p);
+	p->flops_token = count_flops(m, B_MAX, T_MAX, true) / BT;
+	p->flops_token_fwd = count_flops(m, B_MAX, T_MAX, false) / BT;
+}

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: MIT
+/*
+ * AdamWSPAM: AdamW with a clip of single elements against their second moment,
+ * damped moments after a spike of the global norm, and periodic resets of the
+ * moments, followed by a warmup.
+ *
+ * Huang et al. 2025, arXiv 2501.06842. The paper takes theta 5000, interval 500
+ * and warmup 150, and has no detector of norm spikes; the order of an update is
+ * k_spam_clip(), k_grad_norm(), k_optim_decide(), k_adamw().
+ */
+#include "train.h"
+
+enum {
+	RESETS = IS_ENABLED(CONFIG_SPAM_PERIODIC_RESET),
+	CLIPS = IS_ENABLED(CONFIG_SPAM_ENABLE_CLIP),
+};
+
+static const struct optim_hyper hyper = {
+	.beta1 = CONFIG_ADAM_BETA1,
+	.beta2 = CONFIG_ADAM_BETA2,
+	.epsilon = CONFIG_ADAM_EPSILON,
+	.grad_clip = CONFIG_GRAD_CLIP,
+	.inv_accum = 1.0 / CONFIG_GRADIENT_ACCUMULATION,
+	.theta = CLIPS ? CONFIG_SPAM_THETA : 0,
+	.clip_after = CONFIG_SPAM_CLIP_AFTER,
+	.spike = CONFIG_SPAM_SPIKE_THRESHOLD,
+	.interval = RESETS ? CONFIG_SPAM_INTERVAL : 0,
+	.warmup = RESETS && IS_ENABLED(CONFIG_SPAM_WARMUP) ? CONFIG_SPAM_WARMUP_STEPS : 0,
+};
+
+void optim_update(struct optim *o, struct model *m, grad_t *grad, double lr, double loss)
+{
+	if (CLIPS)
+		k_spam_clip(grad, o->v, m->param_elems, &hyper, o->state);
+	optim_apply(o, m, grad, lr, loss, &hyper);
+}

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: MIT
+/*
+ * What a person sees: the first lines, and then on a terminal one line that is
+ * written over, in a pipe a line every LOG_INTERVAL steps.
+ */
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "arch.h"
+#include "train.h"
+#include "util.h"
+
+#define MIB (1024.0 * 1024)
+
+enum { ESTIMATE_AFTER = 3 };	/* steps of this process; the first one is slower */
+
+/* @shown: the progress line stands on the terminal; @seconds: of a step, smoothed */
+static struct {
+	bool shown;
+	int steps;
+	double seconds, drawn;
+} progress;
+
+static void wipe(void)
+{
+	if (progress.shown)
+		printf("\r\033[K");
+	progress.shown = false;
+}
+
+void log_line(const char *fmt, ...)
+{
+	va_list ap;
+
+	wipe();
+	va_start(ap, fmt);
+	vprintf(fmt, ap);
+	va_end(ap);
+	putchar('\n');
+	fflush(stdout);
+}
+
+void log_start(const struct run *r, int64_t from)
+{
+	const struct plan *p = &r->plan;
+
+	log_line("run      " CONFIG_RUN_NAME ", block \"" CONFIG_BLOCK "\" x %d, seed %" PRId64
+		 ", in %s", NL, r->st.seed, r->dir);
+	log_line("build    %s", build_text());
+	log_line("device   %s", arch_describe());
+	log_line("data     %s", source_describe());
+	log_line("model    %" PRIu64 " parameters in %d tensors", p->params, r->m.nr_entries);
+	log_line("memory   %.1f MiB: weights %.1f, gradients %.1f (%d buffers), moments %.1f, "
+		 "activations %.1f, scratch %.1f", p->bytes_arena / MIB, p->bytes_params / MIB,
+		 p->bytes_grads / MIB, p->slots, p->bytes_optim / MIB, p->bytes_act / MIB,
+		 p->bytes_tmp / MIB);
+	log_line("steps    %" PRId64 " of %d x %d x %d tokens", r->st.total,
+		 CONFIG_GRADIENT_ACCUMULATION, B_MAX, T_MAX);
+	if (from)
+		log_line("resume   from step %" PRId64, from);
+}
+
+/* Seconds to the end: steps, and forward passes (a third of a step's work) of evaluations. */
+static double left(const struct run *r)
+{
+	int64_t steps = r->st.total - r->st.step;
+	int64_t evals = steps / CONFIG_EVAL_INTERVAL + 1;
+	double micro = progress.seconds / CONFIG_GRADIENT_ACCUMULATION;
+
+	return steps * progress.seconds + evals * (micro / 3 * CONFIG_EVAL_SAMPLES);
+}
+
+static const char *span(char text[32], double seconds)
+{
+	int64_t s = seconds + 0.5;
+
+	if (s < 60)
+		snprintf(text, 32, "%ds", (int)s);
+	else if (s < 3600)
+		snprintf(text, 32, "%dm%02ds", (int)(s / 60), (int)(s % 60));
+	else
+		snprintf(text, 32, "%" PRId64 "h%02dm", s / 3600, (int)(s / 60 % 60));
+	return text;
+}
+
+static void print_step(const struct run *r, const struct step_row *row)
+{
+	char eta[32];
+
+	printf("step %" PRId64 "/%" PRId64 "  loss %.4f  lr %.3e  norm %.3f  %.0f tok/s  eta %s",
+	       row->step, r->st.total, row->loss, row->lr, row->grad_norm, row->tok_s,
+	       span(eta, left(r)));
+}
+
+void log_step(const struct run *r, const struct step_row *row)
+{
+	bool due = row->step % CONFIG_LOG_INTERVAL == 0 || !progress.steps ||
+		   row->step == r->st.total;
+	double s = row->ms / 1e3;
+	char text[32];
+
+	progress.seconds = progress.steps > 1 ? 0.9 * progress.seconds + 0.1 * s : s;
+	progress.steps++;
+	if (progress.steps == ESTIMATE_AFTER)
+		log_line("time     about %s to the end", span(text, left(r)));
+	if (isatty(STDOUT_FILENO)) {
+		if (now() - progress.drawn < 0.1 && row->step < r->st.total)
+			return;
+		wipe();
+		print_step(r, row);
+		progress.shown = true;
+		progress.drawn = now();
+	} else if (due) {
+		print_step(r, row);
+		putchar('\n');
+	}
+	fflush(stdout);
+}
+
+void log_skip(const struct run *r, const struct step_row *row, const char *tensor)
+{
+	wipe();
+	fflush(stdout);
+	warn("step %" PRId64 ": update skipped, first not finite: %s (%" PRId64 " in a row, %" PRId64
+	     " in all)", row->step, tensor, r->st.optim.skipped_row, r->st.optim.skipped);
+}

@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: MIT
+/*
+ * The verb train: open or resume a run, and step it to its end.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include "arch.h"
+#include "dist.h"
+#include "options.h"
+#include "train.h"
+#include "util.h"
+
+enum { EXIT_SKIPS = 1 };
+
+static void save(struct run *r)
+{
+	metrics_sync(r->metrics);
+	ckpt_save(r->dir, &r->m, &r->optim, &r->st);
+	r->saved = r->st.step;
+}
+
+/* Validation loss of the current step; false where a signal came. */
+static bool evaluate(struct run *r)
+{
+	double loss;
+
+	if (!eval_loss(&r->m, SPLIT_VAL, CONFIG_EVAL_SAMPLES, r->tok, &loss))
+		return false;
+	r->st.eval_step = r->st.step;
+	r->st.eval_loss = loss;
+	if (loss < (r->st.best_step < 0 ? INFINITY : r->st.best_loss)) {
+		r->st.best_step = r->st.step;
+		r->st.best_loss = loss;
+	}
+	metrics_eval(r->metrics, r->st.step, "val", loss);
+	log_line("eval     step %" PRId64 "  val loss %.4f  ppl %.2f%s", r->st.step, loss, exp(loss),
+		 r->st.best_step == r->st.step ? "  (best)" : "");
+	return true;
+}
+
+/*
+ * What the number of completed steps asks for: evaluation, checkpoint. A run that
+ * a signal ended between step and evaluation makes up for it when it resumes.
+ */
+static void settle(struct run *r, bool last)
+{
+	int64_t step = r->st.step;
+	bool evaluated = false;
+
+	if ((last || step % CONFIG_EVAL_INTERVAL == 0) && r->st.eval_step != step)
+		evaluated = evaluate(r);
+	if ((evaluated && (last || r->st.best_step == step)) ||
+	    ((last || step % CONFIG_CHECKPOINT_INTERVAL == 0) && r->saved != step))
+		save(r);
+}
+
+static int end_by_signal(struct run *r, int sig)
+{
+	if (r->st.step && r->saved != r->st.step)
+		save(r);
+	log_line("stopped  by signal %d after step %" PRId64 "; run again to go on", sig,
+		 r->st.step);
+	return 128 + sig;
+}
+
+static int end_by_skips(const struct run *r, const char *tensor)
+{
+	char *kept = r->saved < 0 ? xstrdup("no checkpoint was due yet") :
+		xasprintf("checkpoint step %" PRId64 " is good", r->saved);
+
+	warn("%s: stopped, %d updates in a row were not finite (first: %s); %s; lower "
+	     "CONFIG_LEARNING_RATE or raise CONFIG_SPAM_MAX_SKIPS", r->dir, CONFIG_SPAM_MAX_SKIPS,
+	     tensor, kept);
+	free(kept);
+	return EXIT_SKIPS;
+}
+
+/* One step and its log; false where a signal came. */
+static bool advance(struct run *r, const char **nonfinite)
+{
+	struct step_row row;
+	double start = now(), seconds;
+
+	if (!step_run(r, &row, nonfinite))
+		return false;
+	seconds = now() - start;
+	row.ms = seconds * 1e3;
+	row.tok_s = (double)BT * CONFIG_GRADIENT_ACCUMULATION / seconds;
+	metrics_step(r->metrics, &row);
+	if (*nonfinite)
+		log_skip(r, &row, *nonfinite);
+	log_step(r, &row);
+	return true;
+}
+
+int train_loop(struct run *r)
+{
+	double start = now();
+	const char *nonfinite;
+	bool late = false, ended;
+
+	if (r->st.step)
+		settle(r, r->st.step >= r->st.total);
+	while (r->st.step < r->st.total && !late && advance(r, &nonfinite)) {
+		if (r->st.optim.skipped_row >= CONFIG_SPAM_MAX_SKIPS)
+			return end_by_skips(r, nonfinite);
+		late = CONFIG_MAX_TIME && now() - start >= CONFIG_MAX_TIME;
+		settle(r, late || r->st.step >= r->st.total);
+	}
+	ended = late || r->st.step >= r->st.total;
+	if (stop_signal() && !(ended && r->st.eval_step == r->st.step))
+		return end_by_signal(r, stop_signal());
+	if (late && r->st.step < r->st.total)
+		log_line("stopped  by CONFIG_MAX_TIME=%d after step %" PRId64 "; run again to go on",
+			 CONFIG_MAX_TIME, r->st.step);
+	return 0;
+}
+
+/* --restart: the old run keeps everything under the first free name. */
+static void move_aside(const char *dir)
+{
+	char *to = NULL;
+	int err;
+
+	for (int n = 1; !to || !access(to, F_OK); n++) {
+		free(to);
+		to = xasprintf("%s.old-%d", dir, n);
+	}
+	err = path_rename(dir, to);
+	if (err)
+		die("cannot move %s to %s: %s", dir, to, strerror(-err));
+	log_line("restart  the old run is now %s", to);
+	free(to);
+}
+
+/* The folder is there, can be written, and belongs to this process alone. */
+static void open_folder(const char *dir, bool restart)
+{
+	char *probe = xasprintf("%s/.tmp-step-probe", dir);
+	int err, fd;
+
+	if (restart && !access(dir, F_OK))
+		move_aside(dir);
+	err = dir_make(probe);
+	if (err)
+		die("cannot write to %s: %s; give another folder with --out", dir, strerror(-err));
+	fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB) < 0)
+		die("%s is in use by another run; wait for it or give another --out", dir);
+	ckpt_recover(dir);
+	free(probe);
+}
+
+/*
+ * Weights, moments and state of the newest whole checkpoint, or of the seed; false
+ * where the run has all its steps.
+ */
+static bool resume_or_begin(struct run *r, const struct ckpt_state *want, bool allow)
+{
+	char *folder, *config;
+
+	if (!ckpt_newest(r->dir, &folder, &config, &r->st)) {
+		run_begin(r, want);
+		return true;
+	}
+	ckpt_accept(folder, config, &r->m, &r->st, want, allow);
+	r->st.total = want->total;
+	r->st.seed = want->seed;
+	memcpy(r->st.data, want->data, sizeof(want->data));
+	r->saved = r->st.step;
+	if (r->st.step >= want->total && result_show(r->dir, want->total))
+		return false;
+	run_place(r);
+	ckpt_load(folder, &r->m, &r->optim, &r->st);
+	free(folder);
+	free(config);
+	return true;
+}
+
+static int train(struct run *r)
+{
+	int status;
+
+	r->metrics = metrics_open(r->dir, r->st.step);
+	log_start(r, r->st.step);
+	stop_install();
+	status = train_loop(r);
+	metrics_close(r->metrics);
+	if (!status)
+		result_write(r);
+	return status;
+}
+
+int verb_train(int argc, char **argv)
+{
+	static struct run r = { .dir = "runs/" CONFIG_RUN_NAME, .saved = -1 };
+	const char *data = CONFIG_DATA_PATH;
+	int64_t seed = CONFIG_SEED, steps = CONFIG_MAX_ITERS, device = 0, threads = 0;
+	bool restart = false, allow = false;
+	struct ckpt_state want;
+	const struct opt opts[] = {
+		{ "out", OPT_STRING, &r.dir, 0, 0, "folder of the run, default runs/RUN_NAME" },
+		{ "seed", OPT_INT, &seed, 0, INT32_MAX, "random seed, default SEED" },
+		{ "steps", OPT_INT, &steps, 1, 1e9, "steps of the schedule, default MAX_ITERS" },
+		{ "data", OPT_STRING, &data, 0, 0, "data path, default DATA_PATH" },
+		{ "device", OPT_INT, &device, 0, 1023, "device number" },
+		{ "threads", OPT_INT, &threads, 0, 4096, "cpu threads, 0 = all" },
+		{ "restart", OPT_FLAG, &restart, 0, 0, "move the old run aside and begin anew" },
+		{ "allow-config-change", OPT_FLAG, &allow, 0, 0, "resume with differing symbols" },
+	};
+
+	options_parse("train", "", opts, ARRAY_SIZE(opts), argc, argv);
+	dist_init();
+	data_open(data);
+	arch_init(device, threads);
+	model_layout(&r.m);
+	model_plan(&r.m, &r.plan, PHASE_TRAIN, 0);
+	run_refuse_plan(&r.plan);
+	open_folder(r.dir, restart);
+	want = run_want(seed, steps);
+	if (!resume_or_begin(&r, &want, allow)) {
+		log_line("finished %s has all its %" PRId64 " steps; --restart trains it again",
+			 r.dir, steps);
+		return 0;
+	}
+	return train(&r);
+}

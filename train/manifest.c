@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: MIT
+/*
+ * manifest.json, the last file of a checkpoint: sizes and SHA-256 of the others,
+ * the configuration and the build. Its own digest covers its canonical JSON text
+ * without that digest, so that no bit of a checkpoint can change unseen.
+ */
+#include <errno.h>
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "train.h"
+#include "util.h"
+
+#define MANIFEST "manifest.json"
+#define CANONICAL (JSON_INDENT(1) | JSON_SORT_KEYS)
+
+static void digest(const json_t *root, char hex[65])
+{
+	char *text = json_dumps(root, CANONICAL);
+
+	sha256_hex(text, strlen(text), hex);
+	free(text);
+}
+
+static json_t *describe(const struct ckpt_file files[CKPT_FILES], int64_t step)
+{
+	json_t *list = json_object(), *root;
+	char hex[65];
+
+	for (int i = 0; i < CKPT_FILES; i++)
+		json_object_set_new(list, files[i].name,
+				    json_pack("{s:I,s:s}", "bytes", (json_int_t)files[i].bytes,
+					      "sha256", files[i].sha256));
+	root = json_pack("{s:I,s:o,s:s,s:s,s:s}", "step", (json_int_t)step, "files", list,
+			 "config_sha256", config_hash(), "config", config_text(),
+			 "build", build_text());
+	if (!root)
+		die_bug("manifest: the configuration is no UTF-8");
+	digest(root, hex);
+	json_object_set_new(root, "manifest_sha256", json_string(hex));
+	return root;
+}
+
+int manifest_write(const char *folder, const struct ckpt_file files[CKPT_FILES], int64_t step)
+{
+	char *path = xasprintf("%s/" MANIFEST, folder);
+	json_t *root = describe(files, step);
+	char *text = json_dumps(root, CANONICAL);
+	struct file_writer *w = file_create(path);
+	int err = w ? file_write(w, text, strlen(text)) : -errno, closed;
+
+	if (w) {
+		closed = file_finish(w);
+		err = err ? err : closed;
+	}
+	free(text);
+	free(path);
+	json_decref(root);
+	return err;
+}
+
+/* Digest of a file; 0 or -errno. */
+static int digest_file(const char *path, uint64_t *bytes, char hex[65])
+{
+	enum { PIECE = 1 << 20 };
+	FILE *f = fopen(path, "rb");
+	struct sha256 sha;
+	int err = 0;
+	char *buf;
+	size_t n;
+
+	if (!f)
+		return -errno;
+	buf = xmalloc(PIECE);
+	sha256_init(&sha);
+	*bytes = 0;
+	while ((n = fread(buf, 1, PIECE, f))) {
+		sha256_update(&sha, buf, n);
+		*bytes += n;
+	}
+	if (ferror(f))
+		err = -EIO;
+	sha256_final(&sha, hex);
+	free(buf);
+	fclose(f);
+	return err;
+}
+
+static char *check_file(const char *folder, const char *name, json_t *entry)
+{
+	json_int_t want = json_integer_value(json_object_get(entry, "bytes"));
+	const char *sha = json_string_value(json_object_get(entry, "sha256"));
+	char *path = xasprintf("%s/%s", folder, name), *wrong = NULL;
+	uint64_t bytes = 0;
+	char hex[65];
+	int err = digest_file(path, &bytes, hex);
+
+	if (!sha)
+		wrong = xasprintf("%s/" MANIFEST ": does not list %s", folder, name);
+	else if (err)
+		wrong = xasprintf("%s: %s", path, strerror(-err));
+	else if (bytes != (uint64_t)want)
+		wrong = xasprintf("%s: %llu bytes, written were %lld", path,
+				  (unsigned long long)bytes, (long long)want);
+	else if (strcmp(hex, sha))
+		wrong = xasprintf("%s: checksum does not match, the file was altered", path);
+	free(path);
+	return wrong;
+}
+
+/* The manifest itself: read, and true to its own digest. */
+static char *open_manifest(const char *folder, json_t **root)
+{
+	char *path = xasprintf("%s/" MANIFEST, folder), *wrong = NULL;
+	json_t *own;
+	char hex[65];
+
+	*root = NULL;
+	errno = 0;
+	*root = json_load_file(path, JSON_REJECT_DUPLICATES, NULL);
+	if (!json_is_object(*root)) {
+		wrong = xasprintf("%s: %s", path, errno ? strerror(errno) : "not a JSON object");
+		goto out;
+	}
+	own = json_incref(json_object_get(*root, "manifest_sha256"));
+	json_object_del(*root, "manifest_sha256");
+	digest(*root, hex);
+	if (!json_is_string(own) || strcmp(hex, json_string_value(own)))
+		wrong = xasprintf("%s: checksum does not match, the file was altered", path);
+	json_decref(own);
+out:
+	free(path);
+	return wrong;
+}
+
+char *manifest_check(const char *folder, char **config)
+{
+	static const char *const names[CKPT_FILES] = {
+		"model.safetensors", "optim.safetensors", "state.json",
+	};
+	json_t *root, *files, *text;
+	char *wrong = open_manifest(folder, &root);
+
+	files = json_object_get(root, "files");
+	text = json_object_get(root, "config");
+	for (int i = 0; i < CKPT_FILES && !wrong; i++)
+		wrong = check_file(folder, names[i], json_object_get(files, names[i]));
+	*config = wrong || !json_is_string(text) ? NULL : xstrdup(json_string_value(text));
+	if (!wrong && !*config)
+		wrong = xasprintf("%s/" MANIFEST ": no configuration", folder);
+	json_decref(root);
+	return wrong;
+}

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Reading checkpoints: the newest whole one of a run, whether this binary may go
+ * on with it, and its tensors.
+ */
+#include <inttypes.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "train.h"
+#include "util.h"
+
+/* Verify one; NULL, or what is wrong with it. */
+static char *inspect(const char *folder, char **config, struct ckpt_state *st)
+{
+	char *wrong = manifest_check(folder, config);
+
+	if (!wrong)
+		wrong = state_read(folder, st);
+	return wrong;
+}
+
+bool ckpt_newest(const char *dir, char **folder, char **config, struct ckpt_state *st)
+{
+	int64_t *steps;
+	int nr = ckpt_list(dir, &steps);
+
+	*folder = NULL;
+	for (int i = 0; i < nr && !*folder; i++) {
+		char *path = ckpt_folder(dir, steps[i]), *wrong = inspect(path, config, st);
+
+		if (wrong) {
+			warn("damaged checkpoint passed over: %s", wrong);
+			free(wrong);
+			free(path);
+		} else {
+			*folder = path;
+		}
+	}
+	free(steps);
+	if (nr && !*folder)
+		die("%s: none of its %d checkpoints is whole; --restart begins anew beside it",
+		    dir, nr);
+	return *folder != NULL;
+}
+
+static char *append(char *list, char *item)
+{
+	char *longer = list ? xasprintf("%s, %s", list, item) : xstrdup(item);
+
+	free(list);
+	free(item);
+	return longer;
+}
+
+/* What flags and data changed, in the words of the configuration. */
+static char *flag_diff(const struct ckpt_state *was, const struct ckpt_state *is, char *list)
+{
+	const struct { const char *name; int64_t was, is; } pairs[] = {
+		{ "MAX_ITERS", was->total, is->total }, { "SEED", was->seed, is->seed },
+	};
+
+	for (size_t i = 0; i < ARRAY_SIZE(pairs); i++)
+		if (pairs[i].was != pairs[i].is)
+			list = append(list, xasprintf("%s (was %" PRId64 ", is %" PRId64 ")",
+						      pairs[i].name, pairs[i].was, pairs[i].is));
+	if (strcmp(was->data, is->data))
+		list = append(list, xasprintf("the data (sha256 was %.12s, is %.12s)", was->data,
+					      is->data));
+	return list;
+}
+
+void ckpt_accept(const char *folder, const char *config, const struct model *m,
+		 const struct ckpt_state *was, const struct ckpt_state *is, bool allow)
+{
+	const struct tensor_set weights = { "", NULL };
+	char *wrong = tensors_match(folder, "model.safetensors", m, &weights, 1);
+	char *diff = flag_diff(was, is, compat_diff(config, config_text(), COMPAT_RESUME));
+
+	if (wrong)
+		die("%s; the checkpoint is of another configuration: %s; build that one, or begin "
+		    "anew with --restart", wrong, diff ? diff : "the same symbols, another version");
+	if (diff && !allow)
+		die("%s: the configuration changed: %s; --allow-config-change goes on with it, "
+		    "--restart begins anew", folder, diff);
+	if (diff)
+		warn("%s: going on with a changed configuration: %s", folder, diff);
+	free(diff);
+}
+
+void ckpt_load(const char *folder, struct model *m, struct optim *o, const struct ckpt_state *st)
+{
+	const struct tensor_set weights = { "", m->w };
+	const struct tensor_set moments[] = { { "m.", o->m }, { "v.", o->v } };
+	char *wrong = tensors_read(folder, "model.safetensors", m, &weights, 1);
+
+	if (!wrong)
+		wrong = tensors_read(folder, "optim.safetensors", m, moments, 2);
+	if (wrong)
+		die("%s; remove that folder to use an older checkpoint", wrong);
+	optim_put(o, &st->optim);
+}
+
+char *ckpt_find(const char *path)
+{
+	char *manifest = xasprintf("%s/manifest.json", path), *best = xasprintf("%s/best", path);
+	char target[PATH_MAX], *found = NULL;
+	ssize_t n = readlink(best, target, sizeof(target) - 1);
+	int64_t *steps;
+	int nr = ckpt_list(path, &steps);
+
+	if (!access(manifest, F_OK))
+		found = xstrdup(path);
+	else if (n > 0)
+		found = xasprintf("%s/%.*s", path, (int)n, target);
+	else if (nr)
+		found = ckpt_folder(path, steps[0]);
+	if (!found)
+		die("%s: no checkpoint; give a step folder (with manifest.json) or a run folder",
+		    path);
+	free(steps);
+	free(best);
+	free(manifest);
+	return found;
+}
+
+int64_t ckpt_load_weights(const char *path, struct model *m)
+{
+	const struct tensor_set weights = { "", m->w };
+	char *folder = ckpt_find(path), *config, *wrong, *diff;
+	struct ckpt_state st;
+
+	wrong = inspect(folder, &config, &st);
+	if (wrong)
+		die("damaged checkpoint: %s; choose another step folder", wrong);
+	diff = compat_diff(config, config_text(), COMPAT_WEIGHTS);
+	wrong = tensors_match(folder, "model.safetensors", m, &weights, 1);
+	if (wrong || diff)
+		die("%s: checkpoint of another configuration: %s; build that one to use it",
+		    wrong ? wrong : folder, diff ? diff : "the same symbols, another version");
+	wrong = tensors_read(folder, "model.safetensors", m, &weights, 1);
+	if (wrong)
+		die("%s", wrong);
+	free(config);
+	free(folder);
+	return st.step;
+}
