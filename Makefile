@@ -74,7 +74,7 @@ one-check-tree = $(MAKE) O=$(check-dir)/$(1) $(jobs) \
 	$(addsuffix .config,$(wordlist 2,9,$(subst +, ,$(1)))) check-programs
 
 check: setup
-	$(Q)mkdir -p $(check-dir)/scratch
+	$(Q)rm -rf $(check-dir)/scratch && mkdir -p $(check-dir)/scratch
 	$(Q)+set -e; $(foreach c,$(check-config-y),$(call one-check-tree,$(c));)
 	$(Q)$(afresh) TENON_SRC=$(CURDIR) TENON_TESTDIR=$(check-dir)/scratch \
 		prove --jobs $(shell nproc) --exec 'sh tests/run.sh' \

@@ -52,7 +52,8 @@ $(shell mkdir -p $(gen) $(OBJ)/scripts $(sort $(dir $(compiled) $(objects))))
 
 # Flags. -ffast-math and its like are refused: they change results.
 
-package = $(or $(shell pkg-config $(1)),$(error pkg-config $(1) failed; run: make setup))
+package = $(or $(shell pkg-config $(1) 2>/dev/null), \
+	$(error pkg-config $(1) failed; run: make setup))
 have-package = $(shell pkg-config --exists $(1) && echo y)
 
 # Debian's BLIS has no pkg-config file, and its <cblas.h> in a folder of its own.
@@ -68,8 +69,8 @@ ifneq ($(filter -ffast-math -Ofast -funsafe-math-optimizations,$(EXTRA_CFLAGS)),
 $(error EXTRA_CFLAGS=$(EXTRA_CFLAGS): results must not depend on it; leave it away)
 endif
 
-cflags := -std=gnu11 -O3 $(if $(CONFIG_CPU_NATIVE),-march=native) -fopenmp -g -Wall -Wextra -Wno-zero-length-bounds \
-	-Iinclude -I$(OBJ)/include $(blas-cflags) -include include/kconfig.h $(EXTRA_CFLAGS)
+cflags := -std=gnu11 -O3 $(if $(CONFIG_CPU_NATIVE),-march=native) -fopenmp -g \
+	-Wall -Wextra -Wno-zero-length-bounds -Iinclude -I$(OBJ)/include $(blas-cflags) -include include/kconfig.h $(EXTRA_CFLAGS)
 ldflags := -fopenmp $(EXTRA_LDFLAGS)
 libs := $(blas-libs) $(call package,--libs zlib jansson) -lm
 
@@ -81,7 +82,8 @@ endef
 
 compiler := $(shell $(CC) --version | head -n 1)
 machine := $(shell $(CC) -dumpmachine)
-processor := $(if $(CONFIG_CPU_NATIVE),$(shell grep -m 1 -E '^(flags|Features)' /proc/cpuinfo | cksum))
+processor := $(if $(CONFIG_CPU_NATIVE),$(shell grep -m 1 -E '^(flags|Features)' /proc/cpuinfo \
+	| cksum))
 
 $(OBJ)/compile.flags: FORCE
 	$(call content,$(CC) $(compiler) $(processor) $(cflags))

@@ -76,7 +76,7 @@ install_packages() {
 	command -v apt-get >/dev/null ||
 		fail "install what these Debian packages have, then repeat: $*"
 	may_install || fail "packages are missing; type: sudo apt-get update &&" \
-		"sudo apt-get install -y $*"
+		"sudo apt-get install -y $* $(has_python || kconfiglib_package)"
 	if ! apt_install "$@" && ! { apt_update && apt_install "$@"; }; then
 		cat "$log" >&2
 		fail "apt-get install $* failed (above); mend that, then repeat"

@@ -157,16 +157,16 @@ static void link_best(const char *dir, int64_t step)
 	free(path);
 }
 
-/* A damaged one among the newest does not count as kept: the run cannot use it. */
-static void prune(const char *dir, int64_t best)
+/* Keep @step and the newest before it. What is newer than that is damaged: it stays. */
+static void prune(const char *dir, int64_t step, int64_t best)
 {
 	int64_t *steps;
-	int nr = ckpt_list(dir, &steps);
+	int nr = ckpt_list(dir, &steps), kept = 0;
 
-	for (int i = CONFIG_CHECKPOINT_KEEP; i < nr; i++) {
+	for (int i = 0; i < nr; i++) {
 		char *folder = ckpt_folder(dir, steps[i]);
 
-		if (steps[i] != best)
+		if (steps[i] <= step && kept++ >= CONFIG_CHECKPOINT_KEEP && steps[i] != best)
 			must(dir_remove(folder), "remove", folder);
 		free(folder);
 	}
@@ -188,7 +188,7 @@ void ckpt_save(const char *dir, const struct model *m, const struct optim *o,
 	must(commit(dir, tmp, folder, old), "write", folder);
 	if (st->best_step == st->step)
 		link_best(dir, st->step);
-	prune(dir, st->best_step);
+	prune(dir, st->step, st->best_step);
 	free(old);
 	free(tmp);
 	free(folder);

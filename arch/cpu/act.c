@@ -16,7 +16,7 @@ void k_gelu_fwd(act_t *h, const act_t *pre, size_t n)
 {
 #pragma omp parallel for schedule(static) if (n >= SPLIT_MIN)
 	for (size_t i = 0; i < n; i += BLOCK)
-#pragma omp simd
+#pragma omp simd simdlen(LANES_WIDE)
 		for (size_t j = i; j < MIN(i + BLOCK, n); j++)
 			h[j] = r_gelu(pre[j]);
 }
@@ -25,7 +25,7 @@ void k_gelu_bwd(act_t *dpre, const act_t *pre, const act_t *dh, size_t n)
 {
 #pragma omp parallel for schedule(static) if (n >= SPLIT_MIN)
 	for (size_t i = 0; i < n; i += BLOCK)
-#pragma omp simd
+#pragma omp simd simdlen(LANES_WIDE)
 		for (size_t j = i; j < MIN(i + BLOCK, n); j++)
 			dpre[j] = dh[j] * r_gelu_grad(pre[j]);
 }
@@ -39,11 +39,11 @@ void k_axpby(act_t *y, const act_t *x, size_t n, double alpha, double beta)
 		size_t end = MIN(i + BLOCK, n);
 
 		if (beta == 0) {
-#pragma omp simd
+#pragma omp simd simdlen(LANES_WIDE)
 			for (size_t j = i; j < end; j++)
 				y[j] = p * x[j];
 		} else {
-#pragma omp simd
+#pragma omp simd simdlen(LANES_WIDE)
 			for (size_t j = i; j < end; j++)
 				y[j] = p * x[j] + q * y[j];
 		}
@@ -54,7 +54,7 @@ void k_sum_grad(grad_t *older, const grad_t *newer, size_t n)
 {
 #pragma omp parallel for schedule(static) if (n >= SPLIT_MIN)
 	for (size_t i = 0; i < n; i += BLOCK)
-#pragma omp simd
+#pragma omp simd simdlen(LANES_WIDE)
 		for (size_t j = i; j < MIN(i + BLOCK, n); j++)
 			older[j] += newer[j];
 }

@@ -67,7 +67,8 @@ static void fwd_softmax(struct fwd *f, int nu, int width, bool diagonal)
 	}
 	for (int u = 0; u < nu; u++) {
 		from = diagonal ? u / LANES * LANES : 0;
-		memset(f->s[u], 0, from * sizeof(act_t));
+		if (from)
+			memset(f->s[u], 0, from * sizeof(act_t));
 		for (int t = from; t < width; t++) {
 			p = r_exp(f->s[u][t] - max[t]);
 			f->s[u][t] = p;

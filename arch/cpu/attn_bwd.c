@@ -77,8 +77,10 @@ static void bwd_softmax(struct bwd *w, const struct grads *g, int i, int h, int 
 			w->s[t][u] = gamma * p;
 			w->ds[t][u] = d;
 		}
-		memset(&w->s[t][end], 0, (TILE - end) * sizeof(act_t));
-		memset(&w->ds[t][end], 0, (TILE - end) * sizeof(act_t));
+		if (end < TILE) {
+			memset(&w->s[t][end], 0, (TILE - end) * sizeof(act_t));
+			memset(&w->ds[t][end], 0, (TILE - end) * sizeof(act_t));
+		}
 		if (band) {
 			attn_band_range(a, t0 + t, u0, nu, &lo, &hi);
 			memset(w->e[t], 0, sizeof(w->e[t]));

@@ -20,10 +20,12 @@ enum {
 	ROW_STEP = 8,
 	THIN_ROWS = 8,			/* up to here b is read once and not packed */
 	THIN_COLUMNS = 256,		/* columns of a block of a thin product */
+	BATCH_MANY = 8,			/* products enough without cutting them */
 };
 
 #define SPLIT_FLOPS 2e6		/* below, starting threads costs more than it gains */
-#define BLOCK_FLOPS 20e6	/* blocks = sqrt(flops / BLOCK_FLOPS) */
+#define BLOCK_FLOPS 400e6	/* of a block of a large product, 3 ms on one core */
+#define GROW_FLOPS 56e6		/* smaller ones: blocks = sqrt(flops / GROW_FLOPS) */
 
 /* How one product is cut: rows x columns blocks of mb x nb. */
 struct cut {
@@ -33,16 +35,13 @@ struct cut {
 /* Blocks wanted for one of @batch products, a power of two. */
 static int blocks_wanted(const struct gemm *g, int batch)
 {
-	double flops = 2.0 * g->m * g->n * g->k;
-	double area = (double)g->m * g->n;
-	int blocks = 1;
+	double flops = 2.0 * g->m * g->n * g->k, area = (double)g->m * g->n;
+	double most = MIN(MAX(flops / BLOCK_FLOPS, sqrt(flops / GROW_FLOPS)), area / BLOCK_AREA_MIN);
+	int blocks = batch > 1 || flops < SPLIT_FLOPS ? 1 : 2;
 
-	if (flops * batch < SPLIT_FLOPS || batch >= 8)
-		return 1;
-	if (batch == 1)
-		blocks = 2;
-	while (4.0 * blocks * blocks * BLOCK_FLOPS <= flops && 2 * blocks * BLOCK_AREA_MIN <= area)
-		blocks *= 2;
+	if (batch < BATCH_MANY)
+		while (2 * blocks <= most)
+			blocks *= 2;
 	return blocks;
 }
 
@@ -68,7 +67,7 @@ static struct cut cut_of(const struct gemm *g, int batch)
 static void epilogue_bias(act_t *c, long ldc, const param_t *bias, int m, int n)
 {
 	for (int i = 0; i < m; i++)
-#pragma omp simd
+#pragma omp simd simdlen(LANES_WIDE)
 		for (int j = 0; j < n; j++)
 			c[i * ldc + j] += bias[j];
 }
@@ -76,7 +75,7 @@ static void epilogue_bias(act_t *c, long ldc, const param_t *bias, int m, int n)
 static void epilogue_bias_gelu(act_t *c, act_t *aux, long ld, const param_t *bias, int m, int n)
 {
 	for (int i = 0; i < m; i++)
-#pragma omp simd
+#pragma omp simd simdlen(LANES_WIDE)
 		for (int j = 0; j < n; j++) {
 			act_t x = aux[i * ld + j] + bias[j];
 
@@ -88,7 +87,7 @@ static void epilogue_bias_gelu(act_t *c, act_t *aux, long ld, const param_t *bia
 static void epilogue_dgelu(act_t *c, const act_t *aux, long ld, int m, int n)
 {
 	for (int i = 0; i < m; i++)
-#pragma omp simd
+#pragma omp simd simdlen(LANES_WIDE)
 		for (int j = 0; j < n; j++)
 			c[i * ld + j] *= r_gelu_grad(aux[i * ld + j]);
 }
@@ -106,7 +105,7 @@ static void thin(const struct gemm *g, const act_t *a, const act_t *b, act_t *c,
 			const act_t *x = a + i * g->lda, *y = b + j * g->ldb;
 			act_t *to = c + i * g->ldc + j, sum = 0;
 
-#pragma omp simd reduction(+ : sum)
+#pragma omp simd simdlen(LANES_WIDE) reduction(+ : sum)
 			for (int l = 0; l < g->k; l++)
 				sum += x[l] * y[l];
 			*to = beta == 0 ? alpha * sum : alpha * sum + beta * *to;

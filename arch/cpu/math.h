@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "types.h"
+#include "util.h"
 
 /*
  * Declared again without their side effect on errno, so that a loop over them
@@ -23,6 +24,13 @@
  */
 float sqrtf(float x) __attribute__((const));
 double sqrt(double x) __attribute__((const));
+
+/*
+ * Lanes to ask for in a loop of much arithmetic: simdlen(LANES_WIDE). GCC prefers
+ * vectors of 32 bytes where the processor also has 64; a processor that has neither
+ * gets what it has.
+ */
+#define LANES_WIDE (64 / sizeof(act_t))
 
 #define R_IS_DOUBLE (sizeof(act_t) == sizeof(double))
 
@@ -32,19 +40,37 @@ double sqrt(double x) __attribute__((const));
  * is exact. Adding 1.5 * 2^23 rounds to an integer that then stands in the low
  * bits of the sum. 2^(n-1) is made from n's bits and the series is doubled, so
  * that n = 128 needs no special case; at n = -126 the bits are those of 0.
+ *
+ * x is clamped as an integer: of numbers with their sign bit set, a more negative
+ * one is larger unsigned; of the others, a larger one is larger signed. Two
+ * comparisons of floats in a row would be turned into branches again.
  */
+#define EXP_F32_LOW 0xc2aecccdu		/* -87.4 */
+#define EXP_F32_HIGH 0x42b20000		/* 89 */
 #define EXP_F32_LN2_HI 0x1.62e400p-1f	/* 15 bits: times n is exact */
 #define EXP_F32_LN2_LO 0x1.7f7d1cp-20f
 #define EXP_F32_ROUND 0x1.8p23f
+
+static inline float exp_f32_clamp(float x)
+{
+	uint32_t u;
+	int32_t s;
+	float y;
+
+	memcpy(&u, &x, sizeof(u));
+	s = (int32_t)MIN(u, EXP_F32_LOW);
+	s = MIN(s, EXP_F32_HIGH);
+	memcpy(&y, &s, sizeof(y));
+	return x == x ? y : x;
+}
 
 /** exp_f32() - e^x; 0 below -86.98, infinity above 88.72 */
 static inline float exp_f32(float x)
 {
 	float t, n, r, p, scale;
-	int32_t bits;
+	uint32_t bits;
 
-	x = x > 89.0f ? 89.0f : x;
-	x = x < -87.4f ? -87.4f : x;
+	x = exp_f32_clamp(x);
 	t = x * 0x1.715476p0f + EXP_F32_ROUND;
 	n = t - EXP_F32_ROUND;
 	r = x - n * EXP_F32_LN2_HI;
@@ -58,23 +84,37 @@ static inline float exp_f32(float x)
 	p = p * r + 2.0f;
 	p = p * r + 2.0f;
 	memcpy(&bits, &t, sizeof(bits));
-	bits = (int32_t)(((uint32_t)bits + 126) << 23);
+	bits = (bits + 126) << 23;
 	memcpy(&scale, &bits, sizeof(scale));
 	return p * scale;
 }
 
+#define EXP_F64_LOW 0xc086233333333333u		/* -708.4 */
+#define EXP_F64_HIGH 0x4086300000000000		/* 710 */
 #define EXP_F64_LN2_HI 0x1.62e42fee00000p-1	/* 32 bits: times n is exact */
 #define EXP_F64_LN2_LO 0x1.a39ef35793c76p-33
 #define EXP_F64_ROUND 0x1.8p52
+
+static inline double exp_f64_clamp(double x)
+{
+	uint64_t u;
+	int64_t s;
+	double y;
+
+	memcpy(&u, &x, sizeof(u));
+	s = (int64_t)MIN(u, EXP_F64_LOW);
+	s = MIN(s, EXP_F64_HIGH);
+	memcpy(&y, &s, sizeof(y));
+	return x == x ? y : x;
+}
 
 /** exp_f64() - e^x; 0 below -708.05, infinity above 709.78 */
 static inline double exp_f64(double x)
 {
 	double t, n, r, p, scale;
-	int64_t bits;
+	uint64_t bits;
 
-	x = x > 710.0 ? 710.0 : x;
-	x = x < -708.4 ? -708.4 : x;
+	x = exp_f64_clamp(x);
 	t = x * 0x1.71547652b82fep0 + EXP_F64_ROUND;
 	n = t - EXP_F64_ROUND;
 	r = x - n * EXP_F64_LN2_HI;
@@ -94,7 +134,7 @@ static inline double exp_f64(double x)
 	p = p * r + 2.0;
 	p = p * r + 2.0;
 	memcpy(&bits, &t, sizeof(bits));
-	bits = (int64_t)(((uint64_t)bits + 1022) << 52);
+	bits = (bits + 1022) << 52;
 	memcpy(&scale, &bits, sizeof(scale));
 	return p * scale;
 }

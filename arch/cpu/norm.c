@@ -20,7 +20,7 @@ static act_t row_sum(const act_t *x, int c)
 {
 	act_t sum = 0;
 
-#pragma omp simd reduction(+ : sum)
+#pragma omp simd simdlen(LANES_WIDE) reduction(+ : sum)
 	for (int j = 0; j < c; j++)
 		sum += x[j];
 	return sum;
@@ -30,7 +30,7 @@ static act_t row_sum_sq(const act_t *x, act_t mean, int c)
 {
 	act_t sum = 0;
 
-#pragma omp simd reduction(+ : sum)
+#pragma omp simd simdlen(LANES_WIDE) reduction(+ : sum)
 	for (int j = 0; j < c; j++)
 		sum += (x[j] - mean) * (x[j] - mean);
 	return sum;
@@ -48,14 +48,14 @@ void k_add_norm_fwd(act_t *xo, act_t *xn, acc_t *mean, acc_t *rstd, const act_t 
 			const act_t *add = y + (long)i * c;
 			act_t *sum = xo + (long)i * c;
 
-#pragma omp simd
+#pragma omp simd simdlen(LANES_WIDE)
 			for (int j = 0; j < c; j++)
 				sum[j] = in[j] + add[j];
 			in = sum;
 		}
 		mu = row_sum(in, c) / c;
 		r = 1 / sqrt(row_sum_sq(in, mu, c) / (double)c + EPSILON);
-#pragma omp simd
+#pragma omp simd simdlen(LANES_WIDE)
 		for (int j = 0; j < c; j++)
 			out[j] = (in[j] - mu) * r * w[j] + bias[j];
 		mean[i] = mu;
@@ -69,7 +69,7 @@ static void row_bwd(act_t *dx, const act_t *dxn, const act_t *x, act_t mu, act_t
 {
 	act_t sum = 0, dot = 0;
 
-#pragma omp simd reduction(+ : sum, dot)
+#pragma omp simd simdlen(LANES_WIDE) reduction(+ : sum, dot)
 	for (int j = 0; j < c; j++) {
 		act_t g = dxn[j] * w[j];
 
@@ -78,7 +78,7 @@ static void row_bwd(act_t *dx, const act_t *dxn, const act_t *x, act_t mu, act_t
 	}
 	sum /= c;
 	dot /= c;
-#pragma omp simd
+#pragma omp simd simdlen(LANES_WIDE)
 	for (int j = 0; j < c; j++)
 		dx[j] += r * (dxn[j] * w[j] - sum - (x[j] - mu) * r * dot);
 }
@@ -99,12 +99,12 @@ static void strip_sums(grad_t *dw, grad_t *db, const act_t *dy, const act_t *x, 
 		for (int i = i0; i < MIN(i0 + GROUP, n); i++) {
 			const act_t *dyi = dy + (long)i * c, *xi = x + (long)i * c;
 
-#pragma omp simd
+#pragma omp simd simdlen(LANES_WIDE)
 			for (int j = 0; j < width; j++)
 				sum[0][j] += dyi[j];
 			if (!x)
 				continue;
-#pragma omp simd
+#pragma omp simd simdlen(LANES_WIDE)
 			for (int j = 0; j < width; j++)
 				sum[1][j] += dyi[j] * ((xi[j] - mean[i]) * rstd[i]);
 		}

@@ -22,9 +22,9 @@ void route_tile_open(struct route_tile *w, const struct route *r, size_t rest)
 	w->rest = w->qt + (long)r->a.dk * TILE;
 }
 
-/* p += gamma exp(s - lse), or = for the first head; nothing is kept behind a row's end. */
+/* p += share gamma exp(s - lse), or = for the first head; behind a row's end anything. */
 static void tile_head(struct route_tile *w, const struct attn *a, int i, int h, int t0, int u0,
-		      bool first)
+		      act_t share, bool first)
 {
 	int nt = attn_rows(a, t0), end = attn_rows(a, u0), whole;
 	act_t lse, gamma, x;
@@ -33,7 +33,7 @@ static void tile_head(struct route_tile *w, const struct attn *a, int i, int h, 
 	for (int t = 0; t < nt; t++) {
 		row = attn_stat(a, i, t0 + t, h);
 		lse = a->lse[row];
-		gamma = a->gamma ? a->gamma[row] : 1;
+		gamma = a->gamma ? share * a->gamma[row] : share;
 		whole = tile_width(t0 == u0 ? t + 1 : end);
 		for (int u = 0; u < whole; u++) {
 			x = gamma * r_exp(w->s[t][u] - lse);
@@ -46,7 +46,7 @@ void route_tile_fill(struct route_tile *w, const struct route *r, int i, int set
 {
 	const struct attn *a = &r->a;
 	int h0 = r->nr == 1 ? 0 : set, h1 = r->nr == 1 ? a->heads : set + 1;
-	int nt = attn_rows(a, t0), end = attn_rows(a, u0), whole;
+	int nt = attn_rows(a, t0), end = attn_rows(a, u0);
 	act_t share = (act_t)1 / (h1 - h0);
 
 	for (int h = h0; h < h1; h++) {
@@ -54,14 +54,11 @@ void route_tile_fill(struct route_tile *w, const struct route *r, int i, int set
 			tile_pack_t(w->kt, a->k + attn_k(a, i, u0, h), a->k_row, end, a->dk,
 				    a->scale);
 		attn_scores(w->s, a, i, h, t0, u0, w->kt, w->qt, w->e);
-		tile_head(w, a, i, h, t0, u0, h == h0);
+		tile_head(w, a, i, h, t0, u0, share, h == h0);
 	}
-	for (int t = 0; t < nt; t++) {
+	for (int t = 0; t < nt && (t0 == u0 || end < TILE); t++) {
 		if (t0 == u0)
 			end = t + 1;
-		whole = tile_width(end);
-		for (int u = 0; u < whole; u++)
-			w->p[t][u] *= share;
 		memset(&w->p[t][end], 0, (TILE - end) * sizeof(act_t));
 	}
 }

@@ -54,7 +54,7 @@ static void add_row(act_t *y, const act_t *x, int n, act_t factor)
 /* ---- none, rms ---- */
 
 /* p of a tile to alpha R^: entries below the threshold are dropped. */
-static void tile_select(struct route_tile *w, const struct gather *g, int i, int set, int t0,
+static void tile_weights(struct route_tile *w, const struct gather *g, int i, int set, int t0,
 			int u0)
 {
 	const struct route *r = g->r;
@@ -111,11 +111,11 @@ static void gather_dense(const struct gather *g, bool transposed)
 				route_tile_open(&w, g->r, TILE * COLS);
 				own = (transposed ? n : blocks - 1 - n) * TILE;	/* longest first */
 				for (int u0 = 0; !transposed && u0 <= own; u0 += TILE) {
-					tile_select(&w, g, i, set, own, u0);
+					tile_weights(&w, g, i, set, own, u0);
 					tile_apply(&w, g, i, set, own, u0, false, u0 == 0);
 				}
 				for (int t0 = own; transposed && t0 < g->r->a.t; t0 += TILE) {
-					tile_select(&w, g, i, set, t0, own);
+					tile_weights(&w, g, i, set, t0, own);
 					tile_apply(&w, g, i, set, own, t0, true, t0 == own);
 				}
 			}

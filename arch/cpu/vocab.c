@@ -24,7 +24,7 @@ void k_embed_fwd(act_t *x, const int32_t *tok, int ld, const param_t *wte, const
 			const param_t *p = wpe + (long)(pos + j) * c;
 			act_t *out = x + ((long)i * t + j) * c;
 
-#pragma omp simd
+#pragma omp simd simdlen(LANES_WIDE)
 			for (int l = 0; l < c; l++)
 				out[l] = e[l] + p[l];
 		}
@@ -72,7 +72,7 @@ static const int32_t *sort_rows(const struct tokens *k, int32_t *order, int n)
 
 static void add_row(grad_t *sum, const act_t *x, int c)
 {
-#pragma omp simd
+#pragma omp simd simdlen(LANES_WIDE)
 	for (int l = 0; l < c; l++)
 		sum[l] += x[l];
 }
@@ -122,7 +122,7 @@ static act_t maximum(const act_t *x, int n)
 {
 	act_t m = -INFINITY;
 
-#pragma omp simd reduction(max : m)
+#pragma omp simd simdlen(LANES_WIDE) reduction(max : m)
 	for (int i = 0; i < n; i++)
 		m = x[i] > m ? x[i] : m;
 	return m;
@@ -132,7 +132,7 @@ static act_t sum_exp(const act_t *x, act_t shift, int n)
 {
 	act_t sum = 0;
 
-#pragma omp simd reduction(+ : sum)
+#pragma omp simd simdlen(LANES_WIDE) reduction(+ : sum)
 	for (int i = 0; i < n; i++)
 		sum += r_exp(x[i] - shift);
 	return sum;
@@ -163,7 +163,7 @@ static void row_gradient(act_t *x, act_t max, double sum, int vocab, int v, doub
 {
 	const act_t factor = dscale / sum;
 
-#pragma omp simd
+#pragma omp simd simdlen(LANES_WIDE)
 	for (int i = 0; i < vocab; i++)
 		x[i] = factor * r_exp(x[i] - max);
 	memset(x + vocab, 0, (v - vocab) * sizeof(*x));
@@ -200,7 +200,7 @@ void k_mean(double *dst, const acc_t *x, int n)
 {
 	double sum = 0;
 
-#pragma omp simd reduction(+ : sum)
+#pragma omp simd simdlen(LANES_WIDE) reduction(+ : sum)
 	for (int i = 0; i < n; i++)
 		sum += x[i];
 	*dst = sum / n;

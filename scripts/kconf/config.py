@@ -32,7 +32,8 @@ class Config(kconfiglib.Kconfig):
         self.notes = []         # lines for stderr
         self.bare = set()       # reals that the last file shows unquoted
         self.named = set()      # symbols that the files loaded last name
-        self.where = ""         # those files, for messages
+        self.files = []         # those files
+        self.origin = {}        # symbol name -> its last line in them
 
     # Loading
 
@@ -44,7 +45,8 @@ class Config(kconfiglib.Kconfig):
         self.unset_values()
         self.bare.clear()
         self.notes.clear()
-        self.where = " + ".join(paths)
+        self.files = list(paths)
+        self.origin.clear()
         merged = []
         for path in paths:
             own = _last(lines.parse(self, path))
@@ -52,8 +54,18 @@ class Config(kconfiglib.Kconfig):
                 self._apply(line)
             strict.check(self, own)
             merged.append(own)
+            self.origin.update((sym.name, line) for sym, line in own.items())
         strict.check_overridden(self, merged)
         self.named = {sym.name for own in merged for sym in own}
+
+    def place(self, names):
+        """Where to mend one of these symbols: file:line of the last file that
+        sets one, else the files; '' without files."""
+        own = [self.origin[name] for name in names if name in self.origin]
+        if not own:
+            return " + ".join(self.files)
+        line = max(own, key=lambda one: self.files.index(one.file))
+        return f"{line.file}:{line.number}"
 
     def load_config(self, filename=None, replace=True, verbose=None):
         """kconfiglib's entry point, for menuconfig and guiconfig."""

@@ -11,13 +11,20 @@ import re
 
 from .declare import ConfigError
 
+SYMBOL = re.compile("CONFIG_([A-Z0-9_]+)")
+
 
 def check(conf):
-    """Raise ConfigError with everything that the rules object to."""
+    """Raise ConfigError with everything that the rules object to.
+
+    An objection stands at the line of the first symbol that it names, of those
+    that the last file sets.
+    """
     found = violations(conf)
     if found:
-        where = conf.where + ": " if conf.where else ""
-        raise ConfigError([where + text for text in found])
+        places = (conf.place(SYMBOL.findall(text)) for text in found)
+        raise ConfigError([f"{place}: {text}" if place else text
+                           for place, text in zip(places, found)])
 
 
 def violations(conf):
