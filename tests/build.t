@@ -1,0 +1,224 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT
+# The build, on a copy of the tree: what is rebuilt when, where it goes, what is
+# said. EXTRA_CFLAGS=-O0 because nothing is run for long.
+
+src=${TENON_SRC:-$(cd "$(dirname "$0")/.." && pwd)}
+scratch=${TENON_TESTDIR:-$(mktemp -d)}/build-t
+copy=$scratch/src
+export EXTRA_CFLAGS=-O0 LC_ALL=C
+export GIT_AUTHOR_NAME=t GIT_AUTHOR_EMAIL=t@t GIT_COMMITTER_NAME=t GIT_COMMITTER_EMAIL=t@t
+unset MAKEFLAGS MFLAGS MAKELEVEL
+
+count=0 failed=0 out='' status=0
+
+# ok NAME COMMAND...: one test; a failed one shows the last output
+ok() {
+	local name=$1
+
+	shift
+	count=$((count + 1))
+	if "$@"; then
+		echo "ok $count - $name"
+	else
+		failed=$((failed + 1))
+		echo "not ok $count - $name"
+		tail -n 15 <<<"$out" | sed 's/^/# /'
+	fi
+}
+
+run() {
+	out=$("$@" </dev/null 2>&1)
+	status=$?
+}
+
+status_is() { [ "$status" -eq "$1" ]; }
+says() { grep -qE -- "$1" <<<"$out"; }
+silent() { [ -z "$out" ]; }
+both() { "$1" "$2" && "$3" "$4"; }
+lacks() { ! says "$1"; }
+compiled() { sed -n 's/^  CC      //p' <<<"$out" | sort; }
+compiled_is() { [ "$(compiled)" = "$1" ]; }
+fragment() { printf '%s\n' "$@" >fragment.config; }
+
+# Objects of build/ whose dependencies name a symbol.
+users_of() {
+	(cd build && grep -rlE --include='*.d' "^  build/include/config/$1( |$)" .) |
+		sed 's|^\./||; s|\.d$|.o|' | sort
+}
+
+copy_tree() {
+	local entry list=()
+
+	rm -rf "$scratch" && mkdir -p "$copy" && cd "$src" || exit 1
+	for entry in .[!.]* *; do
+		case $entry in
+		.git | .config* | build | runs | tenon | defconfig) continue ;;
+		esac
+		[ -e "$entry/.config" ] || list+=("$entry")
+	done
+	tar c --exclude=__pycache__ "${list[@]}" | tar x -C "$copy"
+	cd "$copy" || exit 1
+	git init -q && git add -A && git commit -q -m 'the tree'
+}
+
+test_front() {
+	run make
+	ok 'no .config: exit 2' status_is 2
+	ok 'no .config: the two commands' both says 'make demo' says 'make check'
+	ok 'no .config: the defconfigs' says 'defconfig-tiny-gpt2 .*GPT-2'
+	run make PYTHON=/nonexistent help
+	ok 'help, without Python' both says '^  demo' says 'O=DIR'
+	out=$(grep -v '^$' README.md | sed -n 2,3p)
+	ok 'README begins with demo and check' \
+		both says '^    make demo +# ' says '^    make check +# '
+	run make defconfig-no-such-thing
+	ok 'unknown defconfig: exit 2, one line' both status_is 2 says 'no-such-thing'
+	run make defconfig-tiny-gpt2 defconfig-gpt2-124m
+	ok 'two defconfigs: exit 2' both status_is 2 says 'only one'
+	run make O=. build
+	ok 'O=. is refused' both status_is 2 says 'O=\.'
+}
+
+test_output() {
+	run make defconfig-tiny-gpt2 build
+	ok 'defconfig and build in one command' status_is 0
+	ok 'quiet lines' both says '^  CC      model/model\.o$' says '^  LD      tenon$'
+	ok 'quiet hides the compiler' lacks '-std=gnu11'
+	ok './tenon is a link' [ "$(readlink tenon)" = build/tenon ]
+	run make build
+	ok 'nothing to do: silence' both status_is 0 silent ''
+	touch lib/rng.c
+	run make V=1 build
+	ok 'V=1 shows the compiler' says '^gcc .*-std=gnu11 .* lib/rng\.c'
+	ok 'no -ffast-math' lacks 'fast-math'
+	touch lib/rng.c
+	run make -s build
+	ok 'make -s is silent' both status_is 0 silent ''
+	run ldd build/tenon
+	ok 'at most one BLAS' [ "$(grep -cE 'lib(openblas|blas|blis|cblas)' <<<"$out")" -le 1 ]
+	run ./tenon config
+	ok 'the binary holds its .config' says '^CONFIG_RUN_NAME="tiny-gpt2"'
+}
+
+test_objects() {
+	ok 'selected objects are built' [ -e build/model/mixer/mha.o ]
+	ok 'unselected objects are not' [ ! -e build/model/mixer/ra_mla.o ]
+	ok 'one arch' [ -e build/arch/cpu/norm.o ]
+}
+
+test_symbols() {
+	local users
+
+	fragment CONFIG_MAX_ITERS=77
+	users=$(users_of MAX_ITERS)
+	run make fragment.config build
+	ok 'a changed symbol rebuilds its users' both status_is 0 compiled_is "$users"
+	ok 'it has users' [ "$users" ]
+	ok 'but not the model' lacks 'model/model'
+	ok 'and links' says '^  LD      tenon$'
+	run make fragment.config build
+	ok 'the same value again: nothing' both compiled_is '' lacks 'LD'
+	sed -i 's/^CONFIG_MAX_ITERS=.*/CONFIG_MAX_ITERS=78/' .config
+	run make build
+	ok 'a hand edit too' compiled_is "$users"
+	sed -i 's/^CONFIG_MAX_ITERS=.*/CONFIG_MAX_ITERZ=78/' .config
+	run make build
+	ok 'an unknown symbol in .config: exit 2' both status_is 2 says 'MAX_ITERZ'
+	run make defconfig-tiny-gpt2 build
+	ok 'back again' both status_is 0 compiled_is "$users"
+}
+
+test_fixdep() {
+	local dir=$scratch/fixdep
+
+	mkdir -p "$dir/include/config"
+	touch "$dir"/include/config/{ONE,BLOCK,REAL,HIDDEN}
+	cat >"$dir/a.c" <<-'END'
+		/* CONFIG_HIDDEN */ // CONFIG_HIDDEN
+		char quote = '"', *text = "CONFIG_HIDDEN \" CONFIG_HIDDEN";
+		int x = CONFIG_ONE + CONFIG_BLOCK_LEN + CONFIG_REAL_NONZERO + NO_CONFIG_HIDDEN;
+	END
+	echo "a.o: $dir/a.c $dir/include/generated/autoconf.h" >"$dir/raw"
+	run build/scripts/fixdep "$dir/raw" "$dir/include"
+	ok 'fixdep finds symbols' both says 'config/ONE' says 'config/ONE:'
+	ok 'fixdep maps derived names' both says 'config/BLOCK:' says 'config/REAL:'
+	ok 'fixdep skips comments and strings' lacks HIDDEN
+	ok 'fixdep drops autoconf.h' lacks autoconf
+	echo 'int y = CONFIG_TYPO;' >>"$dir/a.c"
+	run build/scripts/fixdep "$dir/raw" "$dir/include"
+	ok 'fixdep refuses what is no symbol' both status_is 2 says 'CONFIG_TYPO'
+}
+
+test_changes() {
+	echo '#define GONE 1' >include/gone.h
+	sed -i '1i #include "gone.h"' lib/rng.c
+	run make build
+	ok 'a new header' compiled_is $'lib/ikconfig.o\nlib/rng.o'
+	sed -i 1d lib/rng.c && rm include/gone.h
+	run make build
+	ok 'a deleted header' both status_is 0 says '^  CC      lib/rng\.o$'
+}
+
+test_git() {
+	echo >>README.md
+	run make build
+	ok 'changed files: only the build text' compiled_is lib/ikconfig.o
+	ok 'and it says so' grep -q '+dirty' build/include/generated/build.h
+	git commit -q -a -m 'a line'
+	run make build
+	ok 'a new commit: the build text and the corpus' \
+		both compiled_is lib/ikconfig.o says '^  CORPUS '
+	git ls-tree -r --name-only HEAD | sort | xargs cat >"$scratch/corpus"
+	ok 'the corpus is the committed files in order' cmp -s "$scratch/corpus" build/data/corpus.bin
+	mv .git "$scratch/git"
+	run "${TENON_PYTHON:-python3}" scripts/corpus.py "$scratch/walked"
+	mv "$scratch/git" .git
+	ok 'without git: a note' says '^note: the corpus is the source files'
+	ok 'without git: the same files' cmp -s "$scratch/corpus" "$scratch/walked"
+}
+
+test_trees() {
+	local before other=$scratch/other
+
+	before=$(sha256sum .config build/tenon)
+	run make O="$other" defconfig-tiny-ra-mla-full real-double.config build
+	ok 'O=DIR beside a configured tree' status_is 0
+	ok 'O=DIR has .config and tenon' [ -e "$other/.config" -a -x "$other/tenon" ]
+	ok 'fragments merge on top' grep -qx CONFIG_REAL_DOUBLE=y "$other/.config"
+	ok 'O=DIR has other objects' \
+		[ -e "$other/model/mixer/ra_mla.o" -a ! -e "$other/model/mixer/mha.o" ]
+	ok 'the tree itself is as it was' [ "$before" = "$(sha256sum .config build/tenon)" ]
+	run make O="$other" mrproper
+	ok 'mrproper O=DIR leaves nothing' [ ! -e "$other" ]
+}
+
+test_flags() {
+	run make EXTRA_CFLAGS='-O0 -DOTHER' build
+	ok 'other flags rebuild' both says 'CC      model/model' says 'CC      lib/util'
+	run make EXTRA_CFLAGS=-ffast-math build
+	ok '-ffast-math is refused' both status_is 2 says 'EXTRA_CFLAGS'
+}
+
+test_clean() {
+	rm -f fragment.config
+	run make clean
+	ok 'clean keeps .config' [ -e .config -a ! -e tenon -a ! -e build/tenon ]
+	run make mrproper
+	ok 'mrproper leaves a pristine tree' [ -z "$(git status --porcelain --ignored)" ]
+}
+
+copy_tree
+test_front
+test_output
+test_objects
+test_symbols
+test_fixdep
+test_changes
+test_git
+test_trees
+test_flags
+test_clean
+rm -rf "$scratch"
+echo "1..$count"
+[ "$failed" -eq 0 ]

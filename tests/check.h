@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: MIT */
+/* Helpers of the model tests: guarded buffers, random fills, comparisons. */
+#ifndef TENON_CHECK_H
+#define TENON_CHECK_H
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "arch.h"
+#include "model.h"
+#include "tap.h"
+#include "util.h"
+
+enum { GUARD = TENSOR_ALIGN };	/* guard bytes on either side of a buffer */
+#define GUARD_BYTE 0xA5
+
+/*
+ * A buffer of n bytes, every byte 0xFF (NaN in any float type), so that whoever
+ * reads what nobody wrote is found out, between two guards.
+ */
+static inline void *guarded_alloc(size_t n)
+{
+	char *p = aligned_alloc(TENSOR_ALIGN, ROUND_UP(n, TENSOR_ALIGN) + 2 * GUARD);
+
+	memset(p, GUARD_BYTE, ROUND_UP(n, TENSOR_ALIGN) + 2 * GUARD);
+	memset(p + GUARD, 0xFF, n);
+	return p + GUARD;
+}
+
+static inline bool guards_whole(const void *buf, size_t n)
+{
+	const unsigned char *p = (const unsigned char *)buf;
+
+	for (int i = 1; i <= GUARD; i++)
+		if (p[-i] != GUARD_BYTE || p[n - 1 + i] != GUARD_BYTE)
+			return false;
+	return true;
+}
+
+static inline void guarded_free(void *p)
+{
+	free((char *)p - GUARD);
+}
+
+static inline void fill_normal(act_t *x, size_t n, const char *stream, double mean, double sd)
+{
+	for (size_t i = 0; i < n; i++)
+		x[i] = (act_t)(mean + sd * rng_normal(42, hash_name(stream), i));
+}
+
+/* Weights at which every path carries signal: 1/sqrt(fan_in), norms and scalars near 1. */
+static inline void fill_param(const struct param *p, param_t *w, const char *name)
+{
+	double mean = p->init == INIT_ONE ? 1 : 0;
+	double sd = p->ndim > 1 ? 1 / sqrt(p->dims[p->ndim - 1]) : 0.1;
+
+	fill_normal(w, param_numel(p), name, mean, sd);
+}
+
+static inline double dot(const act_t *a, const act_t *b, size_t n)
+{
+	double sum = 0;
+
+	for (size_t i = 0; i < n; i++)
+		sum += (double)a[i] * b[i];
+	return sum;
+}
+
+/* A random direction of norm 1. */
+static inline act_t *direction(size_t n, const char *stream)
+{
+	act_t *d = xmalloc(n * sizeof(*d));
+	double norm;
+
+	fill_normal(d, n, stream, 0, 1);
+	norm = sqrt(dot(d, d, n));
+	for (size_t i = 0; i < n; i++)
+		d[i] = (act_t)(d[i] / norm);
+	return d;
+}
+
+static inline bool all_finite(const act_t *x, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		if (!isfinite(x[i]))
+			return false;
+	return true;
+}
+
+/*
+ * Finite differences: |fd - <g,d>| <= FD_TOL ||g||. Central with h = FD_STEP: the
+ * truncation is h^2 f'''/6 ~ 1e-10, round-off eps f/h ~ 1e-10; two decades are left.
+ */
+#define FD_STEP 1e-5
+#define FD_TOL 1e-6
+
+/* The objective of one finite difference, and what it is called with. */
+typedef double (*objective_fn)(void *ctx);
+
+static inline bool fd_agrees(objective_fn f, void *ctx, act_t *x, const grad_t *g, size_t n,
+			     const char *stream, double *error)
+{
+	act_t *d = direction(n, stream), *old = xmalloc(n * sizeof(*old));
+	double up, down, slope = dot(g, d, n), norm = sqrt(dot(g, g, n));
+
+	memcpy(old, x, n * sizeof(*x));
+	for (size_t i = 0; i < n; i++)
+		x[i] = old[i] + FD_STEP * d[i];
+	up = f(ctx);
+	for (size_t i = 0; i < n; i++)
+		x[i] = old[i] - FD_STEP * d[i];
+	down = f(ctx);
+	memcpy(x, old, n * sizeof(*x));
+	free(old);
+	free(d);
+	/* no gradient at all: the objective must not move either */
+	*error = fabs((up - down) / (2 * FD_STEP) - slope) / (norm > 0 ? norm : FD_STEP);
+	return *error <= FD_TOL;
+}
+
+#endif

@@ -1,0 +1,167 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""What the configuration refuses, and what it only notes."""
+
+import os
+import re
+
+from kconfig_tap import (CONFIG, DIR, FRAGMENT, TINY, main, ok, run, shows,
+                         slurp, with_lines, write)
+
+
+# What is refused
+
+ERRORS = {
+    "unknown symbol": ("CONFIG_N_LAYERS=3", "did you mean CONFIG_N_LAYER?"),
+    "no assignment": ("N_LAYER=3", "is not an assignment"),
+    "space": ("CONFIG_N_LAYER =3", "is not an assignment"),
+    "int not a number": ("CONFIG_N_LAYER=three", "whole number"),
+    "int quoted": ('CONFIG_N_LAYER="3"', "unquoted"),
+    "int too long": ("CONFIG_SEED=" + "9" * 5000, "whole number"),
+    "int unset": ("# CONFIG_N_LAYER is not set", "not a switch"),
+    "int out of range": ("CONFIG_BATCH_SIZE=4097", "nearest legal 4096"),
+    "no accumulation": ("CONFIG_GRADIENT_ACCUMULATION=0", "nearest legal 1"),
+    "bool": ("CONFIG_TENSORBOARD=m", "write y or n"),
+    "string unquoted": ("CONFIG_BLOCK=mha", "double quotes"),
+    "string open": ('CONFIG_BLOCK="mha', "double quotes"),
+    "empty": ("CONFIG_LEARNING_RATE=", "not a decimal number"),
+    "real word": ("CONFIG_RA_MLA_RA_ALPHA=big", "not a decimal number"),
+    "real nan": ('CONFIG_RA_MLA_RA_ALPHA="nan"', "not a decimal number"),
+    "real infinite": ("CONFIG_RA_MLA_RA_ALPHA=1e999", "not finite"),
+    "alpha": ("CONFIG_RA_MLA_RA_ALPHA=-0.1", "0 or more; nearest legal 0"),
+    "gate alpha": ("CONFIG_RA_MLA_MLP_GATE_ALPHA=1.1", "nearest legal 1"),
+    "beta": ('CONFIG_ADAM_BETA2="1.0"', "just below 1"),
+    "epsilon": ("CONFIG_ADAM_EPSILON=0", "above 0"),
+    "temperature": ("CONFIG_GENERATION_TEMPERATURE=0", "above 0"),
+    "rate": ("CONFIG_LEARNING_RATE=0.0", "above 0"),
+    "mode": ('CONFIG_RA_MLA_MLP_SPARSE_MODE="top"', '"none", "rms", "topk"'),
+    "alias word": ('CONFIG_OPTIMIZER="sgd"', '"adamw", "adamwspam"'),
+    "dependency": ("CONFIG_LR_DECAY_STEPS=5", "needs CONFIG_LR_WSD=y"),
+    "mode dependency": ("CONFIG_RA_MLA_MLP_SPARSE_RMS_THRESHOLD=0.5",
+                        'needs CONFIG_RA_MLA_MLP_SPARSE_MODE="rms"'),
+    "path": ('CONFIG_DATA_PATH="x"',
+             "needs (CONFIG_DATA_TEXT=y or CONFIG_DATA_SHARDS=y)"),
+    "cuda": ("CONFIG_ARCH_CUDA=y", "the cuda backend is not part of this "
+             "version; set CONFIG_ARCH_CPU=y"),
+    "fallback": ("CONFIG_LR_COSINE=n", "CONFIG_LR_WSD=y"),
+    "mode without mechanism": (
+        'CONFIG_RA_MLA_MLP_GATE_POOL="token"',
+        "needs CONFIG_RA_MLA_MLP_ATTN_GATE=y", "gpt2-ra-mla-step0"),
+    "preset": ("CONFIG_N_EMBD=64", "set CONFIG_GPT2_MODEL_CUSTOM=y",
+               "gpt2-124m"),
+    "other model": ("CONFIG_RA_MLA_LATENT_DIM=64", "CONFIG_MIXER_RA_MLA=y",
+                    "tiny-gpt2"),
+}
+
+
+def test_refused_lines():
+    run("defconfig", "tiny-gpt2")
+    before = slurp(".config")
+    for name, (line, reason, *base) in ERRORS.items():
+        status, _, err = with_lines(f"# comment\n\n{line}\n", *base)
+        ok(status == 2 and err.startswith(f"error: {FRAGMENT}:3: ")
+           and reason in err and err.count("\n") == 1,
+           f"line_is_refused: {name}", status, err)
+    ok(slurp(".config") == before, "refusal_leaves_config_as_it_was")
+    _, _, err = with_lines("CONFIG_A=1\nCONFIG_N_HEAD=x\nCONFIG_SEED=5\n")
+    ok(re.findall(r"f\.config:(\d)", err) == ["1", "2"],
+       "every_bad_line_is_named", err)
+    write(CONFIG, "CONFIG_SEDE=1\n")
+    for verb in ("sync", "olddefconfig", "oldconfig", "get", "savedefconfig",
+                 "listnewconfig", "merge"):
+        status, _, err = run(verb, *{"get": ["SEED"], "merge": ["real-double"]}
+                             .get(verb, []))
+        ok(status == 2 and f"error: {CONFIG}:1: " in err,
+           f"verb_checks_config: {verb}", err)
+
+
+RULES = {
+    "heads": ("CONFIG_N_HEAD=5", ["N_HEAD=5", "N_EMBD=64", "4 and 8"]),
+    "scalar": ('CONFIG_RA_MLA_MLP_TYING_MODE="per_head_scalar"\n'
+               "CONFIG_RA_MLA_LATENT_DIM=48",
+               ["RA_MLA_LATENT_DIM=48", "256", "32 and 64"]),
+    "unknown mixer": ('CONFIG_BLOCK="ra_mla recipe"', ["did you mean recip?"]),
+    "disabled mixer": ('CONFIG_BLOCK="ra_mla recip mha"',
+                       ["set CONFIG_MIXER_MHA=y"]),
+    "unused mixer": ("CONFIG_MIXER_MHA=y", ["does not name mha"]),
+    "no mixer": ('CONFIG_BLOCK=""', ["names no sub-layer"]),
+    "spaces": ('CONFIG_BLOCK="ra_mla  recip"', ['"ra_mla recip"']),
+    "no writer": ('CONFIG_BLOCK="mha recip"\nCONFIG_MIXER_MHA=y\n'
+                  "CONFIG_MIXER_RA_MLA=n\nCONFIG_RA_MLA_MLP_ATTN_GATE=n\n"
+                  "CONFIG_RA_MLA_MLP_LATENT_RECIP=n",
+                  ["CROSS_TOKEN=y", "ROUTE", "add ra_mla before recip"]),
+    "no reader": ('CONFIG_BLOCK="mha recip"\nCONFIG_MIXER_MHA=y\n'
+                  "CONFIG_MIXER_RA_MLA=n\nCONFIG_RA_MLA_MLP_CROSS_TOKEN=n\n"
+                  "CONFIG_RA_MLA_MLP_LATENT_RECIP=n",
+                  ["ATTN_GATE=y", "HEAD_GATE", "add ra_mla after recip"]),
+    "no latent": ('CONFIG_BLOCK="mha recip"\nCONFIG_MIXER_MHA=y\n'
+                  "CONFIG_MIXER_RA_MLA=n\nCONFIG_RA_MLA_MLP_CROSS_TOKEN=n\n"
+                  "CONFIG_RA_MLA_MLP_ATTN_GATE=n",
+                  ["LATENT_RECIP=y", "LATENT;", "LATENT_MIX;"]),
+    "one layer": ("CONFIG_N_LAYER=1", ["ATTN_GATE=y", "N_LAYER=2 or more"]),
+    "two readers": ('CONFIG_BLOCK="ra_mla recip recip"',
+                    ["recip and then recip read the ROUTE"]),
+    "bytes": ("CONFIG_VOCAB_SIZE=255", ["DATA_TREE=y", "nearest legal 256"]),
+    "shards": ("CONFIG_DATA_SHARDS=y\nCONFIG_VOCAB_SIZE=65537",
+               ["DATA_SHARDS=y", "nearest legal 65536"]),
+    "rates": ("CONFIG_LEARNING_RATE=1e-4", ["MIN_LR=3e-4", "1e-4"]),
+    "decay": ("CONFIG_LR_WSD=y\nCONFIG_LR_DECAY_STEPS=201\n"
+              "CONFIG_MAX_ITERS=200", ["LR_DECAY_STEPS=201", "legal 200"]),
+    "steps": ('CONFIG_RA_MLA_ABLATION_STEPS="0,1,6"', ['nearest legal "0,1"']),
+    "steps twice": ('CONFIG_RA_MLA_ABLATION_STEPS="1,1"', ['"1"']),
+    "run": ('CONFIG_RUN_NAME="../x"', ["RUN_NAME"]),
+}
+
+
+def test_rules():
+    for name, (text, reasons) in RULES.items():
+        status, _, err = with_lines(text + "\n")
+        ok(status == 2 and "error: " in err
+           and all(reason in err for reason in reasons),
+           f"rule_is_checked: {name}", err)
+    status, _, err = with_lines('CONFIG_BLOCK="ra_mla recip mha mlp"\n'
+                                "CONFIG_MIXER_MHA=y\nCONFIG_MLP_MLP=y\n"
+                                "CONFIG_N_LAYER=2\n")
+    ok(status == 0, "hybrid_block_is_legal", err)
+
+
+def test_moot_lines():
+    cases = {
+        "n": "CONFIG_RA_MLA_MLP_ATTN_GATE=n\nCONFIG_RA_MLA_MLP_GATE_DIM=3\n",
+        "not set": "CONFIG_RA_MLA_MLP_GATE_DIM=3\n"
+                   "# CONFIG_RA_MLA_MLP_ATTN_GATE is not set\n",
+        "mode": 'CONFIG_RA_MLA_MLP_SPARSE_MODE="none"\n'
+                "CONFIG_RA_MLA_MLP_SPARSE_K=3\n",
+        "choice": "CONFIG_LR_DECAY_STEPS=3\nCONFIG_LR_CONSTANT=y\n",
+        "member": "CONFIG_LR_WSD=y\nCONFIG_LR_COSINE=y\n",
+        "alias": 'CONFIG_OPTIMIZER="adamw"\nCONFIG_SPAM_THETA=3.0\n',
+        "word and member": 'CONFIG_RA_MLA_MLP_SPARSE_MODE="rms"\n'
+                           "# CONFIG_RA_MLA_MLP_SPARSE_MODE_RMS is not set\n",
+    }
+    for name, text in cases.items():
+        status, _, err = with_lines(text)
+        ok(status == 0 and re.search(r"^note: \S+f\.config:[12]: ", err, re.M),
+           f"line_is_moot: {name}", status, err)
+    _, _, err = with_lines("CONFIG_SEED=1\nCONFIG_SEED=2\n")
+    ok(err == "" and shows("CONFIG_SEED=2"), "last_assignment_wins", err)
+
+
+def test_missing_files():
+    os.unlink(CONFIG)
+    for verb in ("sync", "olddefconfig"):
+        status, _, err = run(verb)
+        ok(status == 2 and "make demo" in err and TINY in err,
+           f"missing_config_lists_defconfigs: {verb}", err)
+    ok("did you mean tiny-gpt2?" in run("defconfig", "tiny-gpt")[2],
+       "unknown_defconfig_has_a_suggestion")
+    ok(run("merge", "nothing")[0] == 2 and run("get", "SEED")[0] == 2,
+       "merge_needs_config_and_fragment")
+    status, _, err = run("defconfig", DIR.name)
+    ok(status == 2 and "Traceback" not in err, "folder_is_no_defconfig", err)
+    write(FRAGMENT, "")
+    with open(FRAGMENT, "wb") as file:
+        file.write(b"\x7fELF\xff\xfe")
+    ok("not a text file" in run("defconfig", FRAGMENT)[2],
+       "binary_is_no_defconfig")
+
+main(globals())

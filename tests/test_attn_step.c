@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * k_attn_step(), position by position through a cache, against the dense forward.
+ */
+#include <omp.h>
+#include <string.h>
+
+#include "attn_ref.h"
+
+/* A cache of one sequence: a ring of queries, keys, values. */
+struct cache {
+	act_t *all;
+	long ring, k, v, stride;
+};
+
+static struct cache cache_new(const struct shape *s)
+{
+	struct cache c = { .k = (long)(s->window + 1) * s->heads * s->dk };
+
+	c.v = c.k + (long)s->t * k_heads(s) * s->dk;
+	c.stride = c.v + (long)s->t * v_heads(s) * s->dv + GAP;
+	c.all = xcalloc(s->b * c.stride, sizeof(act_t));
+	return c;
+}
+
+static void cache_append(const struct shape *s, struct cache *c, const struct work *w, int t)
+{
+	const struct attn *a = &w->a;
+	act_t *at;
+	long row;
+
+	for (int i = 0; i < s->b; i++) {
+		at = c->all + i * c->stride;
+		row = (long)i * s->t + t;
+		memcpy(at + (long)(t % (s->window + 1)) * s->heads * s->dk, a->q + row * a->q_row,
+		       s->heads * s->dk * sizeof(act_t));
+		memcpy(at + c->k + (long)t * k_heads(s) * s->dk, a->k + row * a->k_row,
+		       k_heads(s) * s->dk * sizeof(act_t));
+		memcpy(at + c->v + (long)t * v_heads(s) * s->dv, a->v + row * a->v_row,
+		       v_heads(s) * s->dv * sizeof(act_t));
+	}
+}
+
+/* Position t through the cache; returns the distance to the reference. */
+static double step_distance(const struct shape *s, struct cache *c, const struct work *w,
+			    const struct ref *r, int t)
+{
+	long nq = (long)s->heads * s->dk, no = (long)s->heads * s->dv;
+	struct buf q = buf_new(s->b * nq), o = buf_new(s->b * no), gamma = buf_new(s->b * s->heads);
+	struct buf route = buf_new((size_t)s->b * s->heads * (s->t + GAP));
+	struct attn_step a = {
+		.b = s->b, .heads = s->heads, .dk = s->dk, .dv = s->dv, .pos = t,
+		.q = q.p, .k = c->all + c->k, .k_row = (long)k_heads(s) * s->dk,
+		.k_head = w->a.k_head, .v = c->all + c->v, .v_row = (long)v_heads(s) * s->dv,
+		.v_head = w->a.v_head, .cache_stride = c->stride, .o = o.p,
+		.gamma = s->gamma ? gamma.p : NULL, .scale = w->a.scale,
+		.ra_scale = s->ra_scale, .ra_window = s->window, .ring = c->all,
+		.route = route.p, .route_stride = s->t + GAP,
+	};
+	double worst = 0, g;
+	double *p = dense(t + 1);
+	long row;
+
+	for (int i = 0; i < s->b; i++) {
+		row = (long)i * s->t + t;
+		memcpy(q.p + i * nq, w->a.q + row * w->a.q_row, nq * sizeof(act_t));
+		memcpy(gamma.p + i * s->heads, w->gamma.p + row * s->heads,
+		       s->heads * sizeof(act_t));
+	}
+	k_attn_step(&a);
+	for (int i = 0; i < s->b; i++) {
+		row = (long)i * s->t + t;
+		worst = fmax(worst, distance(r->o + row * no, o.p + i * no, 1, 0, s->heads, s->dv, s->dv));
+		for (int h = 0; h < s->heads; h++) {
+			g = r->gamma[row * s->heads + h];
+			for (int u = 0; u <= t; u++)
+				p[u] = g * ref_p(s, r, i, h, t)[u];
+			worst = fmax(worst, distance(p, route.p + ((long)i * s->heads + h) *
+						     (s->t + GAP), 1, 0, 1, 0, t + 1));
+		}
+	}
+	if (!buf_guarded(o) || !gaps_kept(route.p, s->b * s->heads, s->t + GAP, t + 1))
+		worst = 1;
+	free(p);
+	free(q.all);
+	free(o.all);
+	free(gamma.all);
+	free(route.all);
+	return worst;
+}
+
+static double step_worst(const struct shape *s, const struct work *w, const struct ref *r)
+{
+	struct cache c = cache_new(s);
+	double worst = 0;
+
+	for (int t = 0; t < s->t; t++) {
+		cache_append(s, &c, w, t);
+		/* every position at the start and around the edges of tiles, some between */
+		if (t < 4 || (t + 2) % 64 < 4 || t % 17 == 0)
+			worst = fmax(worst, step_distance(s, &c, w, r, t));
+	}
+	free(c.all);
+	return worst;
+}
+
+static void test_shape(const struct shape *s)
+{
+	struct work w = work_new(s);
+	struct ref r = ref_new(s);
+	char name[160];
+	double d;
+
+	work_fill(s, &w, &r);
+	ref_forward(s, &r);
+	d = step_worst(s, &w, &r);
+	name_shape(name, sizeof(name), s);
+	if (!ok(d <= TOLERANCE, "attn_step_matches_dense: %s", name))
+		diag("distance %.2e", d);
+	ref_free(&r);
+	work_free(&w);
+}
+
+int main(void)
+{
+	static const int length[] = { 1, 2, 64, 66, 300 };
+	static const int width[][2] = { { 5, 7 }, { 16, 16 }, { 64, 33 }, { 8, 70 }, { 1, 1 } };
+	static const int window[] = { -1, 0, 1, 7, 300 };	/* -1: no reciprocal term */
+	struct shape s;
+	int n = 0;
+
+	/* a loaded machine is slow with threads that wait; runs of keys get two at the end */
+	omp_set_num_threads(1);
+	for (size_t l = 0; l < ARRAY_SIZE(length); l++)
+		for (size_t i = 0; i < ARRAY_SIZE(window); i++)
+			for (int share = 0; share < 4; share++, n++) {
+				s = (struct shape) {
+					.b = 1 + n % 2, .t = length[l], .heads = n % 3 ? 3 : 1,
+					.dk = width[n % 5][0], .dv = width[n % 5][1],
+					.one_k = share & 1, .one_v = share & 2,
+					.gamma = n / 8 % 2 == 0,
+					.ra_scale = window[i] < 0 ? 0 : 0.3,
+					.window = MAX(window[i], 0),
+				};
+				if (s.t > 256)
+					omp_set_num_threads(2);
+				test_shape(&s);
+			}
+	return tap_done();
+}

@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The cpu as a device: arena, copies, threads; and its element functions.
+ */
+#include <omp.h>
+
+#include "../arch/cpu/math.h"
+#include "arch.h"
+#include "scratch.h"
+#include "tap.h"
+#include "util.h"
+
+/* The bounds that arch/cpu/math.h states. */
+#define F32_TOL 2e-7
+#define F64_TOL 4e-16
+
+/* Every argument between the flush to 0 and the overflow, in @steps steps. */
+static double exp_f32_error(int steps)
+{
+	double worst = 0;
+
+	for (int i = 0; i <= steps; i++) {
+		float x = -86.9f + (float)i / steps * (88.7f + 86.9f);
+		double want = exp(x);
+
+		worst = fmax(worst, fabs(exp_f32(x) - want) / want);
+	}
+	return worst;
+}
+
+static double exp_f64_error(int steps)
+{
+	long double worst = 0;
+
+	for (int i = 0; i <= steps; i++) {
+		double x = -708 + (double)i / steps * (709.7 + 708);
+		long double want = expl(x);
+
+		worst = fmaxl(worst, fabsl(exp_f64(x) - want) / want);
+	}
+	return worst;
+}
+
+static void test_math(void)
+{
+	double f32 = exp_f32_error(200003), f64 = exp_f64_error(200003), gelu = 0;
+
+	ok(f32 <= F32_TOL, "exp_f32_relative_error %.3g", f32);
+	ok(f64 <= F64_TOL, "exp_f64_relative_error %.3g", f64);
+	ok(exp_f32(-INFINITY) == 0 && exp_f64(-INFINITY) == 0 && exp_f32(0) == 1 &&
+	   exp_f64(0) == 1, "exp_of_minus_infinity_is_0");
+	ok(isinf(exp_f32(INFINITY)) && isinf(exp_f64(INFINITY)) && exp_f32(88.72f) < INFINITY &&
+	   isinf(exp_f32(88.73f)) && isinf(exp_f64(709.79)), "exp_overflows_where_it_should");
+	ok(isnan(exp_f32(NAN)) && isnan(exp_f64(NAN)), "exp_of_nan_is_nan");
+	for (int i = -600; i <= 600; i++) {	/* central difference, h^2 f'''/6 < 1e-9 */
+		double x = 0.01 * i, h = 1e-4;
+		double fd = (r_gelu(x + h) - r_gelu(x - h)) / (2 * h);
+
+		gelu = fmax(gelu, fabs(fd - r_gelu_grad(x)));
+	}
+	ok(!R_IS_DOUBLE || gelu < 1e-8, "gelu_grad_is_the_derivative %.3g", gelu);
+}
+
+static void test_arena(void)
+{
+	enum { BYTES = 48 << 20 };
+	size_t before = peak_rss(), grown;
+	char *p = arch_alloc(BYTES);
+	bool zero = true;
+
+	grown = peak_rss() - before;
+	for (size_t i = 0; i < BYTES; i++)
+		zero &= !p[i];
+	ok(zero && (uintptr_t)p % TENSOR_ALIGN == 0, "arena_is_zeroed_and_aligned");
+	ok(fabs((double)grown - BYTES) < 0.02 * BYTES, "arena_is_resident %zu of %d", grown, BYTES);
+	ok(arch_memory() > BYTES, "memory_is_known %zu", arch_memory());
+	arch_free(p, BYTES);
+}
+
+static void test_copies(void)
+{
+	static const size_t sizes[] = { 1, 4096, (1 << 20) + 1, (5 << 20) + 17 };
+	size_t bytes = ROUND_UP((size_t)6 << 20, TENSOR_ALIGN);
+	uint8_t *host = xmalloc(bytes), *back = xmalloc(bytes), *a = arch_alloc(2 * bytes);
+
+	for (size_t i = 0; i < bytes; i++)
+		host[i] = rng_u64(1, 2, i);
+	for (size_t i = 0; i < ARRAY_SIZE(sizes); i++) {
+		size_t n = sizes[i];
+		bool good;
+
+		arch_zero(a, 2 * bytes);
+		arch_put(a, host, n);
+		arch_copy(a + bytes, a, n);
+		memset(back, 0xFF, bytes);
+		arch_get(back, a + bytes, n);
+		arch_sync();
+		good = !memcmp(back, host, n) && back[n] == 0xFF && !a[bytes + n] && !a[n];
+		ok(good, "copies_of_%zu_bytes_round_trip", n);
+	}
+	arch_free(a, 2 * bytes);
+	free(host), free(back);
+}
+
+static void open_second(const void *arg)
+{
+	(void)arg;
+	arch_init(1, 1);
+}
+
+int main(void)
+{
+	ok(dies(open_second, NULL, "device 1"), "second_cpu_is_refused");
+	arch_init(0, 2);
+	ok(omp_get_max_threads() == 2, "threads_are_set");
+	ok(strstr(arch_describe(), "2 threads") != NULL, "describe: %s", arch_describe());
+	test_math();
+	test_arena();
+	test_copies();
+	return tap_done();
+}

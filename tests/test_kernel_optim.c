@@ -1,0 +1,276 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Golden steps of the optimizer: runs of k_spam_clip(), k_grad_norm(), k_optim_decide()
+ * and k_adamw() against the definition, one element after the other in double.
+ */
+#include "kernel.h"
+
+enum { MAX_STEPS = 150 };
+
+/*
+ * The moments forget at beta, so that an error of a few roundings per step levels out
+ * at 1 / (1 - beta) = 20 times that; a weight collects one rounding and one update's
+ * error per step, which is in its size below.
+ */
+#define MOMENT_TOL (100 * UNIT + 4 * NORM_TOL(r.n))	/* v has the norm's square */
+#define WEIGHT_TOL (300 * UNIT)
+/* The norm: elements rounded when they were clipped, two sums of n squares in double. */
+#define NORM_TOL(n) (8 * UNIT + (n) * 0x1p-53)
+/* z divides by a deviation of at least a hundredth of the norm. */
+#define Z_TOL (10000 * UNIT)
+
+/* A run: its settings, inputs that depend on the step, and what comes out. */
+static struct {
+	const char *name;
+	struct optim_hyper hp;
+	struct optim_range *ranges;
+	int nr, steps;
+	size_t n;
+	act_t *w0, *noise;		/* [n] */
+	double scale[MAX_STEPS];	/* of the gradient; NaN poisons one element */
+	double loss[MAX_STEPS], lr[MAX_STEPS];
+	act_t *w, *m, *v;		/* [n] */
+	struct optim_state *state;	/* after each step */
+} r;
+
+static const struct optim_hyper spam = {
+	.beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8, .grad_clip = 1, .inv_accum = 0.25,
+	.theta = 5, .spike = 2, .clip_after = 4, .interval = 17, .warmup = 6,
+};
+
+/* Gradient sum of element @i: noise that moves with the step, a few far outliers. */
+static act_t gradient(int step, size_t i)
+{
+	act_t g = r.noise[(i + 17 * step) % r.n] * (1 + (int)(i % 3)) / sqrt(r.n);
+
+	if (isnan(r.scale[step]))
+		return i == r.n / 2 ? NAN : g;
+	if (isinf(r.scale[step]))
+		return i == r.n / 2 ? INFINITY : g;
+	return g * r.scale[step] * ((i + step) % 50 == 7 ? 40 : 1);
+}
+
+static void call_run(void)
+{
+	size_t parts = (r.n + OPTIM_CHUNK - 1) / OPTIM_CHUNK;
+	act_t *g = xmalloc(r.n * sizeof(*g));
+	double *partial = xmalloc(parts * sizeof(*partial));
+	struct optim_state st = { 0 };
+
+	memset(r.m, 0, r.n * sizeof(*r.m));
+	memset(r.v, 0, r.n * sizeof(*r.v));
+	for (int i = 0; i < r.steps; i++) {
+		for (size_t j = 0; j < r.n; j++)
+			g[j] = gradient(i, j);
+		k_spam_clip(g, r.v, r.n, &r.hp, &st);
+		k_grad_norm(partial, g, r.n, &r.hp);
+		k_optim_decide(&st, partial, parts, &r.loss[i], &r.lr[i], &r.hp);
+		k_adamw(r.w, r.w, g, r.m, r.v, r.ranges, r.nr, &r.hp, &st);
+		r.state[i] = st;
+	}
+	free(g);
+	free(partial);
+}
+
+/* The definition's own memory; sizes bound the magnitude of what was summed. */
+struct ref {
+	double *g, *w, *m, *v, *m_size, *w_size;
+	double norms[MAX_STEPS];
+	int nr_norms, applied, count, since_reset, skipped, row, spikes, resets;
+};
+
+static double decay_of(size_t i)
+{
+	for (int k = 0; k < r.nr; k++)
+		if (i >= r.ranges[k].offset && i < r.ranges[k].offset + r.ranges[k].numel)
+			return r.ranges[k].decay;
+	return NAN;
+}
+
+/* Steps 1 and 2 of the specification. */
+static double ref_norm(struct ref *f, int step)
+{
+	double corr = 1 - pow(r.hp.beta2, f->count), sum = 0;
+
+	for (size_t i = 0; i < r.n; i++) {
+		double g = gradient(step, i) * r.hp.inv_accum, most = 0;
+
+		if (r.hp.theta && f->count >= r.hp.clip_after && f->count)
+			most = r.hp.theta * f->v[i] / corr;
+		if (most > 0 && isfinite(g) && g * g > most)
+			g = copysign(sqrt(most), g);
+		f->g[i] = g;
+		sum += g * g;
+	}
+	return sqrt(sum);
+}
+
+/* Step 3: over the at most 100 norms before this one. */
+static double ref_z(const struct ref *f, double norm)
+{
+	int first = MAX(f->nr_norms - 100, 0), n = f->nr_norms - first;
+	double mean = 0, var = 0;
+
+	for (int i = first; i < f->nr_norms; i++)
+		mean += f->norms[i] / n;
+	for (int i = first; i < f->nr_norms; i++)
+		var += pow(f->norms[i] - mean, 2) / n;
+	return n < 10 || var == 0 ? 0 : (norm - mean) / sqrt(var);
+}
+
+/* Factor f of step 6: n updates after a reset. */
+static double ref_warm(const struct ref *f)
+{
+	int n = f->since_reset;
+
+	if (!f->resets || !r.hp.warmup || n > r.hp.warmup)
+		return 1;
+	return MAX(1e-3, 0.5 * (1 - cos(M_PI * n / r.hp.warmup)));
+}
+
+static void ref_update(struct ref *f, double lr, double clip, bool spike)
+{
+	double b1 = r.hp.beta1, b2 = r.hp.beta2;
+
+	for (size_t i = 0; i < r.n; i++) {
+		double g = f->g[i] * clip, mhat, vhat;
+
+		if (spike) {
+			f->m[i] /= 2;
+			f->m_size[i] /= 2;
+			f->v[i] *= 0.9;
+		}
+		f->m[i] = b1 * f->m[i] + (1 - b1) * g;
+		f->m_size[i] = b1 * f->m_size[i] + (1 - b1) * fabs(g);
+		f->v[i] = b2 * f->v[i] + (1 - b2) * g * g;
+		mhat = f->m[i] / (1 - pow(b1, f->count));
+		vhat = f->v[i] / (1 - pow(b2, f->count));
+		f->w_size[i] += fabs(f->w[i]) + lr * f->m_size[i] / (1 - pow(b1, f->count)) /
+							(sqrt(vhat) + r.hp.epsilon);
+		f->w[i] -= lr * (mhat / (sqrt(vhat) + r.hp.epsilon) + decay_of(i) * f->w[i]);
+	}
+}
+
+static bool state_right(const struct optim_state *st, const struct ref *f, double norm, double z,
+			bool skip, bool spike, bool reset)
+{
+	bool good = st->applied == f->applied && st->count == f->count &&
+		    st->skipped == f->skipped && st->skipped_row == f->row &&
+		    st->spikes == f->spikes && st->resets == f->resets && st->skip == skip &&
+		    st->spike_now == spike && st->reset_now == reset &&
+		    st->nr_norms == MIN(f->nr_norms, 100);
+
+	if (isfinite(norm))
+		good &= near(st->norm, norm, norm, NORM_TOL(r.n));
+	else
+		good &= !isfinite(st->norm);
+	return good && near(st->z, z, 1 + fabs(z), Z_TOL);
+}
+
+/* One update of the definition, compared with what the kernels decided. */
+static bool ref_step(struct ref *f, int step)
+{
+	const struct optim_state *st = &r.state[step];
+	double norm = ref_norm(f, step), z, clip = 1;
+	bool spike, reset;
+
+	if (!isfinite(norm) || !isfinite(r.loss[step])) {
+		f->skipped++;
+		f->row++;
+		return state_right(st, f, norm, 0, true, false, false);
+	}
+	z = ref_z(f, norm);
+	spike = r.hp.spike && z > r.hp.spike;
+	f->norms[f->nr_norms++] = norm;
+	f->row = 0;
+	f->spikes += spike;
+	f->applied++;
+	f->count++;
+	f->since_reset++;
+	if (r.hp.grad_clip)
+		clip = MIN(1, r.hp.grad_clip / norm);
+	ref_update(f, r.lr[step] * ref_warm(f), clip, spike);
+	reset = r.hp.interval && f->applied % r.hp.interval == 0;
+	if (reset) {
+		memset(f->m, 0, r.n * sizeof(*f->m));
+		memset(f->m_size, 0, r.n * sizeof(*f->m_size));
+		memset(f->v, 0, r.n * sizeof(*f->v));
+		f->count = f->since_reset = 0;
+		f->resets++;
+	}
+	return state_right(st, f, norm, z, false, spike, reset);
+}
+
+static bool reference_agrees(void)
+{
+	struct ref f = { 0 };
+	double **all[] = { &f.g, &f.w, &f.m, &f.v, &f.m_size, &f.w_size };
+	bool good = true;
+
+	for (size_t i = 0; i < ARRAY_SIZE(all); i++)
+		*all[i] = xcalloc(r.n, sizeof(double));
+	for (size_t i = 0; i < r.n; i++)
+		f.w[i] = r.w0[i];
+	for (int i = 0; i < r.steps && good; i++) {
+		good = ref_step(&f, i);
+		if (!good)
+			diag("step %d", i);
+	}
+	for (size_t i = 0; i < r.n && good; i++)
+		good = near(r.m[i], f.m[i], f.m_size[i], MOMENT_TOL) &&
+		       near(r.v[i], f.v[i], f.v[i], MOMENT_TOL) &&
+		       near(r.w[i], f.w[i], f.w_size[i], WEIGHT_TOL);
+	diag("%s: %d applied, %d skipped, %d spikes, %d resets", r.name, f.applied, f.skipped,
+	     f.spikes, f.resets);
+	for (size_t i = 0; i < ARRAY_SIZE(all); i++)
+		free(*all[i]);
+	return good;
+}
+
+static void test_run(const char *name, size_t n, int steps, struct optim_hyper hp,
+		     struct optim_range *ranges, int nr)
+{
+	size_t bytes = n * sizeof(act_t), states = steps * sizeof(struct optim_state);
+	struct out out[] = { { guarded(bytes), bytes, NULL }, { guarded(bytes), bytes, NULL },
+			     { guarded(bytes), bytes, NULL }, { guarded(states), states, NULL } };
+
+	r.name = name, r.hp = hp, r.ranges = ranges, r.nr = nr, r.steps = steps, r.n = n;
+	r.w0 = normals(n), r.noise = normals(n);
+	r.w = out[0].x, r.m = out[1].x, r.v = out[2].x, r.state = out[3].x;
+	out[0].before = r.w0;
+	for (int i = 0; i < steps; i++) {
+		r.scale[i] = i % 23 == 21 ? 15 : 1 + 0.1 * (i % 5);	/* spikes */
+		r.loss[i] = i == 11 ? INFINITY : 3;
+		r.lr[i] = 1e-2 * (i + 1) / steps;
+		if (i == 6 || i == 7 || i == 40)			/* skipped */
+			r.scale[i] = i == 7 ? INFINITY : NAN;
+	}
+	ok(threads_agree(call_run, out, 4) && reference_agrees(), "optim_golden_steps %s", name);
+	for (size_t i = 0; i < ARRAY_SIZE(out); i++)
+		unguard(out[i].x);
+	unguard(r.w0), unguard(r.noise);
+}
+
+int main(void)
+{
+	struct optim_range small[] = { { 0, 64, 0.1 }, { 64, 1, 0 }, { 65, 7, 0.1 },
+				       { 72, 300, 0 }, { 372, 628, 0.3 } };
+	struct optim_range large[] = { { 0, 16390, 0.1 }, { 16390, 2, 0 }, { 16392, 150001, 0.1 } };
+	struct optim_hyper hp = spam;
+
+	test_run("all mechanisms", 1000, 150, hp, small, 5);
+	test_run("all mechanisms, many blocks", 166393, 24, hp, large, 3);
+	hp.warmup = 0;
+	test_run("reset without warmup", 1000, 60, hp, small, 5);
+	hp.interval = 0;
+	test_run("no reset", 1000, 60, hp, small, 5);
+	hp.clip_after = 0;
+	test_run("element clip from the start", 1000, 60, hp, small, 5);
+	hp.theta = 0;
+	test_run("no element clip", 1000, 60, hp, small, 5);
+	hp.spike = 0;
+	test_run("AdamW", 1000, 60, hp, small, 5);
+	hp.grad_clip = 0;
+	test_run("AdamW without norm clip", 1000, 60, hp, small, 5);
+	return tap_done();
+}
