@@ -108,6 +108,15 @@ struct metric {
 	double value;
 };
 
+/**
+ * struct cache_size - decode state of one sub-layer and sequence
+ * @size: bytes in all
+ * @token: of these, bytes of every past token
+ */
+struct cache_size {
+	size_t size, token;
+};
+
 enum { NR_METRICS = 8 };	/* most that one sub-layer gives */
 
 enum mixer_role { ROLE_ATTN, ROLE_MLP };	/* "attn." or "mlp." in names */
@@ -122,8 +131,7 @@ enum mixer_role { ROLE_ATTN, ROLE_MLP };	/* "attn." or "mlp." in names */
  * @act_size: bytes saved from forward to backward, per sub-layer at capacity
  * @tmp_size: scratch bytes, shared by all sub-layers
  * @step_tmp_size: scratch bytes of step with BATCH_SIZE sequences
- * @cache_size: bytes of decode state per sub-layer and sequence, 0 if none
- * @cache_token: of these, bytes that grow with every past token
+ * @cache: decode state of a sub-layer whose taps @read are read, NULL if none
  * @taps_read: taps it reads
  * @taps_written: taps it can write
  * @flops: floating point operations of one forward call with b sequences of t
@@ -133,7 +141,7 @@ enum mixer_role { ROLE_ATTN, ROLE_MLP };	/* "attn." or "mlp." in names */
  * @forward: y = f(x)
  * @backward: dx, dw, din from dy, dout; needs the act of the same forward
  * @step: one token per sequence at position @pos (0-based); state of sequence
- *	i at cache + i * cache_size. Dies with one line where the configuration
+ *	i at cache + i * cache(read).size. Dies with one line where the configuration
  *	cannot decode (the leaking pool).
  * @metrics: NULL, or statistics of the last forward, called after it or after its
  *	backward: act, in and x stand as they were, tmp is free, dw is not touched.
@@ -145,8 +153,8 @@ struct mixer {
 	const struct param *params;
 	int nr_params;
 	size_t param_size, act_size, tmp_size, step_tmp_size;
-	size_t cache_size, cache_token;
 	unsigned int taps_read, taps_written;
+	struct cache_size (*cache)(unsigned int read);
 	double (*flops)(int b, int t, unsigned int read);
 	double (*flops_bwd)(int b, int t, unsigned int read);
 	void (*forward)(const struct mixer_args *a);

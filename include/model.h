@@ -41,6 +41,7 @@ struct norm_act {
  * @norm: first element of its norm_param in the flat buffers
  * @param: first element of its mixer's parameters
  * @elems: elements of its mixer's parameters
+ * @cache: its decode state
  * @read: the taps it writes that a later sub-layer reads
  * @from: for each tap bit it reads, the sub-layer that writes it, -1 none
  */
@@ -48,6 +49,7 @@ struct sublayer {
 	const struct mixer *mixer;
 	int layer;
 	size_t norm, param, elems;
+	struct cache_size cache;
 	unsigned int read;
 	int from[NR_TAPS];
 };

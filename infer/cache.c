@@ -31,12 +31,9 @@ void decoder_open(struct decoder *d, const char *checkpoint)
 	ckpt_load_weights(checkpoint, &d->m);
 }
 
-/* Everything in a cache that position 0 reads, it also writes, but for running sums. */
+/* A step at position 0 reads nothing of what the caches held. */
 void decoder_rewind(struct decoder *d)
 {
-	for (int s = 0; s < NR_SUB; s++)
-		if (d->m.sub[s].mixer->cache_size)
-			arch_zero(d->m.cache[s], d->m.sub[s].mixer->cache_size);
 	d->pos = 0;
 }
 

@@ -140,6 +140,9 @@ void model_layout(struct model *m)
 	for (int s = 0; s < NR_SUB; s++)
 		for (int tap = 0; tap < NR_TAPS; tap++)
 			wire_tap(m, s, tap);
+	for (int s = 0; s < NR_SUB; s++)
+		if (m->sub[s].mixer->cache)
+			m->sub[s].cache = m->sub[s].mixer->cache(m->sub[s].read);
 	layout_params(m);
 }
 
@@ -259,7 +262,7 @@ size_t model_place(struct model *m, void *arena, enum phase phase, int sequences
 	if (phase == PHASE_DECODE) {
 		place_step(m, &c, sequences);
 		for (int s = 0; s < NR_SUB; s++)
-			m->cache[s] = carve(&c, m->sub[s].mixer->cache_size * sequences);
+			m->cache[s] = carve(&c, m->sub[s].cache.size * sequences);
 	} else {
 		place_act(m, &c);
 		place_work(m, &c);

@@ -50,10 +50,10 @@ static double count_flops(const struct model *m, int b, int t, bool backward)
 static void plan_cache(const struct model *m, struct plan *p)
 {
 	for (int s = 0; s < NR_SUB; s++) {
-		const struct mixer *x = m->sub[s].mixer;
+		const struct cache_size *c = &m->sub[s].cache;
 
-		p->cache_token += x->cache_token;
-		p->cache_const += x->cache_size - x->cache_token * T_MAX;
+		p->cache_token += c->token;
+		p->cache_const += c->size - c->token * T_MAX;
 	}
 }
 
@@ -73,7 +73,7 @@ void model_plan(const struct model *m, struct plan *p, enum phase phase, int seq
 	}
 	if (phase == PHASE_DECODE)
 		for (int s = 0; s < NR_SUB; s++)
-			p->bytes_cache += ROUND_UP(m->sub[s].mixer->cache_size * sequences,
+			p->bytes_cache += ROUND_UP(m->sub[s].cache.size * sequences,
 						   TENSOR_ALIGN);
 	else
 		p->bytes_act = model_act_size(&probe, phase);

@@ -27,6 +27,8 @@ $(auto): $(CONF) $(wildcard Kconfig */Kconfig */*/Kconfig) scripts/kconfig.py \
 	$(Q)$(KCONFIG) sync
 	@touch $@
 
+# Without a file, however old, make would add a complaint of its own to a refusal.
+$(if $(wildcard $(auto)),,$(shell mkdir -p $(dir $(auto)) && touch -d @0 $(auto)))
 include $(auto)
 unquote = $(subst ",,$(1))
 
@@ -70,7 +72,8 @@ $(error EXTRA_CFLAGS=$(EXTRA_CFLAGS): results must not depend on it; leave it aw
 endif
 
 cflags := -std=gnu11 -O3 $(if $(CONFIG_CPU_NATIVE),-march=native) -fopenmp -g \
-	-Wall -Wextra -Wno-zero-length-bounds -Iinclude -I$(OBJ)/include $(blas-cflags) -include include/kconfig.h $(EXTRA_CFLAGS)
+	-Wall -Wextra -Wno-zero-length-bounds -Iinclude -I$(OBJ)/include $(blas-cflags) \
+	-include include/kconfig.h $(EXTRA_CFLAGS)
 ldflags := -fopenmp $(EXTRA_LDFLAGS)
 libs := $(blas-libs) $(call package,--libs zlib jansson) -lm
 

@@ -5,6 +5,9 @@
 # it provoked among them, is shown only where it fails.
 
 interpreter=
+# Threads of a busy machine should sleep, not spin.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
+
 case $1 in
 *.t)
 	read -r first <"$1"

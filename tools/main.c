@@ -2,6 +2,7 @@
 /*
  * The verbs, one line each. `tenon VERB --help` lists the flags of one.
  */
+#include <errno.h>
 #include <string.h>
 
 #include "options.h"
@@ -31,15 +32,23 @@ static void print_verbs(FILE *to)
 	fputs("`tenon VERB --help` lists the flags of a verb\n", to);
 }
 
+/* What stdout did not take, behind a "> FILE" on a full disk, is a failure too. */
+static int finish(int status)
+{
+	if ((fflush(stdout) || ferror(stdout)) && !status)
+		die("cannot write to stdout: %s", strerror(errno));
+	return status;
+}
+
 int main(int argc, char **argv)
 {
 	if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") ||
 	    !strcmp(argv[1], "help")) {
 		print_verbs(stdout);
-		return 0;
+		return finish(0);
 	}
 	for (size_t i = 0; i < ARRAY_SIZE(verbs); i++)
 		if (!strcmp(argv[1], verbs[i].name))
-			return verbs[i].run(argc - 1, argv + 1);
+			return finish(verbs[i].run(argc - 1, argv + 1));
 	die("unknown verb \"%s\"; `tenon --help` lists them", argv[1]);
 }

@@ -102,12 +102,12 @@ static void print_cache(const struct report *r)
 	printf("cache        %zu bytes per token in all layers, constant state %zu bytes, per sequence\n",
 	       p->cache_token, p->cache_const);
 	for (int s = 0; s < NR_SUB; s++) {
-		const struct mixer *x = r->m.sub[s].mixer;
+		const struct sublayer *sub = &r->m.sub[s];
 
-		if (x->cache_size)
+		if (sub->cache.size)
 			printf("  layer %-4d %s: %zu bytes per token, constant %zu\n",
-			       r->m.sub[s].layer, x->name, x->cache_token,
-			       x->cache_size - x->cache_token * T_MAX);
+			       sub->layer, sub->mixer->name, sub->cache.token,
+			       sub->cache.size - sub->cache.token * T_MAX);
 	}
 }
 

@@ -6,6 +6,7 @@
  * near.
  */
 #include <omp.h>
+#include <string.h>
 
 #include "attn.h"
 #include "math.h"
@@ -55,9 +56,8 @@ static struct step step_at(const struct attn_step *a, act_t *scratch, int part, 
 /* Scores of keys [u0, u0 + nu) for all heads. */
 static void step_scores(struct step *w, const struct attn_step *a, int i, int u0, int nu)
 {
-	int group = a->k_head ? 1 : a->heads, slots = a->ra_window + 1;
-	const act_t *k = a->k + i * a->cache_stride, *ring = a->ring + i * a->cache_stride;
-	const act_t *own = k + a->pos * a->k_row;
+	const act_t *k = a->k + i * a->cache_stride, *own = k + a->pos * a->k_row, *ring;
+	int group = a->k_head ? 1 : a->heads, slots;
 
 	for (int h = 0; h < a->heads; h += group) {
 		tile_pack_t(w->kt, k + u0 * a->k_row + h * a->k_head, a->k_row, nu, a->dk,
@@ -70,6 +70,8 @@ static void step_scores(struct step *w, const struct attn_step *a, int i, int u0
 	}
 	if (a->ra_scale == 0)
 		return;
+	ring = a->ring + i * a->cache_stride;
+	slots = a->ra_window + 1;
 	for (int u = MAX(0, a->pos - a->ra_window - u0); u < nu; u++)
 		for (int h = 0; h < a->heads; h++)
 			w->s[h * TILE + u] += (act_t)a->ra_scale *
@@ -103,7 +105,6 @@ static void step_run(struct step *w, const struct attn_step *a, int i, int run)
 {
 	int end = MIN((run + 1) * RUN, a->pos + 1), group = a->v_head ? 1 : a->heads, nu;
 	const act_t *v = a->v + i * a->cache_stride;
-	act_t *route;
 
 	for (int h = 0; h < a->heads; h++) {
 		w->max[h] = -INFINITY;
@@ -115,9 +116,9 @@ static void step_run(struct step *w, const struct attn_step *a, int i, int run)
 		nu = MIN(TILE, end - u0);
 		step_scores(w, a, i, u0, nu);
 		for (int h = 0; h < a->heads; h++) {
-			route = a->route + ((long)i * a->heads + h) * a->route_stride + u0;
-			for (int u = 0; a->route && u < nu; u++)
-				route[u] = w->s[h * TILE + u];
+			if (a->route)
+				memcpy(a->route + ((long)i * a->heads + h) * a->route_stride + u0,
+				       w->s + (long)h * TILE, nu * sizeof(act_t));
 			step_softmax(w, a, h, nu);
 		}
 		for (int h = 0; h < a->heads; h += group) {
@@ -137,7 +138,7 @@ static void step_join(const struct attn_step *a, act_t *scratch, int i, int h)
 {
 	act_t max = -INFINITY, sum = 0, gamma, fix;
 	long row = (long)i * a->heads + h;
-	act_t *o = a->o + row * a->dv, *route = a->route + row * a->route_stride;
+	act_t *o = a->o + row * a->dv, *route;
 	int runs = step_runs(a);
 	struct step w;
 
@@ -157,7 +158,10 @@ static void step_join(const struct attn_step *a, act_t *scratch, int i, int h)
 	}
 	for (int e = 0; e < a->dv; e++)
 		o[e] *= gamma / sum;
-	for (int u = 0; a->route && u <= a->pos; u++)
+	if (!a->route)
+		return;
+	route = a->route + row * a->route_stride;
+	for (int u = 0; u <= a->pos; u++)
 		route[u] = gamma / sum * r_exp(route[u] - max);
 }
 

@@ -137,6 +137,12 @@ static void mha_step(const struct mixer_args *a, void *cache, int pos)
 	mha_proj(a, tmp->o[0][0], a->b);
 }
 
+static struct cache_size mha_cache_size(unsigned int read)
+{
+	(void)read;
+	return (struct cache_size){ sizeof(struct mha_cache), sizeof(act_t) * 2 * C };
+}
+
 /* Products, and t (t + 1) / 2 visible pairs of width D for scores and values. */
 static double mha_flops(int b, int t, unsigned int read)
 {
@@ -160,8 +166,7 @@ static const struct mixer mha = {
 	.act_size = sizeof(struct mha_act),
 	.tmp_size = sizeof(struct mha_tmp),
 	.step_tmp_size = sizeof(struct mha_step_tmp),
-	.cache_size = sizeof(struct mha_cache),
-	.cache_token = sizeof(act_t) * 2 * C,
+	.cache = mha_cache_size,
 	.flops = mha_flops,
 	.flops_bwd = mha_flops_bwd,
 	.forward = mha_forward,

@@ -337,6 +337,12 @@ static int ra_mla_metrics(const struct mixer_args *a, struct metric *out)
 	return mix ? 2 : 1;
 }
 
+static struct cache_size ra_mla_cache_size(unsigned int read)
+{
+	(void)read;
+	return (struct cache_size){ sizeof(struct ra_mla_cache), sizeof(act_t) * 2 * L };
+}
+
 /* ---- operations ---------------------------------------------------------- */
 
 /* Scores and values; the routing computes the scores once more. */
@@ -367,8 +373,7 @@ static const struct mixer ra_mla = {
 	.act_size = sizeof(struct ra_mla_act),
 	.tmp_size = sizeof(union ra_mla_tmp),
 	.step_tmp_size = sizeof(struct ra_mla_step_tmp),
-	.cache_size = sizeof(struct ra_mla_cache),
-	.cache_token = 2 * L * sizeof(act_t),
+	.cache = ra_mla_cache_size,
 	.taps_read = (IS_ENABLED(CONFIG_RA_MLA_MLP_ATTN_GATE) ? TAP_HEAD_GATE : 0) |
 		     (IS_ENABLED(CONFIG_RA_MLA_MLP_LATENT_RECIP) ? TAP_LATENT_MIX : 0),
 	.taps_written = (ROUTED ? TAP_ROUTE : 0) |

@@ -39,13 +39,16 @@ struct recip_tmp {
 	TENSOR struct stats stats[2];
 };
 
-/* decode state of one sequence */
+/* decode state of one sequence where the gate is read */
 struct recip_cache {
-	/* heads averaged: outputs of each position; a layer without gate uses C of C + G */
-	TENSOR act_t y[RECIP_AVERAGE * T_MAX][C + G];
-	/* heads apart: hidden layers before the mix */
-	TENSOR act_t h[(RECIP_CROSS && !RECIP_AVERAGE) * T_MAX][F];
+	/* heads averaged: outputs of each position; apart: hidden layers before the mix */
+	TENSOR act_t past[RECIP_CROSS * T_MAX][RECIP_AVERAGE ? C + G : F];
 	TENSOR act_t z_sum[RECIP_CAUSAL * G];
+};
+
+/* and where it is not: the same beginning, narrower rows */
+struct recip_cache_ungated {
+	TENSOR act_t past[RECIP_CROSS * T_MAX][RECIP_AVERAGE ? C : F];
 };
 
 struct recip_step_tmp {
@@ -208,7 +211,14 @@ static void recip_backward(const struct mixer_args *a)
 
 /* ---- step ------------------------------------------------------------------- */
 
-enum { CACHE_STRIDE = sizeof(struct recip_cache) / sizeof(act_t) };
+static struct cache_size recip_cache_size(unsigned int read)
+{
+	if (RECIP_GATE && (read & TAP_HEAD_GATE))
+		return (struct cache_size){ sizeof(struct recip_cache),
+					    sizeof(((struct recip_cache *)0)->past) / T_MAX };
+	return (struct cache_size){ sizeof(struct recip_cache_ungated),
+				    sizeof(((struct recip_cache_ungated *)0)->past) / T_MAX };
+}
 
 /* z of the causal pool is added up in the cache itself. */
 static struct recip recip_step_call(const struct mixer_args *a, struct recip_cache *cache, int pos)
@@ -226,24 +236,24 @@ static struct recip recip_step_call(const struct mixer_args *a, struct recip_cac
 		.latent_mix = (act_t *)a->out->latent_mix,
 		.gamma = (act_t *)a->out->head_gate,
 		.z = RECIP_CAUSAL ? cache->z_sum : DATA(tmp->z),
-		.ldz = RECIP_CAUSAL ? CACHE_STRIDE : G,
+		.ldz = RECIP_CAUSAL ? sizeof(*cache) / sizeof(act_t) : G,
 		.z_beta = RECIP_CAUSAL && pos > 0 };
 }
 
 static void recip_step(const struct mixer_args *a, void *cache, int pos)
 {
-	struct recip_cache *past = cache;
-	struct recip r = recip_step_call(a, past, pos);
+	struct recip r = recip_step_call(a, cache, pos);
+	long seq = recip_cache_size(a->read).size / sizeof(act_t);
 
 	if (RECIP_SEQUENCE)
 		die("CONFIG_RA_MLA_MLP_GATE_POOL=\"sequence\" leaks the future and cannot decode: choose \"causal\" or \"token\" and train again");
 	fc_fwd(&r);
 	recip_latent_fwd(&r);
 	if (!RECIP_AVERAGE && r.cross)
-		recip_mix_step(&r, DATA(past->h), CACHE_STRIDE, pos);
+		recip_mix_step(&r, cache, seq, pos);
 	recip_proj_fwd(&r);
 	if (RECIP_AVERAGE && r.cross)
-		recip_fold_step(&r, DATA(past->y), CACHE_STRIDE, pos);
+		recip_fold_step(&r, cache, seq, pos);
 	if (r.gate)
 		recip_gate_step(&r, pos);
 }
@@ -313,9 +323,7 @@ static const struct mixer recip = {
 	.act_size = sizeof(struct recip_act),
 	.tmp_size = sizeof(struct recip_tmp),
 	.step_tmp_size = sizeof(struct recip_step_tmp),
-	.cache_size = sizeof(struct recip_cache),
-	.cache_token = sizeof(((struct recip_cache *)0)->y) / T_MAX +
-		       sizeof(((struct recip_cache *)0)->h) / T_MAX,
+	.cache = recip_cache_size,
 	.taps_read = (RECIP_CROSS ? TAP_ROUTE : 0) | (RECIP_LATENT ? TAP_LATENT : 0),
 	.taps_written = (RECIP_GATE ? TAP_HEAD_GATE : 0) | (RECIP_LATENT ? TAP_LATENT_MIX : 0),
 	.flops = recip_flops,

@@ -139,7 +139,8 @@ void recip_fold_bwd(const struct recip *r);
 void recip_mix_step(const struct recip *r, act_t *past, long seq, int pos);
 /**
  * recip_fold_step() - recip_fold_fwd() of one token, in either form's build
- * @past: [T_MAX][C + G] outputs of the first sequence's positions; gets this one
+ * @past: [T_MAX][C + G, C without a gate] outputs of the first sequence's positions;
+ *	gets this one
  * @seq: elements from sequence to sequence
  *
  * Overwrites r->mixed.

@@ -112,21 +112,21 @@ void recip_fold_step(const struct recip *r, act_t *past, long seq, int pos)
 {
 	const struct recip_param *w = r->w;
 	const struct route *route = &r->a->in.route;
-	act_t *now = past + (long)pos * (C + G);
+	int n = outputs(r);
+	act_t *now = past + (long)pos * n;
 	struct gemm g = { .m = r->rows, .n = C, .k = F, .tb = true, .a = r->mixed, .lda = F,
 			  .b = w->c_proj, .ldb = F, .c = now, .ldc = seq, .alpha = 1 };
 
 	linear_fwd(r->mixed, r->h, w->cross_proj, r->rows, F, F, 1, 0);
 	k_gemm(&g);
-	k_route_gather_step(route, r->a->y, C, past, seq, C + G, r->rows, C, pos, alpha_c, 1);
+	k_route_gather_step(route, r->a->y, C, past, seq, n, r->rows, C, pos, alpha_c, 1);
 	if (!r->gate)
 		return;
 	g.n = G;
 	g.b = w->gate_proj;
 	g.c = now + C;
 	k_gemm(&g);
-	k_route_gather_step(route, r->z, r->ldz, past + C, seq, C + G, r->rows, G, pos, alpha_c,
-			    1);
+	k_route_gather_step(route, r->z, r->ldz, past + C, seq, n, r->rows, G, pos, alpha_c, 1);
 }
 
 /* ---- metrics --------------------------------------------------------------- */

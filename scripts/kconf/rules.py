@@ -77,9 +77,11 @@ def _block(conf):
     elif text != " ".join(words):
         yield (f'CONFIG_BLOCK="{text}": separate the names by one space: '
                f'"{" ".join(words)}"')
+    meant = set()
     for word in dict.fromkeys(words):
         if word not in blocks:
             close = difflib.get_close_matches(word, blocks, 1)
+            meant.update(close)
             yield (f'CONFIG_BLOCK="{text}" names {word}, which does not exist; '
                    + (f"did you mean {close[0]}?" if close else
                       f"there are {', '.join(sorted(blocks))}"))
@@ -87,7 +89,7 @@ def _block(conf):
             yield (f'CONFIG_BLOCK="{text}" names {word}, which is off; set '
                    f"CONFIG_{blocks[word].symbol}=y, or drop the name")
     for block in blocks.values():
-        if conf.on(block.symbol) and block.name not in words:
+        if conf.on(block.symbol) and block.name not in meant.union(words):
             yield (f"CONFIG_{block.symbol}=y, but CONFIG_BLOCK=\"{text}\" does "
                    f"not name {block.name}; add it, or set "
                    f"CONFIG_{block.symbol}=n")

@@ -19,7 +19,7 @@ def check(conf, own):
             continue
         culprit = None if _derived(conf, line.symbol) else \
             _blame_line(conf, line, own)
-        if culprit:
+        if culprit and not _refused(conf, line, culprit):
             moot.append((line, culprit))
         else:
             errors.append(f"{line.file}:{line.number}: {line.text}: "
@@ -53,6 +53,12 @@ def _replaced(line, later):
     sym = line.symbol
     return sym in later or (sym.choice and
                             any(s in later for s in sym.choice.syms))
+
+
+def _refused(conf, line, culprit):
+    """Whether the last word in a file asks for what this version does not have."""
+    return (line.symbol.name in conf.decl.refusals and line.value == "y"
+            and culprit.number < line.number)
 
 
 def _derived(conf, sym):
