@@ -63,11 +63,12 @@ demo: setup
 	$(Q)$(MAKE) all
 
 bench: setup
-	$(Q)$(afresh) $(PYTHON) scripts/bench.py --objtree $(OBJ)/bench
+	$(Q)$(afresh) $(PYTHON) scripts/bench.py --objtree $(OBJ)/bench \
+		$(addprefix --threads ,$(call cmdline,THREADS))
 
 # Tests: programs under every configuration of tests/Makefile, then the scripts.
 
-check-dir = $(abspath $(OBJ))/check
+check-dir = $(OBJ)/check
 check-programs-of = $(foreach c,$(check-config-y),$(addprefix $(check-dir)/$(c)/tests/,$(test-y)))
 one-check-tree = $(MAKE) O=$(check-dir)/$(1) $(jobs) \
 	defconfig-$(firstword $(subst +, ,$(1))) \
@@ -76,7 +77,7 @@ one-check-tree = $(MAKE) O=$(check-dir)/$(1) $(jobs) \
 check: setup
 	$(Q)rm -rf $(check-dir)/scratch && mkdir -p $(check-dir)/scratch
 	$(Q)+set -e; $(foreach c,$(check-config-y),$(call one-check-tree,$(c));)
-	$(Q)$(afresh) TENON_SRC=$(CURDIR) TENON_TESTDIR=$(check-dir)/scratch \
+	$(Q)$(afresh) TENON_SRC=$(CURDIR) TENON_TESTDIR=$(abspath $(check-dir))/scratch \
 		prove --jobs $(shell nproc) --exec 'sh tests/run.sh' \
 		$(or $(call cmdline,TESTS),$(wildcard tests/*.t) $(check-programs-of)) </dev/null
 

@@ -359,8 +359,12 @@ struct route {
  * @b: sequences
  * @t: positions
  * @nr: row sets
+ * @topk: entries per row, 0 for the modes none and rms
  *
  * At most b * 128 * t * 2 plus lists of 4 b t nr topk for the transposed gather.
+ * On the cpu only these lists: for each sequence and row set t + 1 int32, where the
+ * entries of each u begin, then the entries, at most t * topk int32: t' * topk + slot,
+ * sorted by u, ascending in t'. none and rms want nothing there.
  */
 size_t k_route_scratch(int b, int t, int nr, int topk);
 

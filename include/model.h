@@ -154,7 +154,7 @@ size_t model_place(struct model *m, void *arena, enum phase phase, int sequences
 size_t model_act_size(struct model *m, enum phase phase);
 
 /**
- * model_init_params() - initial values into m->w
+ * model_init_params() - initial values into m->w; its padding stays as it was allocated
  */
 void model_init_params(struct model *m, uint64_t seed);
 

@@ -101,8 +101,6 @@ struct param_entry {
 	size_t numel;
 };
 
-struct model;
-
 /**
  * param_exists() - whether a tensor is part of a module
  * @p: table line
@@ -128,14 +126,16 @@ size_t param_numel(const struct param *p);
 size_t param_module_elems(const struct param *params, int nr, unsigned int read);
 
 /**
- * param_init_values() - initial values of every tensor, on the host
- * @m: model with its parameter list
- * @dst: [m->param_elems], padding zeroed
+ * param_init() - initial values of a part of a tensor, on the host
+ * @e: the tensor
+ * @first: first element wanted
+ * @n: elements
+ * @dst: [n]
  * @seed: run seed
  *
  * Drawn in double, keyed by (seed, hash of the name, element), so that every
  * arch and every configuration start a shared tensor from the same values.
  */
-void param_init_values(const struct model *m, param_t *dst, uint64_t seed);
+void param_init(const struct param_entry *e, size_t first, size_t n, param_t *dst, uint64_t seed);
 
 #endif

@@ -24,10 +24,18 @@ static const struct norm_param *norm_w(const struct model *m, int s)
 
 void model_init_params(struct model *m, uint64_t seed)
 {
-	param_t *host = xmalloc(m->param_elems * sizeof(*host));
+	enum { PIECE = 1 << 18 };	/* elements on the host at a time */
+	param_t *host = xmalloc(PIECE * sizeof(*host));
 
-	param_init_values(m, host, seed);
-	arch_put(m->w, host, m->param_elems * sizeof(*host));
+	for (int i = 0; i < m->nr_entries; i++) {
+		const struct param_entry *e = &m->entries[i];
+
+		for (size_t at = 0, n; at < e->numel; at += n) {
+			n = MIN(e->numel - at, (size_t)PIECE);
+			param_init(e, at, n, host, seed);
+			arch_put(m->w + e->offset + at, host, n * sizeof(*host));
+		}
+	}
 	free(host);
 }
 

@@ -54,24 +54,17 @@ static double init_sd(const struct param *p)
 	}
 }
 
-static void init_entry(const struct param_entry *e, param_t *dst, uint64_t seed)
+void param_init(const struct param_entry *e, size_t first, size_t n, param_t *dst, uint64_t seed)
 {
 	uint64_t stream = hash_name(e->name);
 	double sd = init_sd(e->p);
 
 	if (e->p->init == INIT_ZERO || e->p->init == INIT_ONE) {
-		for (size_t i = 0; i < e->numel; i++)
+		for (size_t i = 0; i < n; i++)
 			dst[i] = e->p->init == INIT_ONE;
 		return;
 	}
 #pragma omp parallel for schedule(static)
-	for (size_t i = 0; i < e->numel; i++)
-		dst[i] = (param_t)(sd * rng_normal(seed, stream, i));
-}
-
-void param_init_values(const struct model *m, param_t *dst, uint64_t seed)
-{
-	memset(dst, 0, m->param_elems * sizeof(*dst));
-	for (int i = 0; i < m->nr_entries; i++)
-		init_entry(&m->entries[i], dst + m->entries[i].offset, seed);
+	for (size_t i = 0; i < n; i++)
+		dst[i] = (param_t)(sd * rng_normal(seed, stream, first + i));
 }

@@ -105,6 +105,9 @@ def check_shards(path):
     if not files:
         what = "no .bin file there" if os.path.isdir(path) else "no such file or folder"
         refuse(path, what, SHARD_FORM)
+    for p in files:
+        if ("train" in os.path.basename(p)) == ("val" in os.path.basename(p)):
+            refuse(p, "its name has both \"train\" and \"val\", or neither", SHARD_FORM)
     for split in ("train", "val"):
         if not any(split in os.path.basename(p) for p in files):
             refuse(path, f"no shard with \"{split}\" in its name", SHARD_FORM)

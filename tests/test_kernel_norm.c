@@ -109,7 +109,8 @@ static bool backward_right(void)
 
 static void test_norm(int n, int c)
 {
-	size_t big = (size_t)n * c * sizeof(act_t), row = c * sizeof(act_t), col = n * sizeof(acc_t);
+	size_t big = (size_t)n * c * sizeof(act_t), row = c * sizeof(act_t);
+	size_t col = n * sizeof(acc_t);
 	struct out fwd[] = { { guarded(big), big, NULL }, { guarded(col), col, NULL },
 			     { guarded(col), col, NULL }, { guarded(big), big, NULL } };
 	struct out bwd[] = { { guarded(big), big, NULL }, { guarded(row), row, NULL },

@@ -21,7 +21,6 @@
  * @b: sequences
  * @t: positions
  * @path: final name
- * @part: name while it is written
  * @st: the writer
  */
 struct dump {
@@ -29,7 +28,6 @@ struct dump {
 	int32_t *tok;
 	int b, t;
 	const char *path;
-	char *part;
 	struct st_writer *st;
 };
 
@@ -85,18 +83,20 @@ static void place(struct model *m)
 
 /* ---- writing --------------------------------------------------------------- */
 
-static void fail(const struct dump *d, int error)
+static void __attribute__((noreturn)) fail(const struct dump *d, int error)
 {
-	unlink(d->part);
-	die("dump: cannot write %s: %s", d->path, strerror(-error));
+	die("dump: cannot write %s: %s; make room or give another --out", d->path,
+	    strerror(-error));
 }
 
 static void write_data(const struct dump *d, const void *buf, size_t bytes)
 {
 	int error = st_data(d->st, buf, bytes);
 
-	if (error)
+	if (error) {
+		st_finish(d->st, NULL, NULL);	/* removes what was written */
 		fail(d, error);
+	}
 }
 
 static void declare_entries(const struct dump *d, const char *prefix)
@@ -158,10 +158,9 @@ static void write_bundle(struct dump *d)
 	char hex[65];
 	int error;
 
-	d->part = xasprintf("%s.part-%d", d->path, (int)getpid());
-	d->st = st_create(d->part);
+	d->st = st_create(d->path);
 	if (!d->st)
-		die("dump: cannot create %s: %s", d->part, strerror(errno));
+		fail(d, -errno);
 	declare(d);
 	write_data(d, d->tok, sizeof(*d->tok) * d->b * (d->t + 1));
 	write_entries(d, d->m.w);
@@ -169,13 +168,10 @@ static void write_bundle(struct dump *d)
 	write_data(d, &loss, sizeof(loss));
 	write_entries(d, d->m.dw);
 	error = st_finish(d->st, &size, hex);
-	if (!error)
-		error = path_rename(d->part, d->path);
 	if (error)
 		fail(d, error);
 	printf("%s: loss %.6f, %llu bytes, sha256 %s\n", d->path, (double)loss,
 	       (unsigned long long)size, hex);
-	free(d->part);
 }
 
 int verb_dump(int argc, char **argv)

@@ -148,7 +148,9 @@ static void open_folder(const char *dir, bool restart)
 
 	if (restart && !access(dir, F_OK))
 		move_aside(dir);
-	err = dir_make(probe);
+	err = *dir ? dir_make(probe) : -ENOENT;
+	if (!err)
+		err = dir_remove(probe);
 	if (err)
 		die("cannot write to %s: %s; give another folder with --out", dir, strerror(-err));
 	fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);

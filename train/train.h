@@ -218,6 +218,7 @@ void metrics_close(struct metrics *t);
  * @tok: host [B_MAX][T_MAX + 1]
  * @metrics: open log
  * @saved: step of the last checkpoint, -1 none
+ * @rss: peak resident set before the arena was taken
  */
 struct run {
 	struct model m;
@@ -229,6 +230,7 @@ struct run {
 	int32_t *tok;
 	struct metrics *metrics;
 	int64_t saved;
+	size_t rss;
 };
 
 /** run_refuse_plan() - die where a plan does not fit, naming the symbols to lower */

@@ -106,7 +106,8 @@ void k_couple_up_bwd(grad_t *dp, act_t *da, const act_t *dh, const act_t *a, con
 		fold(da, dh, p, n, fdim, l, heads, alpha);
 }
 
-void k_couple_down_fwd(act_t *c, const act_t *h, const param_t *s, int n, int fdim, int l, int heads)
+void k_couple_down_fwd(act_t *c, const act_t *h, const param_t *s, int n, int fdim, int l,
+		       int heads)
 {
 	fold(c, h, s, n, fdim, l, heads, (double)l / fdim);
 }

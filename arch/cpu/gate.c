@@ -68,7 +68,8 @@ static void each_strip(strip_fn *f, act_t *y, const act_t *x, int b, int t, int 
 #pragma omp parallel for collapse(2) schedule(static) if ((long)b * t * c >= SPLIT_MIN)
 	for (int i = 0; i < b; i++)
 		for (int j = 0; j < c; j += STRIP)
-			f(y + (long)i * t * c + j, x + (long)i * t * c + j, t, c, MIN(STRIP, c - j));
+			f(y + (long)i * t * c + j, x + (long)i * t * c + j, t, c,
+			  MIN(STRIP, c - j));
 }
 
 void k_causal_mean_fwd(act_t *zbar, const act_t *z, int b, int t, int c)

@@ -36,9 +36,10 @@ struct cut {
 static int blocks_wanted(const struct gemm *g, int batch)
 {
 	double flops = 2.0 * g->m * g->n * g->k, area = (double)g->m * g->n;
-	double most = MIN(MAX(flops / BLOCK_FLOPS, sqrt(flops / GROW_FLOPS)), area / BLOCK_AREA_MIN);
+	double most = MAX(flops / BLOCK_FLOPS, sqrt(flops / GROW_FLOPS));
 	int blocks = batch > 1 || flops < SPLIT_FLOPS ? 1 : 2;
 
+	most = MIN(most, area / BLOCK_AREA_MIN);
 	if (batch < BATCH_MANY)
 		while (2 * blocks <= most)
 			blocks *= 2;
@@ -151,7 +152,8 @@ void k_gemm(const struct gemm *g)
 	if (!g->m || !g->n)
 		return;
 	if (is_thin(g))
-		s = (struct cut) { 1, (g->n + THIN_COLUMNS - 1) / THIN_COLUMNS, g->m, THIN_COLUMNS };
+		s = (struct cut) { 1, (g->n + THIN_COLUMNS - 1) / THIN_COLUMNS, g->m,
+				   THIN_COLUMNS };
 	else
 		s = cut_of(g, batch);
 	blocks = batch * s.rows * s.columns;

@@ -4,6 +4,7 @@
  * columns, the left operand broadcast, the right one packed. Vectors are GCC's
  * generic ones, as wide as the machine's.
  */
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -194,18 +195,30 @@ act_t tile_dot(const act_t *x, const act_t *y, int n)
 	return sum;
 }
 
+/* A thread that ends gives its scratch back through this key. */
+static pthread_key_t scratch_key;
+static pthread_once_t scratch_once = PTHREAD_ONCE_INIT;
+
+static void scratch_open(void)
+{
+	if (pthread_key_create(&scratch_key, free))
+		die("no thread key for attention scratch: run with fewer libraries preloaded");
+}
+
 act_t *tile_scratch(size_t n)
 {
 	static _Thread_local act_t *buf;
 	static _Thread_local size_t size;
 
 	if (n > size) {
+		pthread_once(&scratch_once, scratch_open);
 		free(buf);
 		size = ROUND_UP(n * sizeof(act_t), TENSOR_ALIGN) / sizeof(act_t);
 		buf = aligned_alloc(TENSOR_ALIGN, size * sizeof(act_t));
 		if (!buf)
-			die("no memory for %zu bytes of attention scratch: lower BLOCK_SIZE",
+			die("no memory for %zu bytes of attention scratch: lower N_EMBD or N_HEAD",
 			    size * sizeof(act_t));
+		pthread_setspecific(scratch_key, buf);
 	}
 	return buf;
 }

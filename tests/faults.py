@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: MIT
+"""What the tests of bad input share: commands, and proof that they changed nothing."""
+import hashlib
+import os
+import shutil
+import subprocess
+
+import training as t
+
+# For programs that are asked only to refuse.
+MAKE = ["make", "-s", "EXTRA_CFLAGS=-O0"]
+ENV = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+ENV.update(OMP_NUM_THREADS="1", TENON_PYTHON=t.PYTHON, LC_ALL="C")
+
+
+def run(*command, **kw):
+    kw.setdefault("stdout", subprocess.PIPE)
+    return subprocess.run([str(word) for word in command], cwd=t.SRC, env=ENV, text=True,
+                          stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=300, **kw)
+
+
+def snapshot(top):
+    """path -> what is there, for everything below a folder."""
+    found = {}
+    for base, folders, names in os.walk(top):
+        for name in folders + names:
+            path = os.path.join(base, name)
+            if os.path.islink(path):
+                found[path] = os.readlink(path)
+            elif os.path.isfile(path):
+                found[path] = hashlib.sha256(t.read(path)).hexdigest()
+            else:
+                found[path] = "folder"
+    return found
+
+
+def said(result):
+    """stderr without the lines in which make says that it stopped."""
+    return [x for x in result.stderr.splitlines() if not x.startswith("make")]
+
+
+def refused(name, top, command, *words, **kw):
+    """One line on stderr that has the words, status 2, nothing below top changed."""
+    before = snapshot(top)
+    result = run(*command, **kw)
+    after, lines = snapshot(top), said(result)
+    changed = sorted(p for p in before.keys() | after.keys() if before.get(p) != after.get(p))
+    t.ok(result.returncode == 2 and len(lines) == 1 and not changed and
+         lines[0].startswith(("tenon: ", "error: ")) and
+         all(str(word) in lines[0] for word in words), name,
+         f"{' '.join(map(str, command))}\nwanted: {words}\nchanged: {changed}\n{t.said(result)}")
+
+
+def place(path, data):
+    """Put a file there, a folder of files (a dict), or nothing (None)."""
+    if os.path.isdir(path):
+        shutil.rmtree(path)
+    elif os.path.exists(path):
+        os.remove(path)
+    if isinstance(data, dict):
+        os.mkdir(path)
+        for name, content in data.items():
+            t.write(content, path, name)
+    elif data is not None:
+        t.write(data, path)
+    return path
