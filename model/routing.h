@@ -17,8 +17,8 @@ enum {
 	/* list entries per row; 0 where rows are recomputed from thresholds */
 	ROUTE_K = ROUTE_ROWS && ROUTE_MODE == ROUTE_TOPK ? CONFIG_RA_MLA_MLP_SPARSE_K : 0,
 	ROUTE_DENSE = ROUTE_ROWS && ROUTE_MODE != ROUTE_TOPK,
-	/* k_route_scratch() elements at capacity */
-	ROUTE_SCRATCH = ROUTE_ROWS ? (size_t)BT * (2 * 128 + 4 * ROUTE_ROWS * ROUTE_K) : 0,
+	/* at least k_route_scratch() at capacity */
+	ROUTE_SCRATCH = ROUTE_K ? ROUTE_ROWS * ((size_t)BT * (ROUTE_K + 1) + B_MAX) : 0,
 	/* positions that the reciprocal term of the scores reaches, itself included */
 	ROUTE_BAND = CONFIG_RA_MLA_RA_ALPHA_NONZERO ? CONFIG_RA_MLA_RA_WINDOW + 1 : 0,
 };

@@ -56,7 +56,8 @@ class Arm:
         done = subprocess.run([self.binary, "plan", "--check", "--json"], text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         if done.returncode:
-            raise StudyError(f"step {self.step}: {done.stderr.strip().removeprefix('tenon: ')}", done.returncode)
+            raise StudyError(f"step {self.step}: {done.stderr.strip().removeprefix('tenon: ')}",
+                             done.returncode)
         return json.loads(done.stdout)
 
     def leaks(self):

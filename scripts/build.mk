@@ -63,7 +63,7 @@ ifeq ($(CONFIG_BLAS_OPENBLAS),y)
 blas-cflags := $(if $(call have-package,openblas),$(shell pkg-config --cflags openblas))
 blas-libs := $(if $(call have-package,openblas),$(call package,--libs openblas),-lopenblas)
 else ifeq ($(CONFIG_BLAS_BLIS),y)
-blas-cflags := $(addprefix -I,$(firstword $(wildcard /usr/include/*/blis-* /usr/include/blis)))
+blas-cflags := $(addprefix -isystem ,$(firstword $(wildcard /usr/include/*/blis-* /usr/include/blis)))
 blas-libs := -lblis
 endif
 

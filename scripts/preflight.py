@@ -6,8 +6,8 @@
 
 What takes minutes to build must not fail on a mistyped path afterwards. Only the
 form of the data is looked at here: whether files exist, are named as the source
-expects and, for shards, have a whole header. Exit status 2 with one line that
-says what is wrong, where, and what to do.
+expects and, for shards, have a whole header and tokens for a batch. Exit status 2
+with one line that says what is wrong, where, and what to do.
 """
 import argparse
 import glob
@@ -69,7 +69,7 @@ def shard_files(path):
 
 
 def check_shard_header(path):
-    """Magic, version and length of one shard."""
+    """Magic, version and length of one shard; its tokens."""
     check_readable(path, SHARD_FORM)
     with open(path, "rb") as f:
         head = f.read(12)
@@ -85,11 +85,20 @@ def check_shard_header(path):
     size, want = os.path.getsize(path), SHARD_HEADER + 2 * count
     if size != want:
         refuse(path, f"{size} bytes, but its header promises {want}", SHARD_FORM)
+    return count
 
 
-def check_nanogpt(folder):
+def check_enough(path, split, tokens, need):
+    """A split must hold one batch."""
+    if tokens < need:
+        raise Refusal(f"{path}: the {split} split has {tokens} tokens, one batch needs {need}: "
+                      "give more data or lower CONFIG_BATCH_SIZE or CONFIG_BLOCK_SIZE")
+
+
+def check_nanogpt(folder, need):
     """Both files, of whole tokens."""
-    for path in (os.path.join(folder, name) for name in ("train.bin", "val.bin")):
+    for split in ("train", "val"):
+        path = os.path.join(folder, split + ".bin")
         if not os.path.isfile(path):
             refuse(path, "no such file", NANOGPT_FORM)
         check_readable(path, NANOGPT_FORM)
@@ -97,9 +106,10 @@ def check_nanogpt(folder):
         if not size or size % 2:
             refuse(path, f"{size} bytes, no whole number of tokens" if size else
                    "the file is empty", NANOGPT_FORM)
+        check_enough(path, split, size // 2, need)
 
 
-def check_shards(path):
+def check_shards(path, need):
     """Shards of both splits."""
     files = shard_files(path)
     if not files:
@@ -111,8 +121,10 @@ def check_shards(path):
     for split in ("train", "val"):
         if not any(split in os.path.basename(p) for p in files):
             refuse(path, f"no shard with \"{split}\" in its name", SHARD_FORM)
-    for p in files:
-        check_shard_header(p)
+    counts = {p: check_shard_header(p) for p in files}
+    for split in ("train", "val"):
+        check_enough(path, split, sum(n for p, n in counts.items() if split in os.path.basename(p)),
+                     need)
 
 
 def check_out(out):
@@ -133,12 +145,13 @@ def check_out(out):
 
 def check_config(cfg, data, out):
     path = data or cfg.s("DATA_PATH")
+    need = cfg.i("BATCH_SIZE") * cfg.i("BLOCK_SIZE") + 1
     if cfg.y("DATA_TEXT"):
         check_text(path)
     elif path.startswith(NANOGPT) and cfg.y("DATA_SHARDS"):
-        check_nanogpt(path[len(NANOGPT):])
+        check_nanogpt(path[len(NANOGPT):], need)
     elif cfg.y("DATA_SHARDS"):
-        check_shards(path)
+        check_shards(path, need)
     check_out(out or os.path.join("runs", cfg.s("RUN_NAME")))
 
 

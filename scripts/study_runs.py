@@ -64,6 +64,7 @@ class Run:
         status = self.process.returncode
         if status:
             last = (read(self.log).strip().splitlines() or ["no output"])[-1]
+            last = last.removeprefix("tenon: ")
             raise StudyError(f"{self.name} ended with status {status}: {last} (log: {self.log})",
                              status if status > 0 else 1)
         if not study.load_result(self.folder):
@@ -112,21 +113,21 @@ class Scheduler:
                 continue
             run.finish()
             result = study.load_result(run.folder)
-            took = time.monotonic() - run.began
-            how = f"done in {took:.0f} s" if run.rows() > run.rows_before else "was finished"
+            took, trained = time.monotonic() - run.began, run.rows() > run.rows_before
+            if trained:
+                self.estimate([run])
+            how = f"done in {took:.0f} s" if trained else "was finished"
             self.line(f"{run.name} {how}: validation loss {study.number(result['val_loss'])}")
 
     def line(self, text):
         say(("\r\033[K" if self.live else "") + text)
 
-    def estimate(self):
-        """Once, when every running arm has a few steps behind it; time goes with FLOPs."""
-        if self.estimated or not self.active:
+    def estimate(self, measured):
+        """Once, when every run of @measured has a few steps behind it; time goes with FLOPs."""
+        seconds = [run.seconds_per_step() for run in measured]
+        if self.estimated or not measured or None in seconds:
             return
-        seconds = [run.seconds_per_step() for run in self.active]
-        if None in seconds:
-            return
-        rate = sum(s / r.arm.flops for s, r in zip(seconds, self.active)) / len(seconds)
+        rate = sum(s / r.arm.flops for s, r in zip(seconds, measured)) / len(seconds)
         work = sum(r.arm.flops * (r.iters - r.rows()) for r in self.active + self.waiting)
         total = time.monotonic() - self.began + rate * work / self.jobs
         self.line(f"estimated total time: {total:.0f} s")
@@ -145,7 +146,7 @@ class Scheduler:
                 self.fill()
                 time.sleep(POLL)
                 self.reap()
-                self.estimate()
+                self.estimate(self.active)
                 self.show()
         except StudyError:
             self.stop(signal.SIGTERM, None)

@@ -89,8 +89,8 @@ static inline double *dense(size_t n)
 }
 
 /* Random values at [row][head][e] of the strided tensor p, the same in ref. */
-static inline void fill(double *ref, act_t *p, long rows, long stride, int heads, long head, int width,
-		 double size)
+static inline void fill(double *ref, act_t *p, long rows, long stride, int heads, long head,
+			int width, double size)
 {
 	for (long r = 0; r < rows; r++)
 		for (int h = 0; h < heads; h++)
@@ -105,19 +105,20 @@ static inline void fill(double *ref, act_t *p, long rows, long stride, int heads
  * gradient that cancels (one position) keeps the round-off of its terms. NaN
  * counts as 1.
  */
-static inline double distance(const double *ref, const act_t *p, long rows, long stride, int heads,
-		       long head, int width)
+static inline double distance(const double *ref, const act_t *p, long rows, long stride,
+			      int heads, long head, int width)
 {
-	double worst = 0, size = 0.1, d;
+	double worst = 0, size = 0.1, want, d;
 
 	for (long r = 0; r < rows; r++)
 		for (int h = 0; h < heads; h++)
 			for (int e = 0; e < width; e++) {
-				d = fabs(p[r * stride + h * head + e] - ref[(r * heads + h) * width + e]);
+				want = ref[(r * heads + h) * width + e];
+				d = fabs(p[r * stride + h * head + e] - want);
 				if (isnan(d))
 					return 1;
 				worst = fmax(worst, d);
-				size = fmax(size, fabs(ref[(r * heads + h) * width + e]));
+				size = fmax(size, fabs(want));
 			}
 	return worst / size;
 }
@@ -142,7 +143,8 @@ static inline int v_heads(const struct shape *s)
 	return s->one_v ? 1 : s->heads;
 }
 
-static inline double ref_score(const struct shape *s, const struct ref *r, int i, int h, int t, int u)
+static inline double ref_score(const struct shape *s, const struct ref *r, int i, int h, int t,
+			       int u)
 {
 	int kh = s->one_k ? 0 : h;
 	double x = 0, y = 0;
@@ -164,7 +166,7 @@ static inline double *ref_p(const struct shape *s, const struct ref *r, int i, i
 /* One row of one head: P, lse, o. */
 static inline void ref_row(const struct shape *s, struct ref *r, int i, int h, int t)
 {
-	double *p = ref_p(s, r, i, h, t), max = -INFINITY, sum = 0;
+	double *p = ref_p(s, r, i, h, t), max = -INFINITY, sum = 0, *v;
 	long row = ((long)i * s->t + t) * s->heads + h;
 
 	for (int u = 0; u <= t; u++) {
@@ -178,9 +180,9 @@ static inline void ref_row(const struct shape *s, struct ref *r, int i, int h, i
 		r->o[row * s->dv + e] = 0;
 	for (int u = 0; u <= t; u++) {
 		p[u] /= sum;
+		v = r->v + (((long)i * s->t + u) * v_heads(s) + (s->one_v ? 0 : h)) * s->dv;
 		for (int e = 0; e < s->dv; e++)
-			r->o[row * s->dv + e] += r->gamma[row] * p[u] *
-				r->v[(((long)i * s->t + u) * v_heads(s) + (s->one_v ? 0 : h)) * s->dv + e];
+			r->o[row * s->dv + e] += r->gamma[row] * p[u] * v[e];
 	}
 }
 

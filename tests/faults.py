@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What the tests of bad input share: commands, and proof that they changed nothing."""
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -64,3 +65,26 @@ def place(path, data):
     elif data is not None:
         t.write(data, path)
     return path
+
+
+def flip(data):
+    """One bit in the middle."""
+    at = len(data) // 2
+    return data[:at] + bytes([data[at] ^ 4]) + data[at + 1:]
+
+
+def forge(folder, **symbols):
+    """A checkpoint as a binary with other symbols would have written it."""
+    manifest = json.loads(t.read(folder, "manifest.json"))
+    lines = manifest["config"].splitlines()
+    for name, value in symbols.items():
+        lines = [f"CONFIG_{name}={value}" if x.startswith(f"CONFIG_{name}=") else x for x in lines]
+    manifest["config"] = "\n".join(lines) + "\n"
+    del manifest["manifest_sha256"]
+    text = json.dumps(manifest, indent=1, sort_keys=True)
+    manifest["manifest_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    t.write(json.dumps(manifest).encode(), folder, "manifest.json")
+
+
+def damage(folder, name, harm):
+    t.write(harm(t.read(folder, name)), folder, name)

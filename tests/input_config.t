@@ -16,7 +16,8 @@ LINES = {
     "a value out of range": ("CONFIG_SEED=1\nCONFIG_BATCH_SIZE=0", 2, "1..4096"),
     "a value that is no number": ("CONFIG_BATCH_SIZE=many", 1, "whole number"),
     "an unmet dependency": ("CONFIG_LR_DECAY_STEPS=5", 1, "CONFIG_LR_WSD=y"),
-    "heads that do not divide": ("CONFIG_SEED=1\nCONFIG_N_HEAD=5", 2, "CONFIG_N_EMBD=64", "4 and 8"),
+    "heads that do not divide": ("CONFIG_SEED=1\nCONFIG_N_HEAD=5", 2, "CONFIG_N_EMBD=64",
+                                 "4 and 8"),
     "a mixer that does not exist": ('CONFIG_BLOCK="mha mpl"', 1, "did you mean mlp?"),
     "a backend that is not here": ("CONFIG_ARCH_CUDA=y", 1, "set CONFIG_ARCH_CPU=y"),
 }

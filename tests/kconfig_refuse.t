@@ -116,7 +116,7 @@ RULES = {
 def test_rules():
     for name, (text, reasons) in RULES.items():
         status, _, err = with_lines(text + "\n")
-        ok(status == 2 and "error: " in err
+        ok(status == 2 and err.startswith(f"error: {FRAGMENT}:")
            and all(reason in err for reason in reasons),
            f"rule_is_checked: {name}", err)
     status, _, err = with_lines('CONFIG_BLOCK="ra_mla recip mha mlp"\n'

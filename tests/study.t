@@ -109,11 +109,12 @@ def test_restart():
          t.said(done))
 
 
-def wait_for(path, seconds=60):
+def wait_for_rows(folder, seconds=60):
+    """Whether a run came to train."""
     end = time.monotonic() + seconds
-    while not os.path.exists(path) and time.monotonic() < end:
-        time.sleep(0.05)
-    return os.path.exists(path)
+    while not study.last_row(folder) and time.monotonic() < end:
+        time.sleep(0.02)
+    return study.last_row(folder)
 
 
 def test_interrupt():
@@ -122,7 +123,7 @@ def test_interrupt():
     shutil.rmtree(f"{RUNS}/c", ignore_errors=True)
     with subprocess.Popen(study_command("c"), cwd=t.SRC, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, text=True) as p:
-        begun = wait_for(f"{RUNS}/c/step2/step-000005")
+        begun = wait_for_rows(f"{RUNS}/c/step2")
         p.send_signal(signal.SIGINT)
         out, err = p.communicate(timeout=60)
     t.ok(begun and p.returncode == 128 + signal.SIGINT and "resumes" in err,

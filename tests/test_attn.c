@@ -74,7 +74,8 @@ static double worst_distance(const struct shape *s, const struct work *w, const 
 	worst = fmax(worst, distance(r->dk, w->dk.p, rows, a->k_row, k_heads(s), s->dk, s->dk));
 	worst = fmax(worst, distance(r->dv, w->dv.p, rows, a->v_row, v_heads(s), s->dv, s->dv));
 	if (s->gamma)
-		worst = fmax(worst, distance(r->dgamma, w->dgamma.p, rows, s->heads, s->heads, 1, 1));
+		worst = fmax(worst, distance(r->dgamma, w->dgamma.p, rows, s->heads, s->heads,
+					     1, 1));
 	return worst;
 }
 

@@ -70,7 +70,8 @@ static double step_distance(const struct shape *s, struct cache *c, const struct
 	k_attn_step(&a);
 	for (int i = 0; i < s->b; i++) {
 		row = (long)i * s->t + t;
-		worst = fmax(worst, distance(r->o + row * no, o.p + i * no, 1, 0, s->heads, s->dv, s->dv));
+		worst = fmax(worst, distance(r->o + row * no, o.p + i * no, 1, 0, s->heads, s->dv,
+					     s->dv));
 		for (int h = 0; h < s->heads; h++) {
 			g = r->gamma[row * s->heads + h];
 			for (int u = 0; u <= t; u++)

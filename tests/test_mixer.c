@@ -5,6 +5,7 @@
  * buffers, it overwrites what it must, and it looks at no later position.
  */
 #include "check.h"
+#include "../model/routing.h"
 
 enum { MB = B_MAX < 2 ? B_MAX : 2 };	/* sequences of these calls */
 
@@ -256,6 +257,8 @@ int main(void)
 	struct taps route, none = { .has_route = false };
 
 	arch_init(0, 1);
+	ok(!ROUTE_ROWS || ROUTE_SCRATCH >= k_route_scratch(B_MAX, T_MAX, ROUTE_ROWS, ROUTE_K),
+	   "the planned routing scratch is enough");
 	route = make_route();
 	for (const struct mixer *const *m = __start_tenon_mixers; m < __stop_tenon_mixers; m++) {
 		const struct mixer *x = *m;

@@ -80,27 +80,33 @@ static double ref_sparse(const struct rule *m, double *to, const double *row, in
 	return margin;
 }
 
+/* One dense row of R: the gated heads of a set, averaged. */
+static void ref_dense(struct test *c, int i, int set, int t, double *row)
+{
+	int h0 = c->m.nr == 1 ? 0 : set, h1 = c->m.nr == 1 ? c->s.heads : set + 1;
+	const double *gamma = c->r.gamma + ((long)i * c->s.t + t) * c->s.heads;
+
+	for (int h = h0; h < h1; h++)
+		for (int u = 0; u <= t; u++)
+			row[u] += gamma[h] * ref_p(&c->s, &c->r, i, h, t)[u] / (h1 - h0);
+	/* equal keys give equal entries: exactly, as in the kernels */
+	for (int u = 5; c->m.ties && u <= t; u++)
+		row[u] = row[u - 5];
+}
+
 static void ref_rows(struct test *c)
 {
-	int h0, h1;
-	double *row;
+	double margin, *row;
+	long n = 0;
 
 	c->margin = 1;
 	for (int i = 0; i < c->s.b; i++)
 		for (int t = 0; t < c->s.t; t++)
-			for (int set = 0; set < c->m.nr; set++) {
-				row = c->dense + row_of(c, i, t, set) * c->s.t;
-				h0 = c->m.nr == 1 ? 0 : set;
-				h1 = c->m.nr == 1 ? c->s.heads : set + 1;
-				for (int h = h0; h < h1; h++)
-					for (int u = 0; u <= t; u++)
-						row[u] += c->r.gamma[(i * c->s.t + t) * c->s.heads + h] *
-							ref_p(&c->s, &c->r, i, h, t)[u] / (h1 - h0);
-				/* equal keys give equal entries: exactly, as in the kernels */
-				for (int u = 5; c->m.ties && u <= t; u++)
-					row[u] = row[u - 5];
-				c->margin = fmin(c->margin, ref_sparse(&c->m, c->sparse +
-					row_of(c, i, t, set) * c->s.t, row, t + 1));
+			for (int set = 0; set < c->m.nr; set++, n++) {
+				row = c->dense + n * c->s.t;
+				ref_dense(c, i, set, t, row);
+				margin = ref_sparse(&c->m, c->sparse + n * c->s.t, row, t + 1);
+				c->margin = fmin(c->margin, margin);
 			}
 }
 
@@ -236,17 +242,18 @@ static double step_distance(struct test *c, int t)
 	long ld = c->m.width + GAP, stride = c->s.t + GAP, own = c->m.width / c->m.nr;
 	struct buf p = buf_new(c->s.b * c->s.heads * stride), y = buf_new(c->s.b * ld);
 	struct buf rows = buf_new(c->s.b * c->m.nr * stride);
-	double worst = 0, *want = dense(c->m.width), *sparse;
+	double worst = 0, *want = dense(c->m.width), *sparse, gamma;
 	struct route route = c->route;
 
 	route.row = rows.p;
 	route.row_stride = stride;
 	for (int i = 0; i < c->s.b; i++)
-		for (int h = 0; h < c->s.heads; h++)
+		for (int h = 0; h < c->s.heads; h++) {
+			gamma = c->r.gamma[(i * c->s.t + t) * c->s.heads + h];
 			for (int u = 0; u <= t; u++)
-				p.p[(i * c->s.heads + h) * stride + u] = (act_t)(c->r.gamma[
-					(i * c->s.t + t) * c->s.heads + h] *
+				p.p[(i * c->s.heads + h) * stride + u] = (act_t)(gamma *
 					ref_p(&c->s, &c->r, i, h, t)[c->m.ties ? u % 5 : u]);
+		}
 	for (long e = 0; e < c->s.b * ld && c->m.beta != 0; e++)
 		y.p[e] = e % ld < c->m.width ? c->y0.p[e] : NAN;
 	k_route_step(&route, p.p, stride, c->s.b, c->s.heads, t);
@@ -257,7 +264,8 @@ static double step_distance(struct test *c, int t)
 			sparse = c->sparse + row_of(c, i, t, e / own) * c->s.t;
 			want[e] = c->m.beta == 0 ? 0 : c->m.beta * c->y0.p[i * ld + e];
 			for (int u = 0; u <= t; u++)
-				want[e] += c->m.alpha * sparse[u] * c->x.p[(i * c->s.t + u) * ld + e];
+				want[e] += c->m.alpha * sparse[u] *
+					c->x.p[(i * c->s.t + u) * ld + e];
 		}
 		worst = fmax(worst, distance(want, y.p + i * ld, 1, 0, 1, 0, c->m.width));
 		for (int set = 0; set < c->m.nr; set++)
@@ -351,7 +359,8 @@ int main(void)
 					.topk = mode == ROUTE_TOPK ? topk[n % 4] : 0, .tau = 0.5,
 					.normalize = variant & 2,
 					/* a reciprocal term would tell equal keys apart */
-					.ties = variant & 4 && s.ra_scale == 0 && mode == ROUTE_TOPK,
+					.ties = variant & 4 && s.ra_scale == 0 &&
+						mode == ROUTE_TOPK,
 					.width = (n % 2 ? 5 : 300) * s.heads, .alpha = 0.3,
 					.beta = n % 5 == 0 ? 0 : n % 5 == 1 ? 1 : -0.7,
 				};

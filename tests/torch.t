@@ -1,0 +1,151 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Logits, loss and every gradient against an independent PyTorch model, in double.
+
+Every mode of every mechanism at least once, folded and direct form, shared and
+per-head projections, the rules of the last layer, batches below capacity.
+
+    tests/torch.t [WORD...]     only the configurations whose name holds every WORD
+"""
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import training as t    # noqa: E402
+from bundle import tokens    # noqa: E402
+
+SCRATCH = os.path.join(os.path.dirname(t.SCRATCH), "torch")
+TREES = 2
+VOCAB = 70                   # padded to 128: columns that must not win
+SHORT, LONG = 12, 33         # positions: 24 and 66 rows, below and above the folded form's 27
+
+GPT2 = {
+    "MODEL_GPT2": "y", "ARCH_CPU": "y", "REAL_DOUBLE": "y", "GPT2_MODEL_CUSTOM": "y",
+    "N_LAYER": 3, "N_HEAD": 4, "N_EMBD": 16, "VOCAB_SIZE": VOCAB, "BATCH_SIZE": 2,
+    "BLOCK_SIZE": SHORT, "DATA_SHARDS": "y", "DATA_PATH": '"none"',
+}
+PLAIN = {k: v for k, v in GPT2.items() if k != "MODEL_GPT2"}
+PLAIN.update({"MODEL_GPT2_RA_MLA": "y", "RA_MLA_LATENT_DIM": 8})
+
+
+def gate(pool):
+    return {"RA_MLA_MLP_ATTN_GATE": "y", "RA_MLA_MLP_GATE_DIM": 3, "RA_MLA_MLP_GATE_ALPHA": "0.7",
+            "RA_MLA_MLP_GATE_POOL": f'"{pool}"'}
+
+
+def cross(mode, average, **more):
+    out = {"RA_MLA_MLP_CROSS_TOKEN": "y", "RA_MLA_MLP_SPARSE_MODE": f'"{mode}"',
+           "RA_MLA_MLP_SPARSE_HEAD_AVERAGE": average}
+    if mode == "topk":
+        out["RA_MLA_MLP_SPARSE_K"] = 3
+    return {**out, **more}
+
+
+def latent(tying, detach="y"):
+    out = {"RA_MLA_MLP_LATENT_RECIP": "y", "RA_MLA_MLP_TYING_MODE": f'"{tying}"',
+           "RA_MLA_MLP_LATENT_DETACH": detach}
+    if tying == "untied":
+        out["RA_MLA_MLP_LATENT_DIM"] = 6
+    return out
+
+
+def reciprocal(window):
+    return {"RA_MLA_RA_ALPHA": "0.6", "RA_MLA_RA_WINDOW": window}
+
+
+RAW = {"RA_MLA_MLP_SPARSE_NORMALIZE": "n"}
+SHARED_Q, SHARED_V = {"RA_MLA_PER_HEAD_Q_LATENT": "n"}, {"RA_MLA_PER_HEAD_V_UP": "n"}
+FOLDED = {"BLOCK_SIZE": LONG}
+
+# Neighbours in a list share what most files read: widths, positions, the gate.
+CASES = [
+    ("gpt2", GPT2, {}),
+    ("latent attention alone", PLAIN, {}),
+    ("reciprocal term, window 0", PLAIN, {**reciprocal(0), **SHARED_V}),
+    ("latent alone, untied", PLAIN, latent("untied")),
+    ("cross alone, topk, direct", PLAIN, cross("topk", "y")),
+    ("gate token, cross topk direct, tied", PLAIN,
+     {**gate("token"), **cross("topk", "y"), **latent("tied_transpose")}),
+    ("gate causal, cross topk per head, untied, not detached", PLAIN,
+     {**gate("causal"), **cross("topk", "n"), **latent("untied", "n"), **SHARED_Q}),
+    ("gate sequence, cross rms per head, scalars, not detached", PLAIN,
+     {**gate("sequence"), **cross("rms", "n", **RAW), **latent("per_head_scalar", "n"),
+      **reciprocal(5)}),
+    ("gate causal, cross none per head, scalars", PLAIN,
+     {**gate("causal"), **cross("none", "n"), **latent("per_head_scalar"), **SHARED_V}),
+    ("one layer", PLAIN, {**gate("causal"), **cross("rms", "y"), **latent("untied"),
+                          "N_LAYER": 1}),
+    ("gate causal, cross topk folded, tied, not detached", PLAIN,
+     {**FOLDED, **gate("causal"), **cross("topk", "y"), **latent("tied_transpose", "n"),
+      **reciprocal(40)}),
+    ("gate token, cross rms folded, untied", PLAIN,
+     {**FOLDED, **gate("token"), **cross("rms", "y"), **latent("untied"), **SHARED_Q}),
+    ("gate sequence, cross none folded, scalars", PLAIN,
+     {**FOLDED, **gate("sequence"), **cross("none", "y", **RAW), **latent("per_head_scalar")}),
+    ("cross alone, more kept than visible, folded", PLAIN,
+     {**FOLDED, **cross("topk", "y", RA_MLA_MLP_SPARSE_K=64)}),
+    ("hybrid block", PLAIN,
+     {**FOLDED, **gate("causal"), **cross("topk", "y"), **latent("tied_transpose"),
+      "BLOCK": '"mha mlp ra_mla recip"', "MIXER_MHA": "y", "MLP_MLP": "y", "N_LAYER": 2}),
+    ("odd widths", PLAIN,
+     {**gate("causal"), **cross("topk", "y"), **latent("tied_transpose"), "N_HEAD": 3,
+      "N_EMBD": 15, "RA_MLA_LATENT_DIM": 5, "BATCH_SIZE": 1, "VOCAB_SIZE": 64}),
+]
+
+
+def python_with_torch():
+    for python in (t.PYTHON, "/usr/bin/python3"):
+        if not subprocess.run([python, "-c", "import torch"], stderr=subprocess.DEVNULL).returncode:
+            return python
+    return None
+
+
+def run(*cmd):
+    return subprocess.run(cmd, cwd=t.SRC, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          text=True)
+
+
+def dump(tree, number, cfg):
+    """Build and dump one configuration; (bundle, what failed)."""
+    obj, path = os.path.join(SCRATCH, str(tree)), os.path.join(SCRATCH, f"{number}.safetensors")
+    os.makedirs(obj, exist_ok=True)
+    with open(f"{obj}/defconfig", "w") as f:
+        f.writelines(f"CONFIG_{k}={v}\n" for k, v in cfg.items())
+    b, length = cfg["BATCH_SIZE"], cfg["BLOCK_SIZE"] - number % 2
+    tokens(f"{obj}/tokens", b, length, cfg["VOCAB_SIZE"])
+    for cmd in ([t.PYTHON, "scripts/kconfig.py", "--config", f"{obj}/.config", "--gen", obj,
+                 "defconfig", f"{obj}/defconfig"],
+                ["make", "-s", f"O={obj}", "EXTRA_CFLAGS=-O1", "build"],
+                [f"{obj}/tenon", "dump", "--tokens", f"{obj}/tokens", "--out", path, "--init",
+                 "7", "--batch", str(b), "--length", str(length)]):
+        done = run(*cmd)
+        if done.returncode:
+            return path, f"{' '.join(cmd)}\n{done.stdout}"
+    return path, ""
+
+
+def dump_list(tree, cases):
+    return [dump(tree, number, {**base, **more}) for number, (_, base, more) in cases]
+
+
+def main():
+    python = python_with_torch()
+    if not python:
+        print("1..0 # SKIP PyTorch is not installed (Debian: python3-torch)")
+        return 0
+    cases = [(i, c) for i, c in enumerate(CASES) if all(w in c[0] for w in sys.argv[1:])]
+    half = (len(cases) + 1) // TREES
+    lists = [cases[i * half:(i + 1) * half] for i in range(TREES)]
+    with ThreadPoolExecutor(TREES) as pool:
+        bundles = sum(pool.map(dump_list, range(TREES), lists), [])
+    for (_, (name, _, _)), (path, failed) in zip(cases, bundles):
+        done = None if failed else run(python, "scripts/torch_ref.py", path)
+        t.ok(done and done.returncode == 0, f"torch_agrees: {name}",
+             failed or done and done.stdout)
+    return t.done()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
