@@ -98,8 +98,8 @@ def bench(name, args):
         theirs.append(run_torch(name, tree, args.threads))
         print(f"{name} turn {turn + 1}: tenon {ours[-1]['step'] * 1e3:.2f} ms, "
               f"torch {theirs[-1]['step'] * 1e3:.2f} ms", flush=True)
-    tenon = sorted(ours, key=lambda r: r["step"])[len(ours) // 2]
-    torch_step = statistics.median(r["step"] for r in theirs)
+    tenon = sorted(ours, key=lambda r: r["step"])[(len(ours) - 1) // 2]
+    torch_step = statistics.median_low(r["step"] for r in theirs)
     tokens = tenon["tokens"]
     print(f"{name}: {cfg.i('BATCH_SIZE')} x {cfg.i('BLOCK_SIZE')} tokens, {args.threads} threads")
     print(f"  tenon {tokens / tenon['step']:12.0f} tok/s {tenon['step'] * 1e3:10.2f} ms  (" +

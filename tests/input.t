@@ -20,7 +20,7 @@ TREES = os.path.join(os.environ.get("TENON_TESTDIR", os.path.join(t.SRC, "build/
 DATA = f"{TREES}/data"
 VOCAB, B, T = 300, 2, 16
 SMALL = f"""N_LAYER=2 N_HEAD=2 N_EMBD=16 BLOCK_SIZE={T} BATCH_SIZE={B} MAX_ITERS=6
-CHECKPOINT_INTERVAL=2 EVAL_SAMPLES=2 DATA_PATH="{DATA}" """
+CHECKPOINT_INTERVAL=2 EVAL_SAMPLES=2 LEARNING_RATE="3e-3" DATA_PATH="{DATA}" """
 BUILDS = {
     "shards": ("tiny-gpt2", SMALL + f'DATA_SHARDS=y VOCAB_SIZE={VOCAB} RUN_NAME="shards"'),
     "text": ("tiny-ra-mla-full", SMALL + """BATCH_SIZE=4096 BLOCK_SIZE=131072 DATA_TEXT=y

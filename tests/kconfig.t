@@ -169,7 +169,7 @@ def stamps():
 
 
 def test_header():
-    run("defconfig", "tiny-gpt2")
+    with_lines("CONFIG_LEARNING_RATE=3e-3", "tiny-gpt2")
     run("sync")
     ok(defines("N_LAYER 3", 'BLOCK "mha mlp"', "BLOCK_LEN 2",
                "RA_MLA_LATENT_DIM 0", 'RA_MLA_MLP_SPARSE_MODE ""',

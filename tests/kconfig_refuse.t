@@ -104,7 +104,8 @@ RULES = {
     "bytes": ("CONFIG_VOCAB_SIZE=255", ["DATA_TREE=y", "nearest legal 256"]),
     "shards": ("CONFIG_DATA_SHARDS=y\nCONFIG_VOCAB_SIZE=65537",
                ["DATA_SHARDS=y", "nearest legal 65536"]),
-    "rates": ("CONFIG_LEARNING_RATE=1e-4", ["MIN_LR=3e-4", "1e-4"]),
+    "rates": ("CONFIG_LEARNING_RATE=1e-4\nCONFIG_MIN_LR=3e-4",
+              ["MIN_LR=3e-4", "nearest legal 1e-4"]),
     "decay": ("CONFIG_LR_WSD=y\nCONFIG_LR_DECAY_STEPS=201\n"
               "CONFIG_MAX_ITERS=200", ["LR_DECAY_STEPS=201", "legal 200"]),
     "steps": ('CONFIG_RA_MLA_ABLATION_STEPS="0,1,6"', ['nearest legal "0,1"']),

@@ -8,6 +8,7 @@ per-head projections, the rules of the last layer, batches below capacity.
     tests/torch.t [WORD...]     only the configurations whose name holds every WORD
 """
 import os
+import struct
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -75,8 +76,7 @@ CASES = [
       **reciprocal(5)}),
     ("gate causal, cross none per head, scalars", PLAIN,
      {**gate("causal"), **cross("none", "n"), **latent("per_head_scalar"), **SHARED_V}),
-    ("one layer", PLAIN, {**gate("causal"), **cross("rms", "y"), **latent("untied"),
-                          "N_LAYER": 1}),
+    ("one layer, cross rms direct", PLAIN, {**cross("rms", "y"), "N_LAYER": 1}),
     ("gate causal, cross topk folded, tied, not detached", PLAIN,
      {**FOLDED, **gate("causal"), **cross("topk", "y"), **latent("tied_transpose", "n"),
       **reciprocal(40)}),
@@ -130,6 +130,17 @@ def dump_list(tree, cases):
     return [dump(tree, number, {**base, **more}) for number, (_, base, more) in cases]
 
 
+def test_altered(python, path):
+    """A relative change of 1e-6 in one number of one gradient is seen."""
+    blob = bytearray(t.read(path))
+    value = struct.unpack("<d", blob[-8:])[0]
+    blob[-8:] = struct.pack("<d", value * (1 + 1e-6))
+    t.write(bytes(blob), path + ".altered")
+    done = run(python, "scripts/torch_ref.py", path + ".altered")
+    t.ok(done.returncode == 1 and "DIFFERS grad.ln_f.bias" in done.stdout,
+         "torch_ref_sees_an_altered_gradient", done.stdout)
+
+
 def main():
     python = python_with_torch()
     if not python:
@@ -144,6 +155,7 @@ def main():
         done = None if failed else run(python, "scripts/torch_ref.py", path)
         t.ok(done and done.returncode == 0, f"torch_agrees: {name}",
              failed or done and done.stdout)
+    test_altered(python, bundles[0][0])
     return t.done()
 
 

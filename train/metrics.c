@@ -87,8 +87,9 @@ struct metrics *metrics_open(const char *dir, int64_t step)
 
 void metrics_sync(struct metrics *t)
 {
-	close_files(t);
-	open_files(t);
+	must(file_sync(t->file), t->path);
+	if (t->events)
+		must(tfevents_sync(t->events), t->dir);
 }
 
 void metrics_close(struct metrics *t)

@@ -65,7 +65,7 @@ static json_t *describe(const struct run *r)
 
 	tensors_sha256(&r->m, hex);
 	scan_metrics(r->dir, &tok_s, &peak);
-	return json_pack("{s:s,s:I,s:I,s:I,s:I,s:o,s:o,s:I,s:o,s:I,s:I,s:f,s:I,s:I,s:I,s:I,s:s,s:o,s:s,s:s,s:s}",
+	return json_pack("{s:s,s:I,s:I,s:I,s:I,s:o,s:o,s:I,s:o,s:I,s:I,s:f,s:I,s:I,s:s,s:o,s:s,s:s,s:s}",
 			 "run", CONFIG_RUN_NAME, "seed", (json_int_t)r->st.seed,
 			 "steps", (json_int_t)r->st.step, "total", (json_int_t)r->st.total,
 			 "tokens", (json_int_t)(r->st.micro * BT),
@@ -76,8 +76,6 @@ static json_t *describe(const struct run *r)
 			 "params", (json_int_t)r->plan.params,
 			 "params_published", (json_int_t)r->plan.params_published,
 			 "tok_s", tok_s, "peak_bytes", (json_int_t)peak,
-			 "planned_bytes", (json_int_t)r->plan.bytes_arena,
-			 "measured_bytes", (json_int_t)(peak_rss() - r->rss),
 			 "skipped", (json_int_t)r->st.optim.skipped,
 			 "weights_sha256", hex, "bigram_loss", real_or_null(bigram),
 			 "data", source_describe(), "config_sha256", config_hash(),
@@ -94,10 +92,9 @@ static void show(const json_t *root)
 			 json_number_value(loss), json_number_value(ppl));
 	else
 		log_line("result   step %lld, validation loss not finite", (long long)steps);
-	log_line("         %.0f tok/s (median), memory %.1f MiB planned, %.1f measured, weights %.16s",
+	log_line("         %.0f tok/s (median), peak %.1f MiB, weights %.16s",
 		 json_number_value(json_object_get(root, "tok_s")),
-		 json_integer_value(json_object_get(root, "planned_bytes")) / MIB,
-		 json_integer_value(json_object_get(root, "measured_bytes")) / MIB,
+		 json_integer_value(json_object_get(root, "peak_bytes")) / MIB,
 		 json_string_value(json_object_get(root, "weights_sha256")));
 }
 
@@ -119,6 +116,8 @@ void result_write(struct run *r)
 	if (err)
 		die("cannot write %s: %s; make room, then run again", path, strerror(-err));
 	show(root);
+	log_line("         memory %.1f MiB planned, %.1f measured", r->plan.bytes_arena / MIB,
+		 (peak_rss() - r->rss) / MIB);
 	free(text);
 	free(path);
 	json_decref(root);
