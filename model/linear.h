@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The three products of a linear layer y = x w^T, w [out][in], their per-head
- * forms, and the counting of operations. Rows are contiguous.
+ * The products of a linear layer y = x w^T, w [out][in], their per-head forms,
+ * and the counting of operations. Rows are contiguous.
  */
 #ifndef TENON_LINEAR_H
 #define TENON_LINEAR_H
@@ -16,6 +16,33 @@ static inline void linear_fwd(void *y, const void *x, const void *w, int rows, i
 	k_gemm(&(struct gemm){ .m = rows, .n = out, .k = in, .tb = true, .a = x, .lda = in,
 			       .b = w, .ldb = in, .c = y, .ldc = out, .alpha = alpha,
 			       .beta = beta });
+}
+
+/* y[rows][out] = x[rows][in] w^T + bias[out], row stride of y @ldy */
+static inline void linear_bias_fwd(void *y, long ldy, const void *x, const void *w,
+				   const param_t *bias, int rows, int out, int in)
+{
+	k_gemm(&(struct gemm){ .m = rows, .n = out, .k = in, .tb = true, .a = x, .lda = in,
+			       .b = w, .ldb = in, .c = y, .ldc = ldy, .alpha = 1,
+			       .ep = GEMM_BIAS, .bias = bias });
+}
+
+/* h = gelu(pre), pre = x[rows][in] w^T + bias; both [rows][out] */
+static inline void linear_gelu_fwd(act_t *h, act_t *pre, const void *x, const void *w,
+				   const param_t *bias, int rows, int out, int in)
+{
+	k_gemm(&(struct gemm){ .m = rows, .n = out, .k = in, .tb = true, .a = x, .lda = in,
+			       .b = w, .ldb = in, .c = h, .ldc = out, .alpha = 1,
+			       .ep = GEMM_BIAS_GELU, .bias = bias, .aux = pre });
+}
+
+/* dpre[rows][in] = (dy[rows][out] w) gelu'(pre) */
+static inline void linear_dgelu(act_t *dpre, const act_t *pre, const void *dy, const void *w,
+				int rows, int out, int in)
+{
+	k_gemm(&(struct gemm){ .m = rows, .n = in, .k = out, .a = dy, .lda = out, .b = w,
+			       .ldb = in, .c = dpre, .ldc = in, .alpha = 1, .ep = GEMM_DGELU,
+			       .aux = (act_t *)pre });
 }
 
 /* dx[rows][in] = alpha dy[rows][out] w + beta dx */

@@ -12,6 +12,7 @@ import torch_model
 LIBRARIES = ("libopenblas.so.0", "libblis.so.4", "libblis.so")
 ROW_MAJOR, NO_TRANS, TRANS = 101, 111, 112
 ROUNDS = 3                   # the fastest of these counts
+POOL_FLOATS = 1 << 25        # 128 MiB: more than a cache holds
 COPY_BYTES = 1 << 28         # far beyond every cache
 # AdamW reads weight, gradient and both moments, writes weight and moments; the
 # norm reads the gradient once more.
@@ -85,16 +86,15 @@ def step_products(cfg, folded):
     return products
 
 
-def load_blas(threads):
-    """(name, cblas_sgemm) with its own threads."""
+def load_blas():
+    """(name, cblas_sgemm, function that sets its threads)."""
     for name in LIBRARIES:
         try:
             lib = ctypes.CDLL(name)
         except OSError:
             continue
         setter = "openblas_set_num_threads" if "openblas" in name else "bli_thread_set_num_threads"
-        getattr(lib, setter)(ctypes.c_int(threads))
-        return name, lib.cblas_sgemm
+        return name, lib.cblas_sgemm, getattr(lib, setter)
     raise OSError("no CBLAS library found; install the package libopenblas0")
 
 
@@ -118,18 +118,11 @@ def timed(calls):
     return best
 
 
-def blas_seconds(cfg, folded, threads):
-    """(library, seconds, operations) of a step's products, micro-batches included.
-
-    Buffers are walked through, so that weights come from memory as in a step. What
-    a foreign call from Python costs, measured on empty products, is taken off.
-    """
-    name, sgemm = load_blas(threads)
-    products = step_products(cfg, folded)
+def bind_all(sgemm, products):
+    """Calls whose buffers are walked through, so that weights come from memory as in a step."""
     largest = max(max(m * k, k * n, m * n) for m, n, k, _, _ in products)
-    pool = numpy.full(3 * largest + (1 << 25), 0.5, dtype=numpy.float32)
-    base, used = pool.ctypes.data, 0
-    calls = []
+    pool = numpy.full(3 * largest + POOL_FLOATS, 0.5, dtype=numpy.float32)
+    base, used, calls = pool.ctypes.data, 0, []
     for product in products:
         m, n, k = product[:3]
         sizes, buffers = (m * k, k * n, m * n), []
@@ -139,8 +132,26 @@ def blas_seconds(cfg, folded, threads):
             buffers.append(ctypes.c_void_p(base + 4 * used))
             used += size
         calls.append(bind(sgemm, product, buffers))
-    empty = bind(sgemm, (0, 0, 0, False, False), [ctypes.c_void_p(base)] * 3)
-    seconds = timed(calls) - timed([empty] * len(calls))
+    return pool, calls
+
+
+def blas_seconds(cfg, folded, threads):
+    """(library, seconds, operations) of a step's products, micro-batches included.
+
+    The faster of the library's own threads and one thread's time divided by their
+    number: small products gain nothing from threads inside them, but run side by
+    side. What a foreign call from Python costs, measured on empty products, is
+    taken off.
+    """
+    name, sgemm, set_threads = load_blas()
+    products = step_products(cfg, folded)
+    pool, calls = bind_all(sgemm, products)
+    empty = bind(sgemm, (0, 0, 0, False, False), [pool.ctypes.data_as(ctypes.c_void_p)] * 3)
+    overhead = timed([empty] * len(calls))
+    seconds = float("inf")
+    for inside in (1, threads):
+        set_threads(ctypes.c_int(inside))
+        seconds = min(seconds, (timed(calls) - overhead) * inside / threads)
     work = sum(2.0 * m * n * k for m, n, k, _, _ in products)
     micro = cfg.i("GRADIENT_ACCUMULATION")
     return name, seconds * micro, work * micro

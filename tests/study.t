@@ -161,6 +161,9 @@ def test_refusals():
         t.write(struct.pack("<iii", 20240520, 1, 9) + bytes(1012), SCRATCH,
                 f"shards/{split}_0.bin")
     refused("wrong_length_is_refused", shards, "train_0.bin", "1042")
+    refused("missing_nanogpt_file_is_refused",
+            {"DATA_SHARDS": "y", "DATA_PATH": f'"nanogpt:{SCRATCH}/shards"'},
+            "train.bin", "no such file")
     t.write(b"", SCRATCH, "file")
     refused("file_as_output_folder_is_refused", {}, "--out", out="../file/x")
 

@@ -94,21 +94,37 @@ static void print_memory(const struct report *r)
 	       r->sequences, r->sequences == 1 ? "" : "s");
 }
 
-/* Layers repeat the block: the first one with decode state speaks for all but the last. */
+/* First layer behind @layer whose sub-layer has another cache, or NL. */
+static int cache_run_end(const struct model *m, int layer, int word)
+{
+	const struct cache_size *c = &m->sub[layer * CONFIG_BLOCK_LEN + word].cache;
+
+	while (++layer < NL) {
+		const struct cache_size *next = &m->sub[layer * CONFIG_BLOCK_LEN + word].cache;
+
+		if (next->size != c->size || next->token != c->token)
+			break;
+	}
+	return layer;
+}
+
+/* One line for a run of layers with equal caches: the last layer's may be smaller. */
 static void print_cache(const struct report *r)
 {
 	const struct plan *p = &r->plan[PHASE_DECODE];
 
-	printf("cache        %zu bytes per token in all layers, constant state %zu bytes, per sequence\n",
+	printf("cache        %zu bytes per token, constant state %zu bytes, of a sequence in all layers\n",
 	       p->cache_token, p->cache_const);
-	for (int s = 0; s < NR_SUB; s++) {
-		const struct sublayer *sub = &r->m.sub[s];
+	for (int word = 0; word < CONFIG_BLOCK_LEN; word++)
+		for (int layer = 0, end; layer < NL; layer = end) {
+			const struct sublayer *sub = &r->m.sub[layer * CONFIG_BLOCK_LEN + word];
 
-		if (sub->cache.size)
-			printf("  layer %-4d %s: %zu bytes per token, constant %zu\n",
-			       sub->layer, sub->mixer->name, sub->cache.token,
-			       sub->cache.size - sub->cache.token * T_MAX);
-	}
+			end = cache_run_end(&r->m, layer, word);
+			if (sub->cache.size)
+				printf("  %-10s %zu bytes per token, constant %zu, in each of layers %d to %d\n",
+				       sub->mixer->name, sub->cache.token,
+				       sub->cache.size - sub->cache.token * T_MAX, layer, end - 1);
+		}
 }
 
 static bool power_of_two(int n)

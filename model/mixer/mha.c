@@ -8,6 +8,7 @@
 
 #include "mixer.h"
 #include "util.h"
+#include "../linear.h"
 
 struct mha_param {
 	TENSOR param_t c_attn[3 * C][C];
@@ -59,16 +60,6 @@ static struct attn mha_attn(const struct mixer_args *a)
 	};
 }
 
-/* y = o c_proj' + bias */
-static void mha_proj(const struct mixer_args *a, const act_t *o, int n)
-{
-	const struct mha_param *w = a->w;
-
-	k_gemm(&(struct gemm){
-		.m = n, .n = C, .k = C, .tb = true, .a = o, .lda = C, .b = w->c_proj, .ldb = C,
-		.c = a->y, .ldc = C, .alpha = 1, .ep = GEMM_BIAS, .bias = w->c_proj_bias });
-}
-
 static void mha_forward(const struct mixer_args *a)
 {
 	const struct mha_param *w = a->w;
@@ -76,12 +67,9 @@ static void mha_forward(const struct mixer_args *a)
 	struct attn at = mha_attn(a);
 	int n = a->b * a->t;
 
-	k_gemm(&(struct gemm){
-		.m = n, .n = 3 * C, .k = C, .tb = true, .a = a->x, .lda = C, .b = w->c_attn,
-		.ldb = C, .c = act->qkv, .ldc = 3 * C, .alpha = 1, .ep = GEMM_BIAS,
-		.bias = w->c_attn_bias });
+	linear_bias_fwd(act->qkv, 3 * C, a->x, w->c_attn, w->c_attn_bias, n, 3 * C, C);
 	k_attn_fwd(&at);
-	mha_proj(a, act->o[0][0], n);
+	linear_bias_fwd(a->y, C, act->o, w->c_proj, w->c_proj_bias, n, C, C);
 }
 
 static void mha_backward(const struct mixer_args *a)
@@ -92,22 +80,14 @@ static void mha_backward(const struct mixer_args *a)
 	struct attn at = mha_attn(a);
 	int n = a->b * a->t;
 
-	k_gemm_grad(&(struct gemm){
-		.m = C, .n = C, .k = n, .ta = true, .a = a->dy, .lda = C, .b = act->o, .ldb = C,
-		.c = GRAD(a->dw, struct mha_param, c_proj), .ldc = C, .alpha = 1 });
+	linear_dw(GRAD(a->dw, struct mha_param, c_proj), a->dy, act->o, n, C, C, 1, 0);
 	k_bias_grad(GRAD(a->dw, struct mha_param, c_proj_bias), a->dy, n, C);
-	k_gemm(&(struct gemm){
-		.m = n, .n = C, .k = C, .a = a->dy, .lda = C, .b = w->c_proj, .ldb = C,
-		.c = tmp->d_o, .ldc = C, .alpha = 1 });
+	linear_dx(tmp->d_o, a->dy, w->c_proj, n, C, C, 1, 0);
 	k_attn_bwd(&at, tmp->dqkv[0][0][0], tmp->dqkv[0][1][0], tmp->dqkv[0][2][0], NULL,
 		   tmp->d_o[0][0], tmp->delta[0]);
-	k_gemm_grad(&(struct gemm){
-		.m = 3 * C, .n = C, .k = n, .ta = true, .a = tmp->dqkv, .lda = 3 * C, .b = a->x,
-		.ldb = C, .c = GRAD(a->dw, struct mha_param, c_attn), .ldc = C, .alpha = 1 });
+	linear_dw(GRAD(a->dw, struct mha_param, c_attn), tmp->dqkv, a->x, n, 3 * C, C, 1, 0);
 	k_bias_grad(GRAD(a->dw, struct mha_param, c_attn_bias), tmp->dqkv[0][0][0], n, 3 * C);
-	k_gemm(&(struct gemm){
-		.m = n, .n = C, .k = 3 * C, .a = tmp->dqkv, .lda = 3 * C, .b = w->c_attn, .ldb = C,
-		.c = a->dx, .ldc = C, .alpha = 1 });
+	linear_dx(a->dx, tmp->dqkv, w->c_attn, n, 3 * C, C, 1, 0);
 }
 
 /* One third of c_attn: dst row i at dst + i * ld */
@@ -115,15 +95,14 @@ static void mha_step_proj(const struct mixer_args *a, int third, act_t *dst, lon
 {
 	const struct mha_param *w = a->w;
 
-	k_gemm(&(struct gemm){
-		.m = a->b, .n = C, .k = C, .tb = true, .a = a->x, .lda = C,
-		.b = w->c_attn[third * C], .ldb = C, .c = dst, .ldc = ld, .alpha = 1,
-		.ep = GEMM_BIAS, .bias = w->c_attn_bias + third * C });
+	linear_bias_fwd(dst, ld, a->x, w->c_attn[third * C], w->c_attn_bias + third * C, a->b, C,
+			C);
 }
 
 static void mha_step(const struct mixer_args *a, void *cache, int pos)
 {
 	const long stride = sizeof(struct mha_cache) / sizeof(act_t);
+	const struct mha_param *w = a->w;
 	struct mha_cache *kv = cache;
 	struct mha_step_tmp *tmp = a->tmp;
 
@@ -134,7 +113,7 @@ static void mha_step(const struct mixer_args *a, void *cache, int pos)
 		.b = a->b, .heads = H, .dk = D, .dv = D, .pos = pos, .q = tmp->q[0][0],
 		.k = kv->k[0][0], .k_row = C, .k_head = D, .v = kv->v[0][0], .v_row = C,
 		.v_head = D, .cache_stride = stride, .o = tmp->o[0][0], .scale = 1 / sqrt(D) });
-	mha_proj(a, tmp->o[0][0], a->b);
+	linear_bias_fwd(a->y, C, tmp->o, w->c_proj, w->c_proj_bias, a->b, C, C);
 }
 
 static struct cache_size mha_cache_size(unsigned int read)
@@ -147,14 +126,15 @@ static struct cache_size mha_cache_size(unsigned int read)
 static double mha_flops(int b, int t, unsigned int read)
 {
 	(void)read;
-	return 2.0 * b * t * C * 4 * C + 2.0 * b * t * (t + 1.0) * C;
+	return linear_flops((double)b * t, C, 4 * C) + 2 * linear_flops(causal_pairs(b, t, t), C, 1);
 }
 
 /* Twice the products; attention recomputes the scores: five products for two. */
 static double mha_flops_bwd(int b, int t, unsigned int read)
 {
 	(void)read;
-	return 4.0 * b * t * C * 4 * C + 5.0 * b * t * (t + 1.0) * C;
+	return 2 * linear_flops((double)b * t, C, 4 * C) +
+	       5 * linear_flops(causal_pairs(b, t, t), C, 1);
 }
 
 static const struct mixer mha = {

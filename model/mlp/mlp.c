@@ -5,6 +5,7 @@
  */
 #include "mixer.h"
 #include "util.h"
+#include "../linear.h"
 
 struct mlp_param {
 	TENSOR param_t c_fc[F][C];
@@ -39,13 +40,8 @@ static void mlp_rows(const struct mixer_args *a, act_t *pre, act_t *h, int n)
 {
 	const struct mlp_param *w = a->w;
 
-	k_gemm(&(struct gemm){
-		.m = n, .n = F, .k = C, .tb = true, .a = a->x, .lda = C, .b = w->c_fc, .ldb = C,
-		.c = h, .ldc = F, .alpha = 1, .ep = GEMM_BIAS_GELU, .bias = w->c_fc_bias,
-		.aux = pre });
-	k_gemm(&(struct gemm){
-		.m = n, .n = C, .k = F, .tb = true, .a = h, .lda = F, .b = w->c_proj, .ldb = F,
-		.c = a->y, .ldc = C, .alpha = 1, .ep = GEMM_BIAS, .bias = w->c_proj_bias });
+	linear_gelu_fwd(h, pre, a->x, w->c_fc, w->c_fc_bias, n, F, C);
+	linear_bias_fwd(a->y, C, h, w->c_proj, w->c_proj_bias, n, C, F);
 }
 
 static void mlp_forward(const struct mixer_args *a)
@@ -62,20 +58,12 @@ static void mlp_backward(const struct mixer_args *a)
 	struct mlp_tmp *tmp = a->tmp;
 	int n = a->b * a->t;
 
-	k_gemm_grad(&(struct gemm){
-		.m = C, .n = F, .k = n, .ta = true, .a = a->dy, .lda = C, .b = act->h, .ldb = F,
-		.c = GRAD(a->dw, struct mlp_param, c_proj), .ldc = F, .alpha = 1 });
+	linear_dw(GRAD(a->dw, struct mlp_param, c_proj), a->dy, act->h, n, C, F, 1, 0);
 	k_bias_grad(GRAD(a->dw, struct mlp_param, c_proj_bias), a->dy, n, C);
-	k_gemm(&(struct gemm){
-		.m = n, .n = F, .k = C, .a = a->dy, .lda = C, .b = w->c_proj, .ldb = F,
-		.c = tmp->dpre, .ldc = F, .alpha = 1, .ep = GEMM_DGELU, .aux = act->pre[0] });
-	k_gemm_grad(&(struct gemm){
-		.m = F, .n = C, .k = n, .ta = true, .a = tmp->dpre, .lda = F, .b = a->x, .ldb = C,
-		.c = GRAD(a->dw, struct mlp_param, c_fc), .ldc = C, .alpha = 1 });
+	linear_dgelu(tmp->dpre[0], act->pre[0], a->dy, w->c_proj, n, C, F);
+	linear_dw(GRAD(a->dw, struct mlp_param, c_fc), tmp->dpre, a->x, n, F, C, 1, 0);
 	k_bias_grad(GRAD(a->dw, struct mlp_param, c_fc_bias), tmp->dpre[0], n, F);
-	k_gemm(&(struct gemm){
-		.m = n, .n = C, .k = F, .a = tmp->dpre, .lda = F, .b = w->c_fc, .ldb = C,
-		.c = a->dx, .ldc = C, .alpha = 1 });
+	linear_dx(a->dx, tmp->dpre, w->c_fc, n, F, C, 1, 0);
 }
 
 static void mlp_step(const struct mixer_args *a, void *cache, int pos)
@@ -90,7 +78,7 @@ static void mlp_step(const struct mixer_args *a, void *cache, int pos)
 static double mlp_flops(int b, int t, unsigned int read)
 {
 	(void)read;
-	return 4.0 * b * t * C * F;
+	return 2 * linear_flops((double)b * t, C, F);
 }
 
 static double mlp_flops_bwd(int b, int t, unsigned int read)

@@ -88,10 +88,7 @@ static const struct param recip_params[] = {
 /* pre = x c_fc^T + bias, h = h0 = gelu(pre) */
 static void fc_fwd(const struct recip *r)
 {
-	k_gemm(&(struct gemm){
-		.m = r->rows, .n = F, .k = C, .tb = true, .a = r->a->x, .lda = C,
-		.b = r->w->c_fc, .ldb = C, .c = r->h, .ldc = F, .alpha = 1,
-		.ep = GEMM_BIAS_GELU, .bias = r->w->c_fc_bias, .aux = r->pre });
+	linear_gelu_fwd(r->h, r->pre, r->a->x, r->w->c_fc, r->w->c_fc_bias, r->rows, F, C);
 }
 
 /* dh holds the gradient of pre */
@@ -106,10 +103,7 @@ void recip_proj_fwd(const struct recip *r)
 {
 	const struct recip_param *w = r->w;
 
-	k_gemm(&(struct gemm){
-		.m = r->rows, .n = C, .k = F, .tb = true, .a = r->h, .lda = F, .b = w->c_proj,
-		.ldb = F, .c = r->a->y, .ldc = C, .alpha = 1, .ep = GEMM_BIAS,
-		.bias = w->c_proj_bias });
+	linear_bias_fwd(r->a->y, C, r->h, w->c_proj, w->c_proj_bias, r->rows, C, F);
 	if (r->gate)
 		k_gemm(&(struct gemm){
 			.m = r->rows, .n = G, .k = F, .tb = true, .a = r->h, .lda = F,
@@ -130,10 +124,10 @@ void recip_proj_bwd(const struct recip *r)
 
 	linear_dw(RECIP_GRAD(r, c_proj), dy, r->h, r->rows, C, F, 1, 0);
 	k_bias_grad(RECIP_GRAD(r, c_proj_bias), dy, r->rows, C);
-	k_gemm(&(struct gemm){
-		.m = r->rows, .n = F, .k = C, .a = dy, .lda = C, .b = w->c_proj, .ldb = F,
-		.c = r->dh, .ldc = F, .alpha = 1, .ep = is_mlp(r) ? GEMM_DGELU : GEMM_PLAIN,
-		.aux = r->pre });
+	if (is_mlp(r))
+		linear_dgelu(r->dh, r->pre, dy, w->c_proj, r->rows, C, F);
+	else
+		linear_dx(r->dh, dy, w->c_proj, r->rows, C, F, 1, 0);
 	if (!r->gate)
 		return;
 	linear_dw(RECIP_GRAD(r, gate_proj), r->dz, r->h, r->rows, G, F, 1, 0);
