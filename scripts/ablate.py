@@ -12,6 +12,7 @@ OUT/stepN (further seeds: OUT/stepN-seedS), the table to OUT/table.txt and
 table.json. Running again resumes unfinished arms.
 """
 import argparse
+import hashlib
 import json
 import os
 import signal
@@ -60,6 +61,14 @@ class Arm:
                              done.returncode)
         return json.loads(done.stdout)
 
+    def corpus(self):
+        """What is embedded as data, or nothing."""
+        try:
+            with open(os.path.join(self.tree, "data/corpus.bin"), "rb") as f:
+                return hashlib.sha256(f.read()).hexdigest()
+        except FileNotFoundError:
+            return None
+
     def leaks(self):
         cfg = DotConfig.load(self.config)
         return (cfg.y("RA_MLA_MLP_ATTN_GATE") and
@@ -88,6 +97,9 @@ def prepare(builds, base, cpus):
             say(f"step {arm.step}: {plan['params']:,} parameters, "
                 f"{plan['train']['arena'] / 2**20:.1f} MiB, fits")
             first = plan
+    if len({arm.corpus() for arm in builds}) > 1:
+        raise StudyError("the embedded corpus changed while the arms were built (another commit); "
+                         "run the same command again")
     say(f"{len(builds)} binaries built in {time.monotonic() - began:.0f} s")
     return first
 

@@ -83,7 +83,8 @@ def against_machine(cfg, tree, tenon, threads):
     library, blas, work = bench_limits.blas_seconds(cfg, folded, threads)
     copy = bench_limits.optimizer_seconds(tenon["elements"], threads)
     step = tenon["step"]
-    return [f"  matrix products {blas * 1e3:10.2f} ms  ({library}, {work / blas / 1e9:.0f} GFLOP/s)",
+    speed = work / blas / 1e9
+    return [f"  matrix products {blas * 1e3:10.2f} ms  ({library}, {speed:.0f} GFLOP/s)",
             f"  optimizer bytes {copy * 1e3:10.2f} ms  (at the speed of a copy)",
             f"  step / (products + bytes) = {step / (blas + copy):.2f}"]
 

@@ -145,8 +145,8 @@ HEADS = ("step", "mechanisms", "parameters", "val loss", "perplexity", "change",
 
 def cells(r):
     return (str(r["step"]), r["mechanisms"], f"{r['parameters']:,}", r["text_loss"],
-            number(r["perplexity"], "{:.2f}"), r["text_change"], f"{r['peak_bytes'] / 2**20:.1f} MiB",
-            f"{r['tok_s']:,.0f}")
+            number(r["perplexity"], "{:.2f}"), r["text_change"],
+            f"{r['peak_bytes'] / 2**20:.1f} MiB", f"{r['tok_s']:,.0f}")
 
 
 def format_table(rows, notes):

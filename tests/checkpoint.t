@@ -133,7 +133,7 @@ def test_rate(small, rate, whole, tmp):
     shutil.rmtree(f"{out}/step-000060")
     before = t.read(out, "metrics.jsonl")
     run = t.train(rate, out)
-    t.ok(t.one_line(run, 'LEARNING_RATE (was "3e-3", is "1e-3")', "--allow-config-change") and
+    t.ok(t.one_line(run, "LEARNING_RATE (was 3e-3, is 1e-3)", "--allow-config-change") and
          "LOG_INTERVAL" not in run.stderr, "a changed training symbol is refused by name",
          t.said(run))
     t.ok(t.read(out, "metrics.jsonl") == before, "a refusal changes nothing")

@@ -166,7 +166,7 @@ def test_resume(top, shards, whole):
     for name in t.steps(out):
         forge(f"{out}/{name}", N_HEAD=4, LEARNING_RATE='"1e-2"')
     refused("train: a run of another configuration", top, [shards, "train", "--out", out], out,
-            "N_HEAD (was 4, is 2)", 'LEARNING_RATE (was "1e-2", is "3e-3")')
+            "N_HEAD (was 4, is 2)", "LEARNING_RATE (was 1e-2, is 3e-3)")
     shutil.rmtree(out)
     shutil.copytree(whole, out, symlinks=True)
     shutil.rmtree(f"{out}/step-000006")

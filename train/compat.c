@@ -59,7 +59,10 @@ static int by_name(const void *a, const void *b)
 	return strcmp(((const struct symbol *)a)->name, ((const struct symbol *)b)->name);
 }
 
-/* "CONFIG_X=value", or "# CONFIG_X is not set" as n; other lines give none. */
+/*
+ * "CONFIG_X=value", or "# CONFIG_X is not set" as n; other lines give none. A real
+ * may stand with or without quotes, so quotes do not count.
+ */
 static void parse_line(struct symbols *t, char *line)
 {
 	char *name = line, *value = "n", *end;
@@ -73,6 +76,10 @@ static void parse_line(struct symbols *t, char *line)
 		return;
 	}
 	*end = 0;
+	if (*value == '"') {
+		value++;
+		value[strcspn(value, "\"")] = 0;
+	}
 	t->s = xrealloc(t->s, (t->nr + 1) * sizeof(*t->s));
 	t->s[t->nr++] = (struct symbol){ xstrdup(name), xstrdup(value) };
 }
