@@ -134,6 +134,9 @@ enum mixer_role { ROLE_ATTN, ROLE_MLP };	/* "attn." or "mlp." in names */
  * @cache: decode state of a sub-layer whose taps @read are read, NULL if none
  * @taps_read: taps it reads
  * @taps_written: taps it can write
+ * @form: NULL, or which of its equal forms this build executes, for people
+ * @leaks: NULL, or a sentence: which setting makes outputs depend on later
+ *	positions and what to choose instead; for training studies only, @step refuses
  * @flops: floating point operations of one forward call with b sequences of t
  *	positions, as executed (a multiply-add is 2), without normalisation and
  *	element-wise work; backward is @flops_bwd
@@ -154,6 +157,7 @@ struct mixer {
 	int nr_params;
 	size_t param_size, act_size, tmp_size, step_tmp_size;
 	unsigned int taps_read, taps_written;
+	const char *form, *leaks;
 	struct cache_size (*cache)(unsigned int read);
 	double (*flops)(int b, int t, unsigned int read);
 	double (*flops_bwd)(int b, int t, unsigned int read);

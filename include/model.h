@@ -136,6 +136,9 @@ void model_layout(struct model *m);
  */
 void model_plan(const struct model *m, struct plan *p, enum phase phase, int sequences);
 
+/** plan_refuse() - die where a plan for training does not fit, naming the symbols to lower */
+void plan_refuse(const struct plan *p);
+
 /**
  * model_place() - point every buffer into an arena
  * @m: laid out

@@ -7,20 +7,21 @@
 #include "infer.h"
 #include "util.h"
 
-/* The pooled gate over a whole sequence cannot be known before its end. */
-static void refuse_leak(void)
+/* What depends on later positions cannot be known before them. */
+static void refuse_leak(const struct model *m)
 {
-	if (IS_ENABLED(CONFIG_RA_MLA_MLP_GATE_POOL_SEQUENCE))
-		die("generate: CONFIG_RA_MLA_MLP_GATE_POOL=\"sequence\" leaks the future, so this model cannot decode; train with \"causal\" or \"token\"");
+	for (int s = 0; s < NR_SUB; s++)
+		if (m->sub[s].mixer->leaks)
+			die("generate: %s", m->sub[s].mixer->leaks);
 }
 
 void decoder_open(struct decoder *d, const char *checkpoint)
 {
 	struct plan plan;
 
-	refuse_leak();
 	*d = (struct decoder){ .pos = 0 };
 	model_layout(&d->m);
+	refuse_leak(&d->m);
 	model_plan(&d->m, &plan, PHASE_DECODE, 1);
 	if (plan.bytes_arena > arch_memory())
 		die("generate: needs %zu MiB of memory, %zu MiB are free; close other programs",

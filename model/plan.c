@@ -5,10 +5,13 @@
  */
 #include <string.h>
 
+#include "arch.h"
 #include "dist.h"
 #include "model.h"
 #include "optim.h"
 #include "util.h"
+
+#define GIB (1024.0 * 1024 * 1024)
 
 static uint64_t count_params(const struct model *m)
 {
@@ -84,4 +87,22 @@ void model_plan(const struct model *m, struct plan *p, enum phase phase, int seq
 	plan_cache(m, p);
 	p->flops_token = count_flops(m, B_MAX, T_MAX, true) / BT;
 	p->flops_token_fwd = count_flops(m, B_MAX, T_MAX, false) / BT;
+}
+
+void plan_refuse(const struct plan *p)
+{
+	size_t state = p->bytes_params + p->bytes_grads + p->bytes_optim;
+	size_t there = arch_memory();
+
+	if (p->bytes_arena <= there)
+		return;
+	if (state > there)
+		die("the plan needs %.2f GiB, there are %.2f: weights, gradients and moments alone "
+		    "take %.2f; lower CONFIG_N_LAYER (%d), CONFIG_N_EMBD (%d) or "
+		    "CONFIG_GRADIENT_ACCUMULATION (%d)", p->bytes_arena / GIB, there / GIB,
+		    state / GIB, NL, C, CONFIG_GRADIENT_ACCUMULATION);
+	die("the plan needs %.2f GiB, there are %.2f: activations and scratch take %.2f; lower "
+	    "CONFIG_BATCH_SIZE (%d), CONFIG_BLOCK_SIZE (%d) or CONFIG_N_LAYER (%d)",
+	    p->bytes_arena / GIB, there / GIB, (p->bytes_act + p->bytes_tmp) / GIB, B_MAX, T_MAX,
+	    NL);
 }

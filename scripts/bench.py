@@ -79,7 +79,8 @@ def run_torch(name, tree, threads):
 def against_machine(cfg, tree, tenon, threads):
     """Lines: the step against its matrix products and the optimizer's bytes."""
     import bench_limits
-    folded = json.loads(output([f"{tree}/tenon", "plan", "--json"]))["cross_folded"]
+    forms = json.loads(output([f"{tree}/tenon", "plan", "--json"]))["forms"]
+    folded = forms.get("recip") == "folded"
     library, blas, work = bench_limits.blas_seconds(cfg, folded, threads)
     copy = bench_limits.optimizer_seconds(tenon["elements"], threads)
     step = tenon["step"]

@@ -16,8 +16,11 @@ MAX_KILLS = 8
 STEPS = 200
 
 
-def killed_at_random(binary, out, seed, rng):
-    """Kill and go on until the run ends; how often it was killed, its last status."""
+def killed_at_random(binary, out, seed, rng, seconds):
+    """
+    Kill and go on until the run ends; how often it was killed, its last status. An
+    undisturbed run takes @seconds.
+    """
     kills = 0
     while True:
         threads = str(rng.choice((1, 1, 2)))
@@ -25,7 +28,7 @@ def killed_at_random(binary, out, seed, rng):
                                 str(STEPS), "--threads", threads], stdout=subprocess.DEVNULL,
                                stderr=subprocess.PIPE, text=True)
         if kills < MAX_KILLS:
-            time.sleep(rng.uniform(0.05, 0.5))
+            time.sleep(rng.uniform(0.05, 0.6) * seconds)
             if run.poll() is None:
                 kills += 1
                 run.send_signal(signal.SIGKILL)
@@ -38,8 +41,10 @@ def test_kill(binary, tmp):
     rng = random.Random(20)
     for seed in SEEDS:
         whole, torn = f"{tmp}/whole-{seed}", f"{tmp}/torn-{seed}"
+        start = time.monotonic()
         t.train(binary, whole, "--seed", seed, "--steps", STEPS)
-        kills, status, errors = killed_at_random(binary, torn, seed, rng)
+        kills, status, errors = killed_at_random(binary, torn, seed, rng,
+                                                 time.monotonic() - start)
         t.ok(status == 0 and kills > 0, f"killed {kills} times: ends well (seed {seed})", errors)
         diff = t.same_run(whole, torn)
         t.ok(not diff, f"killed {kills} times: the same bits (seed {seed})", diff)

@@ -297,7 +297,7 @@ static void model_tests(void)
 
 static void refuse(const void *plan)
 {
-	run_refuse_plan(plan);
+	plan_refuse(plan);
 }
 
 static void plan_that_does_not_fit_names_symbols(void)
@@ -309,7 +309,7 @@ static void plan_that_does_not_fit_names_symbols(void)
 
 	ok(dies(refuse, &act, "lower CONFIG_BATCH_SIZE ("), "plan_of_activations_names_symbols");
 	ok(dies(refuse, &state, "lower CONFIG_N_LAYER ("), "plan_of_weights_names_symbols");
-	run_refuse_plan(&fits);
+	plan_refuse(&fits);
 }
 
 /* ---- compatibility of configurations ---------------------------------------- */
@@ -334,8 +334,10 @@ static void compat_sorts_symbols(void)
 
 	ok(diff_is(a, a, COMPAT_RESUME, NULL), "compat_same_text_has_no_difference");
 	ok(diff_is(a, b, COMPAT_RESUME,
-		   "LEARNING_RATE (was \"6e-4\", is \"1e-3\"), N_EMBD (was 64, is 32)"),
+		   "LEARNING_RATE (was 6e-4, is 1e-3), N_EMBD (was 64, is 32)"),
 	   "compat_resume_lists_what_matters");
+	ok(diff_is("CONFIG_GRAD_CLIP=1.0\n", "CONFIG_GRAD_CLIP=\"1.0\"\n", COMPAT_RESUME, NULL),
+	   "compat_quotes_of_a_real_do_not_matter");
 	ok(diff_is(a, b, COMPAT_WEIGHTS, "N_EMBD (was 64, is 32)"),
 	   "compat_weights_ignores_training");
 	ok(diff_is("CONFIG_NEW=y\n", "", COMPAT_WEIGHTS, "NEW (was y, is n)"),

@@ -6,10 +6,9 @@
 #include <inttypes.h>
 #include <jansson.h>
 
-#include "../model/mlp/recip.h"
-#include "../train/train.h"
 #include "arch.h"
 #include "dist.h"
+#include "model.h"
 #include "options.h"
 #include "util.h"
 
@@ -148,6 +147,19 @@ static void print_accumulation(const struct report *r)
 	printf(" (ranks x micro-batches)%s\n", n > 1 ? " give the same bits" : "");
 }
 
+/* The first block speaks for all. */
+static void print_forms(const struct report *r)
+{
+	for (int i = 0; i < CONFIG_BLOCK_LEN; i++) {
+		const struct mixer *x = r->m.sub[i].mixer;
+
+		if (x->form)
+			printf("form         %s executes its %s form\n", x->name, x->form);
+		if (x->leaks)
+			printf("leaks        %s: %s\n", x->name, x->leaks);
+	}
+}
+
 static void print_report(const struct report *r)
 {
 	const struct plan *p = &r->plan[PHASE_TRAIN];
@@ -162,10 +174,7 @@ static void print_report(const struct report *r)
 	printf("FLOPs/token  training step %.4g, forward %.4g, decode at the last position %.4g\n",
 	       p->flops_token, p->flops_token_fwd, r->flops_decode);
 	print_accumulation(r);
-	if (RECIP_CROSS)
-		printf("cross-token  %s form\n", RECIP_FOLDED ? "folded" : "direct");
-	if (RECIP_SEQUENCE)
-		printf("leaks        the pooled gate sees the future: for training studies only, cannot decode\n");
+	print_forms(r);
 }
 
 /* ---- JSON ------------------------------------------------------------------ */
@@ -181,10 +190,21 @@ static json_t *phase_json(const struct plan *p)
 	return o;
 }
 
+static json_t *forms_json(const struct report *r)
+{
+	json_t *o = json_object();
+
+	for (int i = 0; i < CONFIG_BLOCK_LEN; i++)
+		if (r->m.sub[i].mixer->form)
+			json_object_set_new(o, r->m.sub[i].mixer->name,
+					    json_string(r->m.sub[i].mixer->form));
+	return o;
+}
+
 static void print_json(const struct report *r)
 {
 	const struct plan *p = &r->plan[PHASE_TRAIN];
-	json_t *o = json_pack("{s:s,s:I,s:I,s:f,s:f,s:f,s:i,s:b,s:I,s:I,s:I,s:b,s:b}",
+	json_t *o = json_pack("{s:s,s:I,s:I,s:f,s:f,s:f,s:i,s:b,s:I,s:I,s:I,s:o}",
 		"run", CONFIG_RUN_NAME,
 		"params", (json_int_t)p->params,
 		"params_published", (json_int_t)p->params_published,
@@ -196,8 +216,7 @@ static void print_json(const struct report *r)
 		"cache_token", (json_int_t)p->cache_token,
 		"cache_const", (json_int_t)p->cache_const,
 		"memory_available", (json_int_t)arch_memory(),
-		"cross_folded", (int)RECIP_FOLDED,
-		"leaks", (int)RECIP_SEQUENCE);
+		"forms", forms_json(r));
 
 	for (int i = 0; i < PHASES; i++)
 		json_object_set_new(o, phase_names[i], phase_json(&r->plan[i]));
@@ -227,7 +246,7 @@ int verb_plan(int argc, char **argv)
 		model_plan(&r.m, &r.plan[p], p, sequences);
 	r.flops_decode = decode_flops(&r.m);
 	if (check)
-		run_refuse_plan(&r.plan[PHASE_TRAIN]);
+		plan_refuse(&r.plan[PHASE_TRAIN]);
 	if (json)
 		print_json(&r);
 	else if (check)

@@ -44,7 +44,7 @@ static void place(struct model *m)
 
 	model_layout(m);
 	model_plan(m, &plan, PHASE_EVAL, 0);
-	run_refuse_plan(&plan);
+	plan_refuse(&plan);
 	model_place(m, arch_alloc(plan.bytes_arena), PHASE_EVAL, 0, 0, NULL);
 }
 

@@ -224,7 +224,7 @@ int verb_train(int argc, char **argv)
 	arch_init(device, threads);
 	model_layout(&r.m);
 	model_plan(&r.m, &r.plan, PHASE_TRAIN, 0);
-	run_refuse_plan(&r.plan);
+	plan_refuse(&r.plan);
 	open_folder(r.dir, restart);
 	want = run_want(seed, steps);
 	if (!resume_or_begin(&r, &want, allow)) {

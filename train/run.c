@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /*
- * The memory of a run: planned, compared with what there is, taken in one piece.
+ * The memory of a run, as planned, taken in one piece.
  */
 #include <stdio.h>
 #include <string.h>
@@ -9,26 +9,6 @@
 #include "dist.h"
 #include "train.h"
 #include "util.h"
-
-#define GIB (1024.0 * 1024 * 1024)
-
-void run_refuse_plan(const struct plan *p)
-{
-	size_t state = p->bytes_params + p->bytes_grads + p->bytes_optim;
-	size_t there = arch_memory();
-
-	if (p->bytes_arena <= there)
-		return;
-	if (state > there)
-		die("the plan needs %.2f GiB, there are %.2f: weights, gradients and moments alone "
-		    "take %.2f; lower CONFIG_N_LAYER (%d), CONFIG_N_EMBD (%d) or "
-		    "CONFIG_GRADIENT_ACCUMULATION (%d)", p->bytes_arena / GIB, there / GIB,
-		    state / GIB, NL, C, CONFIG_GRADIENT_ACCUMULATION);
-	die("the plan needs %.2f GiB, there are %.2f: activations and scratch take %.2f; lower "
-	    "CONFIG_BATCH_SIZE (%d), CONFIG_BLOCK_SIZE (%d) or CONFIG_N_LAYER (%d)",
-	    p->bytes_arena / GIB, there / GIB, (p->bytes_act + p->bytes_tmp) / GIB, B_MAX, T_MAX,
-	    NL);
-}
 
 void run_place(struct run *r)
 {

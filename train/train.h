@@ -233,9 +233,6 @@ struct run {
 	size_t rss;
 };
 
-/** run_refuse_plan() - die where a plan does not fit, naming the symbols to lower */
-void run_refuse_plan(const struct plan *p);
-
 /** run_place() - the arena, planned to the byte, and every buffer in it */
 void run_place(struct run *r);
 

@@ -214,6 +214,8 @@ static struct cache_size recip_cache_size(unsigned int read)
 				    sizeof(((struct recip_cache_ungated *)0)->past) / T_MAX };
 }
 
+static const char leak[] = "CONFIG_RA_MLA_MLP_GATE_POOL=\"sequence\" leaks the future, so this model cannot decode; train with \"causal\" or \"token\"";
+
 /* z of the causal pool is added up in the cache itself. */
 static struct recip recip_step_call(const struct mixer_args *a, struct recip_cache *cache, int pos)
 {
@@ -240,7 +242,7 @@ static void recip_step(const struct mixer_args *a, void *cache, int pos)
 	long seq = recip_cache_size(a->read).size / sizeof(act_t);
 
 	if (RECIP_SEQUENCE)
-		die("CONFIG_RA_MLA_MLP_GATE_POOL=\"sequence\" leaks the future and cannot decode: choose \"causal\" or \"token\" and train again");
+		die("%s", leak);
 	fc_fwd(&r);
 	recip_latent_fwd(&r);
 	if (!RECIP_AVERAGE && r.cross)
@@ -317,6 +319,8 @@ static const struct mixer recip = {
 	.act_size = sizeof(struct recip_act),
 	.tmp_size = sizeof(struct recip_tmp),
 	.step_tmp_size = sizeof(struct recip_step_tmp),
+	.form = RECIP_FOLDED ? "folded" : RECIP_CROSS ? "direct" : NULL,
+	.leaks = RECIP_SEQUENCE ? leak : NULL,
 	.cache = recip_cache_size,
 	.taps_read = (RECIP_CROSS ? TAP_ROUTE : 0) | (RECIP_LATENT ? TAP_LATENT : 0),
 	.taps_written = (RECIP_GATE ? TAP_HEAD_GATE : 0) | (RECIP_LATENT ? TAP_LATENT_MIX : 0),

@@ -6,10 +6,10 @@
 #include <jansson.h>
 #include <stdlib.h>
 
-#include "../train/train.h"
 #include "arch.h"
 #include "dist.h"
 #include "options.h"
+#include "train.h"
 #include "util.h"
 
 enum { FORWARD, BACKWARD, MERGE, UPDATE, WHOLE, STAGES };
@@ -132,7 +132,7 @@ int verb_bench(int argc, char **argv)
 	arch_init(device, threads);
 	model_layout(&r.m);
 	model_plan(&r.m, &r.plan, PHASE_TRAIN, 0);
-	run_refuse_plan(&r.plan);
+	plan_refuse(&r.plan);
 	r.st = (struct ckpt_state){ .seed = seed, .total = warmup + steps };
 	run_place(&r);
 	model_init_params(&r.m, seed);
