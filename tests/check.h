@@ -90,10 +90,13 @@ static inline bool all_finite(const act_t *x, size_t n)
 
 /*
  * Finite differences: |fd - <g,d>| <= FD_TOL ||g||. Central with h = FD_STEP: the
- * truncation is h^2 f'''/6 ~ 1e-10, round-off eps f/h ~ 1e-10; two decades are left.
+ * truncation is h^2 f'''/6 ~ 1e-10, round-off eps f/h ~ 1e-10; two decades are left
+ * for a gradient of norm 1e-2, none for one of FD_FLOOR, which stands for smaller ones
+ * (a query's gradient is exactly 0 where it sees one key).
  */
 #define FD_STEP 1e-5
 #define FD_TOL 1e-6
+#define FD_FLOOR 1e-4
 
 /* The objective of one finite difference, and what it is called with. */
 typedef double (*objective_fn)(void *ctx);
@@ -114,8 +117,7 @@ static inline bool fd_agrees(objective_fn f, void *ctx, act_t *x, const grad_t *
 	memcpy(x, old, n * sizeof(*x));
 	free(old);
 	free(d);
-	/* no gradient at all: the objective must not move either */
-	*error = fabs((up - down) / (2 * FD_STEP) - slope) / (norm > 0 ? norm : FD_STEP);
+	*error = fabs((up - down) / (2 * FD_STEP) - slope) / MAX(norm, FD_FLOOR);
 	return *error <= FD_TOL;
 }
 

@@ -3,8 +3,8 @@
 """Every mechanism in every mode: the mixer and model tests, in double, at tiny widths.
 
 54 combinations of gate pool x sparse mode x coupler tying x head average, through
-which the other options turn, then the baseline and single mechanisms. Two object
-trees at a time; symbols of headers (widths, head average, detach) change slowest,
+which the other options turn, then the baseline, single mechanisms and random
+configurations. Two object trees at a time; symbols of headers (widths, head average, detach) change slowest,
 so that most combinations compile the mechanisms' own files only. Compiled with -O1:
 make check runs the same programs at -O3 under the tiny defconfigs.
 
@@ -21,6 +21,7 @@ PYTHON = os.environ.get("TENON_PYTHON", "/usr/bin/python3")
 SCRATCH = os.path.join(os.environ.get("TENON_TESTDIR", os.path.join(SRC, "build/check")), "sweep")
 PROGRAMS = ("test_mixer", "test_model")
 TREES = 2
+RANDOM_SEEDS = range(1, 15)
 
 BASE = {
     "MODEL_GPT2_RA_MLA": "y", "ARCH_CPU": "y", "REAL_DOUBLE": "y", "GPT2_MODEL_CUSTOM": "y",
@@ -74,7 +75,7 @@ def extras():
     odd = dict(direct, N_LAYER=3, N_HEAD=3, N_EMBD=15, RA_MLA_LATENT_DIM=5, BLOCK_SIZE=SHORT,
                BATCH_SIZE=1, VOCAB_SIZE=64)
     hybrid = dict(direct, BLOCK='"mha mlp ra_mla recip"', MIXER_MHA="y", MLP_MLP="y")
-    return [
+    cases = [
         ("gpt2", gpt2), ("ra_mla alone", plain),
         ("gpt2 attention, plain mlp, widths 15", dict(gpt2, N_HEAD=3, N_EMBD=15)),
         ("gate alone", dict(plain, RA_MLA_MLP_ATTN_GATE="y")),
@@ -85,6 +86,22 @@ def extras():
         ("averaged heads, direct, rms", dict(rms, BLOCK_SIZE=SHORT)),
         ("odd widths", odd), ("hybrid block", hybrid),
     ]
+    return sorted(cases, key=lambda case: case[1]["BLOCK_SIZE"])
+
+
+def random_configs():
+    """Legal configurations of any widths and blocks; a seed is its own repeat."""
+    return [(f"randconfig SEED={seed}", seed) for seed in RANDOM_SEEDS]
+
+
+def configure(obj, case):
+    """The command that writes the .config of one case: symbols, or a seed."""
+    kconfig = [PYTHON, "scripts/kconfig.py", "--config", f"{obj}/.config", "--gen", obj]
+    if isinstance(case, int):
+        return kconfig + ["randconfig", str(case)]
+    with open(f"{obj}/test_defconfig", "w") as f:
+        f.writelines(f"CONFIG_{k}={v}\n" for k, v in case.items())
+    return kconfig + ["defconfig", f"{obj}/test_defconfig"]
 
 
 def run(cmd, **kw):
@@ -92,15 +109,11 @@ def run(cmd, **kw):
                           text=True, **kw)
 
 
-def test(tree, cfg):
+def test(tree, case):
     """Output of what failed, '' where everything passed."""
     obj = os.path.join(SCRATCH, str(tree))
     os.makedirs(obj, exist_ok=True)
-    defconfig = os.path.join(obj, "defconfig")
-    with open(defconfig, "w") as f:
-        f.writelines(f"CONFIG_{k}={v}\n" for k, v in cfg.items())
-    steps = [[PYTHON, "scripts/kconfig.py", "--config", f"{obj}/.config", "--gen", obj,
-              "defconfig", defconfig],
+    steps = [configure(obj, case),
              ["make", "-s", f"O={obj}", "check-programs", f"PROGRAMS={' '.join(PROGRAMS)}",
               "EXTRA_CFLAGS=-O1"]]
     steps += [[f"{obj}/tests/{p}"] for p in PROGRAMS]
@@ -112,14 +125,13 @@ def test(tree, cfg):
 
 
 def test_list(tree, cases):
-    return [(name, test(tree, cfg)) for name, cfg in cases]
+    return [(name, test(tree, case)) for name, case in cases]
 
 
 def main():
-    cases = [c for c in combinations() + extras() if all(w in c[0] for w in sys.argv[1:])]
+    cases = [c for c in combinations() + extras() + random_configs() if all(w in c[0] for w in sys.argv[1:])]
     half = (len(cases) + 1) // TREES
-    lists = [sorted(part, key=lambda c: str(c[1]["BLOCK_SIZE"])) for part in
-             (cases[:half], cases[half:])]
+    lists = [cases[:half], cases[half:]]
     with ThreadPoolExecutor(TREES) as pool:
         results = sum(pool.map(test_list, range(TREES), lists), [])
     for i, (name, output) in enumerate(results, 1):
