@@ -147,6 +147,9 @@ def notes(runs):
     lines = [f"data: {results[0]['data']}"]
     if results[0]["bigram_loss"] is not None:
         lines.insert(0, f"bigram byte model, same split: {results[0]['bigram_loss']:.4f}")
+    if len({run.seed for run in runs}) == 1:
+        lines.insert(0, "one seed: a change has no spread to be judged by; "
+                     "set CONFIG_ABLATION_SEEDS")
     return lines
 
 
