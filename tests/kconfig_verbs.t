@@ -99,7 +99,7 @@ def test_randconfig():
 
 # The terminal interface
 
-def drive(keys, seconds=8.0):
+def drive(keys, seconds=60.0):
     """Exit status of menuconfig after typing keys, one per idle moment."""
     child, terminal = pty.fork()
     if child == 0:
@@ -109,7 +109,7 @@ def drive(keys, seconds=8.0):
                                   "menuconfig"])
     keys, started, end = list(keys), False, time.monotonic() + seconds
     while time.monotonic() < end:
-        ready = select.select([terminal], [], [], 0.08 if started else 2)[0]
+        ready = select.select([terminal], [], [], 0.2 if started else 5)[0]
         if ready:
             try:
                 started = bool(os.read(terminal, 65536))
@@ -123,7 +123,19 @@ def drive(keys, seconds=8.0):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def has_terminal():
+    try:
+        for end in os.openpty():
+            os.close(end)
+    except OSError:
+        return False
+    return True
+
+
 def test_menuconfig():
+    if not has_terminal():
+        ok(True, "menuconfig # SKIP this machine has no pseudo-terminals")
+        return
     run("defconfig", TINY)
     ok(drive(["q"]) == 0, "menuconfig_has_nothing_to_save_after_defconfig")
     status = drive(["/", "SPARSE_MODE_RMS", "\n", "\n", "q", "y"])

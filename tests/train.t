@@ -90,7 +90,11 @@ def test_finished(binary, out, tmp):
 
 
 def test_terminal(binary, tmp):
-    master, slave = pty.openpty()
+    try:
+        master, slave = pty.openpty()
+    except OSError:
+        t.ok(True, "on a terminal # SKIP this machine has no pseudo-terminals")
+        return
     run = subprocess.Popen([binary, "train", "--out", f"{tmp}/pty", "--threads", "1"],
                            stdout=slave, stderr=slave, stdin=subprocess.DEVNULL)
     os.close(slave)
