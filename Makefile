@@ -62,7 +62,8 @@ demo: setup
 	$(Q)$(MAKE) defconfig-tiny-ra-mla-full
 	$(Q)$(MAKE) all
 
-bench: setup
+bench:
+	@sh scripts/setup.sh torch
 	$(Q)$(afresh) $(PYTHON) scripts/bench.py --objtree $(OBJ)/bench \
 		$(addprefix --threads ,$(call cmdline,THREADS))
 

@@ -4,7 +4,12 @@
 # packages where that is allowed (as root, or through sudo without a password),
 # else print the command to type and fail. Says nothing where nothing is missing.
 # Run from the top of the tree.
+#
+#	scripts/setup.sh [torch]
+#
+# torch: PyTorch too, which the bench and tests/torch.t compare with.
 
+WITH=$1
 KCONFIGLIB=14.1.0
 VENV=build/venv
 
@@ -14,6 +19,10 @@ has_library() {
 
 has_python() {
 	sh scripts/python.sh >/dev/null
+}
+
+has_torch() {
+	/usr/bin/python3 -c 'import torch, numpy' 2>/dev/null
 }
 
 has_blas() {
@@ -40,6 +49,7 @@ missing_packages() {
 	has_library zlib || echo zlib1g-dev
 	has_library jansson || echo libjansson-dev
 	has_blas || echo libopenblas-dev
+	[ "$WITH" != torch ] || has_torch || echo python3-torch python3-numpy
 }
 
 say() {
