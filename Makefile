@@ -53,7 +53,7 @@ all:
 
 build check-programs:
 	$(have-config)
-	$(Q)+$(build.mk) $@
+	$(Q)+$(locked) $(build.mk) $@
 
 setup:
 	@sh scripts/setup.sh

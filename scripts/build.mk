@@ -67,6 +67,14 @@ blas-cflags := $(addprefix -isystem ,$(firstword $(wildcard /usr/include/*/blis-
 blas-libs := -lblis
 endif
 
+compiler := $(shell $(CC) --version 2>/dev/null | head -n 1)
+
+ifeq ($(compiler),)
+$(error CC=$(CC): there is no such compiler; name another, or run: make setup)
+else ifneq ($(findstring clang,$(compiler)),)
+$(error CC=$(CC): $(compiler) lacks vector operations that arch/cpu uses; name a gcc, or leave CC away)
+endif
+
 ifneq ($(filter -ffast-math -Ofast -funsafe-math-optimizations,$(EXTRA_CFLAGS)),)
 $(error EXTRA_CFLAGS=$(EXTRA_CFLAGS): results must not depend on it; leave it away)
 endif
@@ -83,7 +91,6 @@ define content
 @printf '%s\n' '$(subst ','\'',$(1))' | cmp -s - $@ || printf '%s\n' '$(subst ','\'',$(1))' >$@
 endef
 
-compiler := $(shell $(CC) --version | head -n 1)
 machine := $(shell $(CC) -dumpmachine)
 processor := $(if $(CONFIG_CPU_NATIVE),$(shell grep -m 1 -E '^(flags|Features)' /proc/cpuinfo \
 	| cksum))
@@ -176,7 +183,7 @@ run:
 ifeq ($(CONFIG_RA_MLA_ABLATION_MODE),y)
 	$(Q)$(afresh) $(PYTHON) scripts/ablate.py --config $(CONF) --objtree $(OBJ) $(run-flags)
 else
-	$(Q)+$(MAKE) -f scripts/build.mk build
+	$(Q)+$(locked) $(MAKE) -f scripts/build.mk build
 	$(Q)$(OBJ)/tenon plan --check
 	$(Q)$(OBJ)/tenon train $(run-flags)
 endif

@@ -45,3 +45,6 @@ jobs = $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(shell nproc))
 
 # For programs that call make themselves: it starts afresh, with this Python.
 afresh = env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL TENON_PYTHON=$(PYTHON)
+
+# One make at a time compiles in an object tree; another one waits.
+locked = mkdir -p $(OBJ) && flock --close $(OBJ)

@@ -133,14 +133,15 @@ def check_out(out):
     while not os.path.exists(folder):
         folder = os.path.dirname(folder)
     if not os.path.isdir(folder):
-        raise Refusal(f"{out}: {folder} is a file, not a folder; choose another --out")
+        raise Refusal(f"{out}: {folder} is a file, not a folder; "
+                      "choose another --out (make OUT=DIR)")
     try:
         with tempfile.TemporaryFile(dir=folder) as f:
             f.write(b"\0" * 4096)
             f.flush()
     except OSError as error:
         raise Refusal(f"{out}: cannot write in {folder} ({error.strerror}); "
-                      "make room or choose another --out") from None
+                      "make room or choose another --out (make OUT=DIR)") from None
 
 
 def check_config(cfg, data, out):

@@ -198,6 +198,24 @@ test_flags() {
 	ok 'other flags rebuild' both says 'CC      model/model' says 'CC      lib/util'
 	run make EXTRA_CFLAGS=-ffast-math build
 	ok '-ffast-math is refused' both status_is 2 says 'EXTRA_CFLAGS'
+	run make CC=nonesuch build
+	ok 'a compiler that does not exist is one line' both status_is 2 says '^[^ ]+ \*\*\* CC=nonesuch'
+	printf '#!/bin/sh\necho clang version 14.0.6\n' >clang && chmod +x clang
+	run make CC=./clang build
+	ok 'clang is refused by name' both status_is 2 says 'CC=./clang: clang version'
+	rm clang
+}
+
+test_two_makes() {
+	local first
+
+	rm -rf build
+	make build </dev/null >/dev/null 2>&1 &
+	first=$!
+	run make build
+	ok 'two makes in one tree: one succeeds' status_is 0
+	wait "$first"
+	ok 'so does the other' [ $? -eq 0 ]
 }
 
 test_clean() {
@@ -218,6 +236,7 @@ test_changes
 test_git
 test_trees
 test_flags
+test_two_makes
 test_clean
 rm -rf "$scratch"
 echo "1..$count"

@@ -70,6 +70,12 @@ def test_all_kinds():
                              'CONFIG_RA_MLA_MLP_SPARSE_MODE="rms"'),
        "oldconfig_asks_for_what_is_open", out, err)
     edit("CONFIG_SEED=11\n", "")
+    edit('CONFIG_WEIGHT_DECAY="0.1"\n', "")
+    sys.stdin = io.StringIO("-1\n12\nmuch\n-1\n0.2\n")
+    status, out, err = run("oldconfig")
+    ok(status == 0 and shows("CONFIG_SEED=12", 'CONFIG_WEIGHT_DECAY="0.2"'),
+       "oldconfig_asks_again_for_what_is_illegal", out, err)
+    edit("CONFIG_SEED=12\n", "")
     sys.stdin = io.StringIO("")
     ok(run("oldconfig")[0] == 2, "oldconfig_needs_answers")
     sys.stdin = keep

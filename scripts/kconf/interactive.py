@@ -4,6 +4,8 @@
 import os
 import sys
 
+import kconfiglib
+
 from .declare import ConfigError
 
 
@@ -62,6 +64,10 @@ def oldconfig(conf):
             front.conf_changed = False
             for node in conf.node_iter():
                 front.oldconfig(node)
+                while refused := _refused(conf, node.item):
+                    print(refused)
+                    node.item.unset_value()
+                    front.oldconfig(node)
     except EOFError:
         raise ConfigError("oldconfig: the input ended before the questions "
                           "did; `make olddefconfig` takes the defaults"
@@ -88,6 +94,17 @@ def _problem(conf, sym, text):
     """What is wrong with a real typed into an interface, or None."""
     interval = conf.decl.reals.get(sym.name)
     return interval.problem(text) if interval else None
+
+
+def _refused(conf, item):
+    """Why a value just typed cannot stay, or None; kconfiglib lets reals of
+    any form pass, and replaces an int out of range by the default."""
+    if not isinstance(item, kconfiglib.Symbol) or not item.visibility \
+            or item.user_value is None:
+        return None
+    if item.orig_type == kconfiglib.INT and item.str_value != item.user_value:
+        return f"{item.user_value} is out of range (? shows it)"
+    return _problem(conf, item, item.str_value)
 
 
 def use_file(path):
