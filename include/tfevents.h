@@ -38,10 +38,11 @@ int tfevents_close(struct tfevents *t);
  * tfevents_cut() - forget what was logged after a step
  * @dir: folder; one without event files, or none, is fine
  * @step: last step that stays
+ * @tag: NULL, or a tag of which @step itself goes as well
  *
- * Every event file ends before its first record of a later step, or before its first
- * torn or damaged record. Returns: 0 or -errno.
+ * Every event file ends before its first record of a later step (or of @tag at @step), or
+ * before its first torn or damaged record. Returns: 0 or -errno.
  */
-int tfevents_cut(const char *dir, int64_t step);
+int tfevents_cut(const char *dir, int64_t step, const char *tag);
 
 #endif

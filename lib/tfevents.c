@@ -168,7 +168,18 @@ static size_t record_check(const uint8_t *p, size_t left, int64_t *step)
 	return RECORD_HEAD + n + RECORD_TAIL;
 }
 
-static int cut_file(const char *path, int64_t step)
+/* Whether the record of @n bytes holds the text @tag. */
+static bool has_tag(const uint8_t *p, size_t n, const char *tag)
+{
+	size_t len = strlen(tag);
+
+	for (size_t i = 0; i + len <= n; i++)
+		if (!memcmp(p + i, tag, len))
+			return true;
+	return false;
+}
+
+static int cut_file(const char *path, int64_t step, const char *tag)
 {
 	size_t size, at = 0, n;
 	uint8_t *p = file_read(path, &size);
@@ -177,7 +188,8 @@ static int cut_file(const char *path, int64_t step)
 
 	if (!p)
 		return -errno;
-	while (at < size && (n = record_check(p + at, size - at, &s)) && s <= step)
+	while (at < size && (n = record_check(p + at, size - at, &s)) && s <= step &&
+	       !(tag && s == step && has_tag(p + at, n, tag)))
 		at += n;
 	if (at < size)
 		err = file_truncate(path, at);
@@ -207,7 +219,7 @@ static void free_list(struct dirent **list, int n)
 	free(list);
 }
 
-int tfevents_cut(const char *dir, int64_t step)
+int tfevents_cut(const char *dir, int64_t step, const char *tag)
 {
 	struct dirent **list;
 	int n = list_events(dir, &list), err = 0;
@@ -217,7 +229,7 @@ int tfevents_cut(const char *dir, int64_t step)
 	for (int i = 0; i < n && !err; i++) {
 		char *path = xasprintf("%s/%s", dir, list[i]->d_name);
 
-		err = cut_file(path, step);
+		err = cut_file(path, step, tag);
 		free(path);
 	}
 	free_list(list, n);

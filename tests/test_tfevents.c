@@ -84,12 +84,19 @@ static void tfevents_cut_and_append(void)
 	event_file("cut", &count);
 	ten = size_of(path);
 	ok(count == 1 && ten == 2 * five - 40, "tfevents_open goes on with the file");
-	ok(!tfevents_cut(scratch("cut"), 10) && size_of(path) == ten, "tfevents_cut: nothing later");
-	ok(!tfevents_cut(scratch("cut"), 5) && size_of(path) == five, "tfevents_cut to a step");
+	ok(!tfevents_cut(scratch("cut"), 10, NULL) && size_of(path) == ten,
+	   "tfevents_cut: nothing later");
+	ok(!tfevents_cut(scratch("cut"), 5, NULL) && size_of(path) == five,
+	   "tfevents_cut to a step");
 	log_steps("cut", 6, 10);
 	ok(size_of(path) == ten, "tfevents_open after a cut");
-	ok(!tfevents_cut(scratch("cut"), 0) && size_of(path) == 40, "tfevents_cut to the start");
-	ok(!tfevents_cut(scratch("nowhere"), 3), "tfevents_cut: no folder is fine");
+	ok(!tfevents_cut(scratch("cut"), 10, "val/loss") && size_of(path) == ten,
+	   "tfevents_cut: no such tag");
+	ok(!tfevents_cut(scratch("cut"), 6, "train/loss") && size_of(path) == five,
+	   "tfevents_cut: the last step's tag as well");
+	ok(!tfevents_cut(scratch("cut"), 0, NULL) && size_of(path) == 40,
+	   "tfevents_cut to the start");
+	ok(!tfevents_cut(scratch("nowhere"), 3, NULL), "tfevents_cut: no folder is fine");
 	ok(!tfevents_open(scratch("nowhere")) && errno == ENOENT, "tfevents_open: errno");
 }
 
@@ -108,7 +115,7 @@ static void tfevents_cut_drops_torn_records(void)
 	whole = file_read(path, &n);
 	for (size_t size = 0; size <= n; size++) {
 		put_file(path, whole, size);
-		bad += tfevents_cut(scratch("torn"), 100) ||
+		bad += tfevents_cut(scratch("torn"), 100, NULL) ||
 		       size_of(path) != (size < 40 ? 0 : 40 + (size - 40) / record * record);
 	}
 	ok(!bad, "tfevents_cut_drops_torn_records: %d lengths wrong", bad);
@@ -118,7 +125,7 @@ static void tfevents_cut_drops_torn_records(void)
 		whole[at] ^= 1;
 		put_file(path, whole, n);
 		whole[at] ^= 1;
-		bad += tfevents_cut(scratch("torn"), 100) || size_of(path) != 40 + record;
+		bad += tfevents_cut(scratch("torn"), 100, NULL) || size_of(path) != 40 + record;
 	}
 	ok(!bad, "tfevents_cut drops from a damaged record on: %d bytes missed", bad);
 	put_file(path, "", 0);

@@ -209,6 +209,38 @@ static void checkpoint_round_trip(void)
 	free(copy);
 }
 
+/* The rows of step 2 and its evaluation, opened again before or after that was kept. */
+static size_t rows_again(bool evaluated)
+{
+	struct metrics *t = metrics_open(scratch("rows"), 2, evaluated);
+	uint8_t *p;
+	size_t n;
+
+	metrics_close(t);
+	p = file_read(scratch("rows/metrics.jsonl"), &n);
+	free(p);
+	return n;
+}
+
+/* A run that stopped between a step and its evaluation makes up for it, once. */
+static void evaluation_is_logged_once(void)
+{
+	struct step_row row = { .step = 2 };
+	struct metrics *t;
+	size_t before, after;
+
+	dir_make(scratch("rows"));
+	t = metrics_open(scratch("rows"), 0, false);
+	metrics_step(t, &row);
+	metrics_close(t);
+	before = rows_again(false);
+	t = metrics_open(scratch("rows"), 2, false);
+	metrics_eval(t, 2, "val", 1.5);
+	metrics_close(t);
+	after = rows_again(true);
+	ok(before && after > before && rows_again(false) == before, "evaluation_is_logged_once");
+}
+
 /* A weight that is not finite: updates are skipped, then the run stops. */
 static void nonfinite_never_enters_the_weights(void)
 {
@@ -227,7 +259,7 @@ static void nonfinite_never_enters_the_weights(void)
 	   name ? name : "-");
 	arch_get(after, run.optim.m, size);
 	ok(same_weights(copy) && !memcmp(m, after, size), "nonfinite_never_enters_the_weights");
-	run.metrics = metrics_open(scratch_dir, run.st.step - 1);
+	run.metrics = metrics_open(scratch_dir, run.st.step - 1, false);
 	diag("what follows on stderr is meant to");
 	ok(train_loop(&run) == 1 && run.st.optim.skipped_row == CONFIG_SPAM_MAX_SKIPS,
 	   "nonfinite_stops_after_max_skips");
@@ -287,6 +319,7 @@ static void model_tests(void)
 	step = run.st.step;
 	checkpoint_round_trip();
 	other_data_is_refused(step);
+	evaluation_is_logged_once();
 	nonfinite_never_enters_the_weights();
 	if (CONFIG_CHECKPOINT_INTERVAL > CONFIG_SPAM_MAX_SKIPS + 3 &&
 	    CONFIG_EVAL_INTERVAL > CONFIG_SPAM_MAX_SKIPS + 3)

@@ -190,7 +190,7 @@ static int train(struct run *r)
 {
 	int status;
 
-	r->metrics = metrics_open(r->dir, r->st.step);
+	r->metrics = metrics_open(r->dir, r->st.step, r->st.eval_step == r->st.step);
 	log_start(r, r->st.step);
 	stop_install();
 	status = train_loop(r);
@@ -225,6 +225,7 @@ int verb_train(int argc, char **argv)
 	model_layout(&r.m);
 	model_plan(&r.m, &r.plan, PHASE_TRAIN, 0);
 	plan_refuse(&r.plan);
+	r.bigram = data_bigram_loss();
 	open_folder(r.dir, restart);
 	want = run_want(seed, steps);
 	if (!resume_or_begin(&r, &want, allow)) {

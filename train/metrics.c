@@ -28,19 +28,20 @@ static void must(int err, const char *path)
 		    "resumes from the last checkpoint", path, strerror(-err));
 }
 
-/* Whether a whole line is a row of a step that stays. */
-static bool stays(const char *line, size_t n, int64_t step)
+/* Whether a whole line is a row that stays; evaluations only up to step @last_eval. */
+static bool stays(const char *line, size_t n, int64_t step, int64_t last_eval)
 {
 	json_t *row = json_loadb(line, n, 0, NULL);
 	json_t *at = json_object_get(row, "step");
-	bool keep = json_is_integer(at) && json_integer_value(at) <= step;
+	int64_t last = json_object_get(row, "split") ? last_eval : step;
+	bool keep = json_is_integer(at) && json_integer_value(at) <= last;
 
 	json_decref(row);
 	return keep;
 }
 
 /* Rows of later steps go, and with them a torn last line. */
-static void cut(const char *path, int64_t step)
+static void cut(const char *path, int64_t step, int64_t last_eval)
 {
 	size_t size, keep = 0;
 	char *text = (char *)file_read(path, &size), *end;
@@ -49,7 +50,7 @@ static void cut(const char *path, int64_t step)
 		return;
 	must(text ? 0 : -errno, path);
 	while ((end = memchr(text + keep, '\n', size - keep)) &&
-	       stays(text + keep, end - (text + keep), step))
+	       stays(text + keep, end - (text + keep), step, last_eval))
 		keep = end + 1 - text;
 	if (keep < size)
 		must(file_truncate(path, keep), path);
@@ -73,14 +74,14 @@ static void close_files(struct metrics *t)
 		must(tfevents_close(t->events), t->dir);
 }
 
-struct metrics *metrics_open(const char *dir, int64_t step)
+struct metrics *metrics_open(const char *dir, int64_t step, bool evaluated)
 {
 	struct metrics *t = xcalloc(1, sizeof(*t));
 
 	t->dir = xstrdup(dir);
 	t->path = xasprintf("%s/metrics.jsonl", dir);
-	cut(t->path, step);
-	must(tfevents_cut(dir, step), dir);
+	cut(t->path, step, evaluated ? step : step - 1);
+	must(tfevents_cut(dir, step, evaluated ? NULL : "val/loss"), dir);
 	open_files(t);
 	return t;
 }

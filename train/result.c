@@ -59,7 +59,7 @@ static json_t *real_or_null(double x)
 
 static json_t *describe(const struct run *r)
 {
-	double tok_s, bigram = data_bigram_loss();
+	double tok_s;
 	char hex[65];
 	int64_t peak;
 
@@ -77,7 +77,7 @@ static json_t *describe(const struct run *r)
 			 "params_published", (json_int_t)r->plan.params_published,
 			 "tok_s", tok_s, "peak_bytes", (json_int_t)peak,
 			 "skipped", (json_int_t)r->st.optim.skipped,
-			 "weights_sha256", hex, "bigram_loss", real_or_null(bigram),
+			 "weights_sha256", hex, "bigram_loss", real_or_null(r->bigram),
 			 "data", source_describe(), "config_sha256", config_hash(),
 			 "build", build_text());
 }

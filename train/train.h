@@ -191,8 +191,11 @@ struct step_row {
 
 struct metrics;
 
-/** metrics_open() - cut DIR/metrics.jsonl and the event file back to @step, and append */
-struct metrics *metrics_open(const char *dir, int64_t step);
+/**
+ * metrics_open() - cut DIR/metrics.jsonl and the event file back to @step, and append
+ * @evaluated: the evaluation of @step stays; without it, it is still to come
+ */
+struct metrics *metrics_open(const char *dir, int64_t step, bool evaluated);
 /** metrics_step() - the row of one step */
 void metrics_step(struct metrics *t, const struct step_row *r);
 /** metrics_eval() - the row of one evaluation */
@@ -219,6 +222,8 @@ void metrics_close(struct metrics *t);
  * @metrics: open log
  * @saved: step of the last checkpoint, -1 none
  * @rss: peak resident set before the arena was taken
+ * @bigram: data_bigram_loss(), read before anything is written: a small vocabulary's
+ *	whole data is looked at once, and a bad token ends the run before it begins
  */
 struct run {
 	struct model m;
@@ -231,6 +236,7 @@ struct run {
 	struct metrics *metrics;
 	int64_t saved;
 	size_t rss;
+	double bigram;
 };
 
 /** run_place() - the arena, planned to the byte, and every buffer in it */
