@@ -59,7 +59,7 @@ void data_eval_batch(enum split s, int index, int count, int b, int t, int32_t *
 		    split_name[s], index, count, t, tokens);
 	for (int row = 0; row < b; row++) {
 		uint64_t i = (uint64_t)index * b + row;
-		uint64_t pos = last ? i * (tokens - t - 1) / last : 0;
+		uint64_t pos = last ? (unsigned __int128)i * (tokens - t - 1) / last : 0;
 
 		source_read(s, pos, t + 1, tok + (size_t)row * (t + 1));
 	}

@@ -167,10 +167,11 @@ struct route {
  * @nr: row sets
  * @topk: entries per row, 0 for the modes none and rms
  *
- * At most b * 128 * t * 2 plus lists of 4 b t nr topk for the transposed gather.
- * On the cpu only these lists: for each sequence and row set t + 1 int32, where the
+ * In every arch at most nr * (b * t * (topk + 1) + b) for topk and 0 for the other
+ * modes: that is what mixers plan (model/routing.h). On the cpu it holds the lists of
+ * the transposed gather: for each sequence and row set t + 1 int32, where the
  * entries of each u begin, then the entries, at most t * topk int32: t' * topk + slot,
- * sorted by u, ascending in t'. none and rms want nothing there.
+ * sorted by u, ascending in t'.
  */
 size_t k_route_scratch(int b, int t, int nr, int topk);
 

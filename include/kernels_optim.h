@@ -2,7 +2,8 @@
 /**
  * DOC: optimizer kernels
  *
- * The rules of kernels.h hold.
+ * The rules of kernels.h hold, except for struct optim_hyper: host memory, constant
+ * over the run, read before the call returns.
  */
 #ifndef TENON_KERNELS_OPTIM_H
 #define TENON_KERNELS_OPTIM_H

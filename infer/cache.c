@@ -2,6 +2,8 @@
 /*
  * A model in its decode phase: weights, caches, and one token at a time.
  */
+#include <string.h>
+
 #include "arch.h"
 #include "checkpoint.h"
 #include "infer.h"
@@ -19,7 +21,7 @@ void decoder_open(struct decoder *d, const char *checkpoint)
 {
 	struct plan plan;
 
-	*d = (struct decoder){ .pos = 0 };
+	memset(d, 0, sizeof(*d));
 	model_layout(&d->m);
 	refuse_leak(&d->m);
 	model_plan(&d->m, &plan, PHASE_DECODE, 1);

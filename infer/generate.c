@@ -129,7 +129,7 @@ int verb_generate(int argc, char **argv)
 		{ "threads", OPT_INT, &threads, 0, 4096, "cpu threads, 0 = all" },
 	};
 	struct request r = { .nr_prompt = 0 };
-	struct decoder d;
+	static struct decoder d;
 
 	options_parse("generate", "", opts, ARRAY_SIZE(opts), argc, argv);
 	if (text && ids)

@@ -6,8 +6,14 @@
 #ifndef TENON_LINEAR_H
 #define TENON_LINEAR_H
 
+#include <assert.h>
+
 #include "kernels.h"
 #include "types.h"
+
+/* rows of a product are an int; those of a product of all heads are BT * H */
+static_assert((int64_t)BT * H <= INT32_MAX, "lower CONFIG_BATCH_SIZE, CONFIG_BLOCK_SIZE "
+	      "or CONFIG_N_HEAD: their product must stay below 2^31");
 
 /* y[rows][out] = alpha x[rows][in] w^T + beta y */
 static inline void linear_fwd(void *y, const void *x, const void *w, int rows, int out, int in,

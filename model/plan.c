@@ -3,6 +3,7 @@
  * The plan: parameters, bytes by phase and operations, before anything is
  * allocated.
  */
+#include <stdlib.h>
 #include <string.h>
 
 #include "arch.h"
@@ -62,9 +63,10 @@ static void plan_cache(const struct model *m, struct plan *p)
 
 void model_plan(const struct model *m, struct plan *p, enum phase phase, int sequences)
 {
-	struct model probe = *m;
+	struct model *probe = xmalloc(sizeof(*probe));	/* grows with the layers: not on the stack */
 	size_t extra;
 
+	*probe = *m;
 	memset(p, 0, sizeof(*p));
 	p->params = count_params(m);
 	p->params_published = p->params + count_unread(m);
@@ -79,9 +81,10 @@ void model_plan(const struct model *m, struct plan *p, enum phase phase, int seq
 			p->bytes_cache += ROUND_UP(m->sub[s].cache.size * sequences,
 						   TENSOR_ALIGN);
 	else
-		p->bytes_act = model_act_size(&probe, phase);
+		p->bytes_act = model_act_size(probe, phase);
 	extra = p->bytes_grads + p->bytes_optim;
-	p->bytes_arena = model_place(&probe, NULL, phase, sequences, extra, NULL);
+	p->bytes_arena = model_place(probe, NULL, phase, sequences, extra, NULL);
+	free(probe);
 	p->bytes_tmp = p->bytes_arena - ROUND_UP(extra, TENSOR_ALIGN) - p->bytes_params -
 		       p->bytes_act - p->bytes_cache;
 	plan_cache(m, p);

@@ -23,6 +23,10 @@ enum {
 	ROUTE_BAND = CONFIG_RA_MLA_RA_ALPHA_NONZERO ? CONFIG_RA_MLA_RA_WINDOW + 1 : 0,
 };
 
+/* an entry of a sequence's lists is numbered t * ROUTE_K + slot, in int32 */
+static_assert((int64_t)T_MAX * ROUTE_K <= INT32_MAX, "lower CONFIG_RA_MLA_MLP_SPARSE_K or "
+	      "CONFIG_BLOCK_SIZE: their product must stay below 2^31");
+
 /* operations of the scores of all visible pairs and heads, reciprocal term included */
 static inline double score_flops(int b, int t)
 {

@@ -77,6 +77,8 @@ def test_refused_lines():
 
 RULES = {
     "heads": ("CONFIG_N_HEAD=5", ["N_HEAD=5", "N_EMBD=64", "4 and 8"]),
+    "rows": ("CONFIG_BATCH_SIZE=4096\nCONFIG_BLOCK_SIZE=131072",
+             ["BATCH_SIZE=4096", "below 2^31", "CONFIG_BLOCK_SIZE=131071"]),
     "scalar": ('CONFIG_RA_MLA_MLP_TYING_MODE="per_head_scalar"\n'
                "CONFIG_RA_MLA_LATENT_DIM=48",
                ["RA_MLA_LATENT_DIM=48", "256", "32 and 64"]),

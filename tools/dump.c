@@ -187,7 +187,7 @@ int verb_dump(int argc, char **argv)
 		{ "device", OPT_INT, &device, 0, 1024, "device number" },
 		{ "threads", OPT_INT, &threads, 0, 4096, "cpu threads, 0 = all" },
 	};
-	struct dump d = { .b = 0 };
+	static struct dump d;
 
 	options_parse("dump", "", opts, ARRAY_SIZE(opts), argc, argv);
 	if (!tokens || !out)

@@ -154,7 +154,9 @@ static void open_folder(const char *dir, bool restart)
 	if (err)
 		die("cannot write to %s: %s; give another folder with --out", dir, strerror(-err));
 	fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB) < 0)
+	if (fd < 0)
+		die("cannot open %s: %s; give another folder with --out", dir, strerror(errno));
+	if (flock(fd, LOCK_EX | LOCK_NB) < 0)
 		die("%s is in use by another run; wait for it or give another --out", dir);
 	ckpt_recover(dir);
 	free(probe);

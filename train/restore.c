@@ -17,8 +17,11 @@ static char *inspect(const char *folder, char **config, struct ckpt_state *st)
 {
 	char *wrong = manifest_check(folder, config);
 
-	if (!wrong)
-		wrong = state_read(folder, st);
+	if (wrong)
+		return wrong;
+	wrong = state_read(folder, st);
+	if (wrong)
+		free(*config);
 	return wrong;
 }
 

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: MIT */
+// SPDX-License-Identifier: MIT
 /*
  * Attention forward: a block of queries runs over its blocks of keys with an
  * online softmax (Milakov and Gimelshein 2018, arXiv 1805.02867; Dao et al. 2022,

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: MIT */
+// SPDX-License-Identifier: MIT
 /*
  * Attention backward. Tiles are recomputed from q, k and the saved log-sum-exp.
  * With dP = gamma d_o v and delta = <d_o, o>:

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: MIT */
+// SPDX-License-Identifier: MIT
 /*
  * Attention of one new query per sequence against its cache. The past is cut into
  * runs of keys of fixed length, one thread each, whose maxima, sums and outputs

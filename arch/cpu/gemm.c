@@ -53,7 +53,7 @@ static struct cut cut_of(const struct gemm *g, int batch)
 
 	while ((long)g->m > (long)s.rows * BLOCK_ROWS_MAX || s.rows * s.columns < blocks) {
 		if ((long)g->n * s.rows > (long)g->m * s.columns &&
-		    g->m <= s.rows * BLOCK_ROWS_MAX)
+		    (long)g->m <= (long)s.rows * BLOCK_ROWS_MAX)
 			s.columns *= 2;
 		else
 			s.rows *= 2;

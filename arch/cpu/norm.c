@@ -97,13 +97,14 @@ static void strip_sums(grad_t *dw, grad_t *db, const act_t *dy, const act_t *x, 
 		act_t sum[2][STRIP] = { 0 };
 
 		for (int i = i0; i < MIN(i0 + GROUP, n); i++) {
-			const act_t *dyi = dy + (long)i * c, *xi = x + (long)i * c;
+			const act_t *dyi = dy + (long)i * c, *xi;
 
 #pragma omp simd simdlen(LANES_WIDE)
 			for (int j = 0; j < width; j++)
 				sum[0][j] += dyi[j];
 			if (!x)
 				continue;
+			xi = x + (long)i * c;
 #pragma omp simd simdlen(LANES_WIDE)
 			for (int j = 0; j < width; j++)
 				sum[1][j] += dyi[j] * ((xi[j] - mean[i]) * rstd[i]);

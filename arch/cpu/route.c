@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: MIT */
+// SPDX-License-Identifier: MIT
 /*
  * Selection of routing rows: attention rows are recomputed tile by tile from q, k
  * and the log-sum-exp, heads are summed inside a tile. topk keeps a running list

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: MIT */
+// SPDX-License-Identifier: MIT
 /*
  * Gathering along routing rows. topk: the lists; backward sorts their entries by
  * u first. none and rms: the tiles of the rows once more, as left operands.

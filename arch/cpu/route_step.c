@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: MIT */
+// SPDX-License-Identifier: MIT
 /*
  * Routing of one new position per sequence: the dense row is at hand, so the
  * selection of route.c runs on it directly and the row stays dense.

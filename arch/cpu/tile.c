@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: MIT */
+// SPDX-License-Identifier: MIT
 /*
  * Products of small tiles: a register block of rows times a few vectors of
  * columns, the left operand broadcast, the right one packed. Vectors are GCC's

@@ -117,10 +117,10 @@ static struct attn ra_mla_attn(const struct mixer_args *a)
 
 	return (struct attn){
 		.b = a->b, .t = a->t, .heads = H, .dk = L, .dv = L,
-		.q = act->q_latent[0][0], .q_row = H * L, .q_head = L,
+		.q = act->q_latent[0][0], .q_row = (long)H * L, .q_head = L,
 		.k = act->k[0], .k_row = L,
 		.v = act->v[0], .v_row = L,
-		.o = act->w[0][0], .o_row = H * L, .o_head = L,
+		.o = act->w[0][0], .o_row = (long)H * L, .o_head = L,
 		.lse = act->lse[0], .gamma = a->in.head_gate, .scale = 1 / sqrt(L),
 		.ra_scale = CONFIG_RA_MLA_RA_ALPHA / sqrt(L), .ra_window = W };
 }

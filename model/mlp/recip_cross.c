@@ -57,7 +57,7 @@ static void fold(const struct recip *r)
 
 	linear_dx(r->fold, w->c_proj, w->cross_proj, C, F, F, 1, 0);
 	if (r->gate)
-		linear_dx(r->fold + C * F, w->gate_proj, w->cross_proj, G, F, F, 1, 0);
+		linear_dx(r->fold + (size_t)C * F, w->gate_proj, w->cross_proj, G, F, F, 1, 0);
 	linear_fwd(r->routed, r->h, r->fold, r->rows, outputs(r), F, 1, 0);
 }
 
@@ -92,7 +92,7 @@ static void fold_bwd(const struct recip *r)
 void recip_fold_bwd(const struct recip *r)
 {
 	const struct recip_param *w = r->w;
-	const act_t *dgate = r->dfold + C * F;
+	const act_t *dgate = r->dfold + (size_t)C * F;
 
 	fold_bwd(r);
 	linear_dw(RECIP_GRAD(r, cross_proj), w->c_proj[0], r->dfold, C, F, F, 1, 0);

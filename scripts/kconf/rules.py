@@ -55,6 +55,22 @@ def _shape(conf):
                f"4*CONFIG_N_EMBD={4 * width}, as "
                'CONFIG_RA_MLA_MLP_TYING_MODE="per_head_scalar" needs; nearest '
                f"that do: {_divisors_near(4 * width, latent)}")
+    yield from _counted(conf, "BATCH_SIZE", "BLOCK_SIZE", "N_HEAD")
+    if conf.on("RA_MLA_MLP_CROSS_TOKEN"):
+        yield from _counted(conf, "BLOCK_SIZE", "RA_MLA_MLP_SPARSE_K")
+
+
+def _counted(conf, *names):
+    """Rows and list entries are counted in 32 bits."""
+    product = 1
+    for name in names:
+        product *= conf.number(name)
+    if product >= 2 ** 31:
+        last = max(names, key=conf.number)
+        rest = product // conf.number(last)
+        yield (f"{', '.join(show(conf, n) for n in names)}: their product "
+               f"{product} must be below 2^31={2 ** 31}; for instance "
+               f"CONFIG_{last}={(2 ** 31 - 1) // rest}")
 
 
 def _divisors_near(number, want):
