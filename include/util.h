@@ -95,6 +95,8 @@ void file_sha256(const struct file_writer *f, char hex[65]);
  * Returns: 0, or the first error of this writer; a file being created is removed then.
  */
 int file_finish(struct file_writer *f);
+/** file_put() - a whole new file, under its name only where it is whole; 0 or -errno */
+int file_put(const char *path, const void *buf, size_t n);
 /** file_cancel() - close, remove what file_create() started, free */
 void file_cancel(struct file_writer *f);
 

@@ -201,6 +201,16 @@ int file_finish(struct file_writer *f)
 	return err;
 }
 
+int file_put(const char *path, const void *buf, size_t n)
+{
+	struct file_writer *f = file_create(path);
+
+	if (!f)
+		return -errno;
+	file_write(f, buf, n);
+	return file_finish(f);
+}
+
 void file_cancel(struct file_writer *f)
 {
 	f->err = -ECANCELED;

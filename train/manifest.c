@@ -47,13 +47,8 @@ int manifest_write(const char *folder, const struct ckpt_file files[CKPT_FILES],
 	char *path = xasprintf("%s/" MANIFEST, folder);
 	json_t *root = describe(files, step);
 	char *text = json_dumps(root, CANONICAL);
-	struct file_writer *w = file_create(path);
-	int err = w ? file_write(w, text, strlen(text)) : -errno, closed;
+	int err = file_put(path, text, strlen(text));
 
-	if (w) {
-		closed = file_finish(w);
-		err = err ? err : closed;
-	}
 	free(text);
 	free(path);
 	json_decref(root);

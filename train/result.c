@@ -2,7 +2,6 @@
 /*
  * result.json: what a run came to, for people and for the study script.
  */
-#include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <math.h>
@@ -102,17 +101,12 @@ void result_write(struct run *r)
 {
 	char *path = xasprintf("%s/result.json", r->dir), *text;
 	json_t *root = describe(r);
-	struct file_writer *w = file_create(path);
-	int err = w ? 0 : -errno, closed;
+	int err;
 
 	if (!root)
 		die_bug("result: a text is no UTF-8");
 	text = json_dumps(root, JSON_INDENT(1) | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(17));
-	if (w) {
-		err = file_write(w, text, strlen(text));
-		closed = file_finish(w);
-		err = err ? err : closed;
-	}
+	err = file_put(path, text, strlen(text));
 	if (err)
 		die("cannot write %s: %s; make room, then run again", path, strerror(-err));
 	show(root);

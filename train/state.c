@@ -4,7 +4,6 @@
  * Numbers come back bit for bit: integers as they are, reals with 17 digits, and
  * what JSON has no number for (nan, inf) as a string.
  */
-#include <errno.h>
 #include <jansson.h>
 #include <math.h>
 #include <stdlib.h>
@@ -115,24 +114,14 @@ int state_write(const char *folder, const struct ckpt_state *st, struct ckpt_fil
 {
 	char *path = xasprintf("%s/%s", folder, f->name), *text;
 	json_t *root = json_object();
-	struct file_writer *w;
-	int err = -ENOMEM;
+	int err;
 
 	for (size_t i = 0; i < ARRAY_SIZE(fields); i++)
 		json_object_set_new(root, fields[i].name, put_field(&fields[i], (const char *)st));
 	text = json_dumps(root, JSON_INDENT(1) | JSON_REAL_PRECISION(17));
-	w = file_create(path);
-	if (!w) {
-		err = -errno;
-	} else {
-		int closed;
-
-		err = file_write(w, text, strlen(text));
-		f->bytes = file_size(w);
-		file_sha256(w, f->sha256);
-		closed = file_finish(w);
-		err = err ? err : closed;
-	}
+	f->bytes = strlen(text);
+	sha256_hex(text, f->bytes, f->sha256);
+	err = file_put(path, text, f->bytes);
 	free(text);
 	free(path);
 	json_decref(root);
