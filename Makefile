@@ -4,7 +4,7 @@
 
 # Goals run in the order in which they were typed: make defconfig-tiny-gpt2 all
 .NOTPARALLEL:
-.PHONY: all build check-programs demo check bench setup help clean mrproper FORCE
+.PHONY: all build objects check-programs demo check bench setup help clean mrproper FORCE
 all:
 
 include scripts/common.mk
@@ -51,7 +51,7 @@ all:
 	$(have-config)
 	$(Q)+$(build.mk) run
 
-build check-programs:
+build objects check-programs:
 	$(have-config)
 	$(Q)+$(locked) $(build.mk) $@
 
@@ -84,7 +84,7 @@ check: setup
 
 # Cleaning
 
-made := lib arch model train data infer dist tools tests include scripts arms check bench tenon \
+made := lib arch model train ckpt data infer dist tools tests include scripts arms check bench tenon \
 	compile.flags link.flags
 
 clean:

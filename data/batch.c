@@ -4,6 +4,7 @@
  * resumed run goes on exactly where it was and ranks need no word with each other.
  */
 #include <inttypes.h>
+#include <string.h>
 
 #include "data.h"
 #include "util.h"
@@ -35,7 +36,15 @@ static uint64_t epoch_windows(uint64_t tokens, int t)
 	return MAX((tokens - t) / t, 1);
 }
 
-void data_train_batch(uint64_t seed, uint64_t micro, int b, int t, int32_t *tok)
+/* A sequence of t tokens from position @pos on, and the token behind each. */
+static void read_row(enum split s, uint64_t pos, int t, int32_t *tok, int32_t *target)
+{
+	source_read(s, pos, t, tok);
+	memcpy(target, tok + 1, (t - 1) * sizeof(*tok));
+	source_read(s, pos + t, 1, target + t - 1);
+}
+
+void data_train_batch(uint64_t seed, uint64_t micro, int b, int t, int32_t *tok, int32_t *target)
 {
 	const uint64_t tokens = source_tokens(SPLIT_TRAIN), windows = epoch_windows(tokens, t);
 	const uint64_t shifts = MIN((uint64_t)t, tokens - windows * t);
@@ -46,11 +55,13 @@ void data_train_batch(uint64_t seed, uint64_t micro, int b, int t, int32_t *tok)
 		uint64_t window = rng_permute(seed, hash_name("data.order") + epoch, i % windows,
 					      windows);
 
-		source_read(SPLIT_TRAIN, shift + window * t, t + 1, tok + (size_t)row * (t + 1));
+		read_row(SPLIT_TRAIN, shift + window * t, t, tok + (size_t)row * t,
+			 target + (size_t)row * t);
 	}
 }
 
-void data_eval_batch(enum split s, int index, int count, int b, int t, int32_t *tok)
+void data_eval_batch(enum split s, int index, int count, int b, int t, int32_t *tok,
+		     int32_t *target)
 {
 	const uint64_t tokens = source_tokens(s), last = (uint64_t)count * b - 1;
 
@@ -61,6 +72,6 @@ void data_eval_batch(enum split s, int index, int count, int b, int t, int32_t *
 		uint64_t i = (uint64_t)index * b + row;
 		uint64_t pos = last ? (unsigned __int128)i * (tokens - t - 1) / last : 0;
 
-		source_read(s, pos, t + 1, tok + (size_t)row * (t + 1));
+		read_row(s, pos, t, tok + (size_t)row * t, target + (size_t)row * t);
 	}
 }

@@ -27,7 +27,9 @@ enum {
 };
 
 #define NANOGPT "nanogpt:"
-#define FORM "DATA_PATH wants a folder or glob of .bin shards with train or val in their names"
+#define FORM "CONFIG_DATA_PATH or --data wants a folder or glob of .bin shards (magic 20240520, version 1) " \
+	"with train or val in their names, or nanogpt:FOLDER with train.bin and val.bin; " \
+	"`make demo` runs on the embedded corpus"
 
 /* @token: [count], little-endian; @first: its position in the split */
 struct shard {
@@ -200,7 +202,7 @@ static char *describe(const char *path)
 void source_open(const char *path)
 {
 	if (!*path)
-		die("no data to read: " FORM ", or give --data PATH");
+		die("no data to read: " FORM);
 	if (!strncmp(path, NANOGPT, strlen(NANOGPT)))
 		open_nanogpt(path + strlen(NANOGPT));
 	else

@@ -17,6 +17,9 @@
 #include "bytes.h"
 #include "util.h"
 
+#define FORM "CONFIG_DATA_PATH or --data wants UTF-8 text, a file or a folder of files, plain or .gz; " \
+	"`make demo` runs on the embedded corpus"
+
 /* Files below the folder, [nr] malloc'ed paths. */
 struct list {
 	char **path;
@@ -155,8 +158,7 @@ static void open_files(const char *path, const struct list *l, size_t skip)
 	char *rule = split_files(l, skip);
 
 	if (!(text.n[SPLIT_TRAIN] + text.n[SPLIT_VAL]))
-		die("%s: empty: DATA_PATH wants UTF-8 text, a file or a folder of files, plain "
-		    "or .gz", path);
+		die("%s: empty: " FORM, path);
 	bytes_ready(&text, origin, rule);
 	free(origin);
 	free(rule);
@@ -168,16 +170,15 @@ void source_open(const char *path)
 	struct stat st;
 
 	if (!*path)
-		die("no text to read: set CONFIG_DATA_PATH or give --data PATH");
+		die("no text to read: " FORM);
 	if (stat(path, &st) < 0)
-		die("%s: %s: set CONFIG_DATA_PATH or --data to a text file or a folder of them",
-		    path, strerror(errno));
+		die("%s: %s: " FORM, path, strerror(errno));
 	if (S_ISDIR(st.st_mode))
 		walk(&l, path);
 	else
 		list_add(&l, xstrdup(path));
 	if (!l.nr)
-		die("%s: no files in this folder", path);
+		die("%s: no files in this folder: " FORM, path);
 	qsort(l.path, l.nr, sizeof(*l.path), by_path);
 	open_files(path, &l, S_ISDIR(st.st_mode) ? strlen(path) : 0);
 	for (size_t i = 0; i < l.nr; i++)

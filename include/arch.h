@@ -11,6 +11,10 @@
 
 #include <stddef.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /**
  * arch_init() - open the device, once, before anything else here
  * @device: device number (cpu: 0 only, else dies)
@@ -57,7 +61,59 @@ void arch_put(void *dst, const void *src, size_t bytes);
 /** arch_get() - device to host; waits for the stream */
 void arch_get(void *dst, const void *src, size_t bytes);
 
+/**
+ * arch_get_later() - asynchronous: device to host
+ *
+ * @dst holds the bytes once a mark that was set after the call has been waited for.
+ */
+void arch_get_later(void *dst, const void *src, size_t bytes);
+
 /** arch_sync() - wait for everything that was started */
 void arch_sync(void);
+
+/**
+ * struct arch_mark - a point in the stream
+ * @event: the arch's own, NULL at first
+ * @time: the same, 0 at first
+ */
+struct arch_mark {
+	void *event;
+	double time;
+};
+
+/** arch_mark_set() - asynchronous: the point behind everything started so far */
+void arch_mark_set(struct arch_mark *m);
+
+/** arch_mark_wait() - until the stream has passed the point; at once where none was set */
+void arch_mark_wait(struct arch_mark *m);
+
+/**
+ * arch_mark_seconds() - how long the device took from one point to a later one
+ *
+ * Both were set; waits for @to.
+ */
+double arch_mark_seconds(struct arch_mark *from, struct arch_mark *to);
+
+/**
+ * struct arch_graph - a fixed sequence of kernels and device copies
+ * @exec: the arch's own, NULL at first
+ */
+struct arch_graph {
+	void *exec;
+};
+
+/**
+ * arch_replay() - run body(arg), asynchronously
+ * @g: one for each sequence that differs in a pointer, a shape or a scalar
+ *
+ * The body starts kernels, arch_zero() and arch_copy() and nothing else. A cpu calls it
+ * each time; an arch with graphs calls it once, records what it starts, and replays that
+ * from then on. What changes from call to call is read from device memory.
+ */
+void arch_replay(struct arch_graph *g, void (*body)(void *arg), void *arg);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -23,15 +23,59 @@
  * @best_step: step of the lowest validation loss, -1 none
  * @best_loss: that loss
  * @data: digest of the data, as the source describes it
- * @optim: the optimizer's scalars
+ * @optim: the optimizer's scalars after @step
  */
 struct ckpt_state {
 	int64_t step, total, seed, micro;
 	int64_t eval_step, best_step;
 	double eval_loss, best_loss;
 	char data[65];
-	struct optim_state optim;
+	union optim_memory optim;
 };
+
+/** ckpt_folder() - malloc'ed DIR/step-000200 */
+char *ckpt_folder(const char *dir, int64_t step);
+
+/** ckpt_recover() - undo or finish what a killed run left half-done in @dir */
+void ckpt_recover(const char *dir);
+
+/**
+ * ckpt_save() - write, commit, then prune older ones
+ *
+ * Dies where the folder cannot be written or the disk is full; the previous
+ * checkpoints are intact then.
+ */
+void ckpt_save(const char *dir, const struct model *m, const struct optim *o,
+	       const struct ckpt_state *st);
+
+/** ckpt_link_best() - "best" means the checkpoint of @step, where there is one */
+void ckpt_link_best(const char *dir, int64_t step);
+
+/**
+ * ckpt_newest() - the newest checkpoint of a run that is whole
+ * @folder: gets its malloc'ed path
+ * @config: gets the malloc'ed configuration text it was written under
+ * @st: gets its state
+ *
+ * Damaged ones are named on stderr. Returns: false where there is no checkpoint;
+ * dies where there are only damaged ones.
+ */
+bool ckpt_newest(const char *dir, char **folder, char **config, struct ckpt_state *st);
+
+/**
+ * ckpt_accept() - refuse to resume what another configuration began
+ * @was: state of the checkpoint
+ * @is: total, seed and data of this run
+ * @allow: symbols that leave the tensors alone may differ
+ */
+void ckpt_accept(const char *folder, const char *config, const struct model *m,
+		 const struct ckpt_state *was, const struct ckpt_state *is, bool allow);
+
+/**
+ * ckpt_load() - weights, their masters and the optimizer's buffers; dies where they cannot
+ * be read
+ */
+void ckpt_load(const char *folder, struct model *m, struct optim *o, const struct ckpt_state *st);
 
 /**
  * ckpt_find() - the checkpoint that a path means
@@ -55,5 +99,31 @@ char *ckpt_find(const char *path);
  * Returns: the step of the checkpoint.
  */
 int64_t ckpt_load_weights(const char *path, struct model *m);
+
+/* ---- tensors of a model in safetensors files -------------------------------- */
+
+struct st_writer;
+
+/**
+ * struct tensor_set - one number per parameter, in a file
+ * @prefix: before every tensor's name
+ * @buf: device [param_elems]: gradients, a buffer of the optimizer's, or master weights;
+ *	NULL: the weights themselves
+ * @weights: they are weights: m->w follows what is read, rounded where it is narrower
+ */
+struct tensor_set {
+	const char *prefix;
+	grad_t *buf;
+	bool weights;
+};
+
+/** tensors_declare() - every tensor of a set, REAL_NAME, in buffer order */
+void tensors_declare(struct st_writer *w, const struct model *m, const struct tensor_set *set);
+
+/** tensors_stream() - their values, in the same order; 0 or -errno */
+int tensors_stream(struct st_writer *w, const struct model *m, const struct tensor_set *set);
+
+/** tensors_sha256() - digest of all weights, in the order of the file */
+void tensors_sha256(const struct model *m, const struct optim *o, char hex[65]);
 
 #endif

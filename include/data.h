@@ -41,12 +41,13 @@ void data_open(const char *path);
  * data_train_batch() - sequences of one micro-batch
  * @seed: run seed
  * @micro: number of the micro-batch since the start of training, over all ranks
- * @tok: [b][t + 1]
+ * @tok: [b][t]
+ * @target: [b][t] the token behind each
  *
  * Non-overlapping windows of t tokens in an order permuted per epoch, shifted per
  * epoch. Sequence micro * b + row of the run is window (that mod the windows of an epoch).
  */
-void data_train_batch(uint64_t seed, uint64_t micro, int b, int t, int32_t *tok);
+void data_train_batch(uint64_t seed, uint64_t micro, int b, int t, int32_t *tok, int32_t *target);
 
 /**
  * data_bigram_loss() - what a model of byte pairs reaches: the baseline to beat
@@ -62,10 +63,12 @@ double data_bigram_loss(void);
 
 /**
  * data_eval_batch() - batch @index of @count fixed batches of a split
- * @tok: [b][t + 1]
+ * @tok: [b][t]
+ * @target: [b][t]
  *
  * Evenly spaced, independent of the seed; the same for every run.
  */
-void data_eval_batch(enum split s, int index, int count, int b, int t, int32_t *tok);
+void data_eval_batch(enum split s, int index, int count, int b, int t, int32_t *tok,
+		     int32_t *target);
 
 #endif

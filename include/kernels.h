@@ -8,7 +8,11 @@
  * check nothing: shapes were checked when the model was configured. Matrices are
  * row-major; n is a number of rows (b*t where rows are positions), strides are in
  * elements. Unless said otherwise outputs are overwritten and alias no input.
- * Attention and optimizer have headers of their own, included here.
+ *
+ * Attention and optimizer have headers of their own, included here. Kernels that only
+ * some mixers use stand in headers of theirs, and are linked where a mixer selects
+ * them: kernels_route.h (HAVE_ROUTE), kernels_gate.h (HAVE_GATE), kernels_couple.h
+ * (HAVE_COUPLE), kernels_stats.h (HAVE_STATS).
  */
 #ifndef TENON_KERNELS_H
 #define TENON_KERNELS_H
@@ -16,6 +20,18 @@
 #include "kernels_attn.h"
 #include "kernels_optim.h"
 #include "types.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- workspace ------------------------------------------------------------ */
+
+/** k_workspace() - bytes of device memory that the libraries behind the kernels want */
+size_t k_workspace(void);
+
+/** k_workspace_use() - @mem: k_workspace() bytes, theirs until the arena goes */
+void k_workspace_use(void *mem);
 
 /* ---- gemm ---------------------------------------------------------------- */
 
@@ -37,17 +53,20 @@ enum gemm_epilogue {
  * @lda: row stride of a
  * @b: right matrix, act_t or param_t
  * @ldb: row stride of b
- * @c: result; act_t for k_gemm(), grad_t for k_gemm_grad()
- * @ldc: row stride of c
+ * @c: result: act_t for k_gemm(), acc_t for k_gemm_acc(), grad_t for k_gemm_grad()
+ * @ldc: row stride of c, which may be a slice of columns of something wider
  * @alpha: factor
  * @beta: 0 overwrites (c may hold anything, NaN too)
  * @batch: independent products, 0 means 1
- * @sa: stride of a from product to product
+ * @sa: stride of a from product to product; 0: all products share it
  * @sb: of b
  * @sc: of c
  * @ep: epilogue (k_gemm() with batch <= 1 only); needs beta 0
- * @bias: [n]
- * @aux: [m][n], row stride ldc: written by GEMM_BIAS_GELU, read by GEMM_DGELU
+ * @bias: [n], or NULL for none
+ * @aux: [m][n]: written by GEMM_BIAS_GELU, read by GEMM_DGELU
+ * @ldaux: row stride of aux
+ * @db: k_gemm_grad() with ta and batch <= 1: NULL, or [m] gets the bias's gradient, the
+ *	sum of the rows of a [k][m], with neither alpha nor beta
  */
 struct gemm {
 	int m, n, k;
@@ -64,48 +83,70 @@ struct gemm {
 	enum gemm_epilogue ep;
 	const param_t *bias;
 	act_t *aux;
+	long ldaux;
+	grad_t *db;
 };
 
 /** k_gemm() - product with an activation result */
 void k_gemm(const struct gemm *g);
 
+/** k_gemm_acc() - product whose result is not rounded to act_t */
+void k_gemm_acc(const struct gemm *g);
+
 /** k_gemm_grad() - product with a gradient result (a weight's gradient) */
 void k_gemm_grad(const struct gemm *g);
 
 /**
- * k_bias_grad() - db[c] = sum of the rows of dy[n][c]
+ * k_cast() - dst[i] = src[i], rounded to nearest even: weights from their masters, or a
+ * gradient as an operand of further products
  */
-void k_bias_grad(grad_t *db, const act_t *dy, int n, int c);
+void k_cast(param_t *dst, const grad_t *src, size_t n);
+
+/** k_widen() - dst[i] = src[i], exactly */
+void k_widen(acc_t *dst, const act_t *src, size_t n);
 
 /* ---- norm ---------------------------------------------------------------- */
 
 /**
- * k_add_norm_fwd() - xo = x + y; xn = LayerNorm(xo) * w + bias, epsilon 1e-5
- * @xo: [n][c]; may be @x
- * @xn: [n][c]
- * @mean: [n]
- * @rstd: [n], 1 / sqrt(variance + epsilon)
+ * struct norm - xn = w * (xo - mean) * rstd + bias, xo = x + y
+ * @n: rows
+ * @c: columns
+ * @rms: RMSNorm: the mean is 0 and there is no bias (Zhang and Sennrich 2019,
+ *	arXiv 1910.07467); else LayerNorm (Ba et al. 2016, arXiv 1607.06450)
+ * @epsilon: rstd = 1 / sqrt(mean square of (xo - mean) + epsilon)
  * @x: [n][c]
  * @y: [n][c] or NULL: nothing is added and @xo is not written (may be NULL)
- * @w: [c]
- * @bias: [c]
- */
-void k_add_norm_fwd(act_t *xo, act_t *xn, acc_t *mean, acc_t *rstd, const act_t *x,
-		    const act_t *y, const param_t *w, const param_t *bias, int n, int c);
-
-/**
- * k_norm_bwd() - backward of LayerNorm, added to the residual gradient
- * @dx: [n][c], += the gradient of the norm's input
- * @dw: [c]
- * @db: [c]
- * @dxn: [n][c] gradient of the norm's output
- * @x: [n][c] the norm's input
- * @mean: [n]
+ * @xo: [n][c]; may be @x
+ * @xn: [n][c]
+ * @mean: [n]; NULL with @rms
  * @rstd: [n]
  * @w: [c]
+ * @bias: [c]; NULL with @rms
  */
-void k_norm_bwd(act_t *dx, grad_t *dw, grad_t *db, const act_t *dxn, const act_t *x,
-		const acc_t *mean, const acc_t *rstd, const param_t *w, int n, int c);
+struct norm {
+	int n, c;
+	bool rms;
+	double epsilon;
+	const act_t *x, *y;
+	act_t *xo, *xn;
+	acc_t *mean, *rstd;
+	const acc_t *w, *bias;
+};
+
+/** k_add_norm_fwd() - the residual add and the norm in one pass */
+void k_add_norm_fwd(const struct norm *a);
+
+/**
+ * k_norm_bwd() - dx = dres + the gradient of the norm's input
+ * @a: as in forward; @a->x is the norm's input (xo of forward), y, xo and xn are not used
+ * @dx: [n][c]
+ * @dres: [n][c] gradient of the residual stream behind the norm, or NULL for 0; may be @dx
+ * @dxn: [n][c] gradient of the norm's output
+ * @dw: [c]
+ * @db: [c]; NULL with rms
+ */
+void k_norm_bwd(const struct norm *a, act_t *dx, const act_t *dres, const act_t *dxn, grad_t *dw,
+		grad_t *db);
 
 /* ---- act: element-wise --------------------------------------------------- */
 
@@ -115,145 +156,113 @@ void k_gelu_fwd(act_t *h, const act_t *pre, size_t n);
 /** k_gelu_bwd() - dpre[i] = dh[i] gelu'(pre[i]); @dpre may be @dh */
 void k_gelu_bwd(act_t *dpre, const act_t *pre, const act_t *dh, size_t n);
 
-/** k_axpby() - y[i] = alpha x[i] + beta y[i]; beta 0 overwrites */
-void k_axpby(act_t *y, const act_t *x, size_t n, double alpha, double beta);
+/**
+ * k_axpby() - y[i][j] = alpha x[i][j] + beta y[i][j], of activations or weights
+ * @y: [n][c], row stride @ldy
+ * @x: [n][c], row stride @ldx
+ * @beta: 0 overwrites
+ *
+ * Rows may be slices of columns of something wider.
+ */
+void k_axpby(act_t *y, long ldy, const act_t *x, long ldx, int n, int c, double alpha,
+	     double beta);
 
 /** k_sum_grad() - older[i] += newer[i], one merge of the accumulation tree */
 void k_sum_grad(grad_t *older, const grad_t *newer, size_t n);
 
-/* ---- gate: MLP to attention heads ---------------------------------------- */
+/* ---- cache: rows of decode state ------------------------------------------ */
 
 /**
- * k_causal_mean_fwd() - zbar_t = mean of z_0..z_t inside each sequence
- * @zbar: [b][t][c]; may be @z
- * @z: [b][t][c]
+ * struct cache_rows - rows of @width elements by position, of several sequences
+ * @base: row of position u of sequence i at base + i * seq + u * row, or with
+ *	@slots at base + i * seq + (u % slots) * row
+ * @seq: stride from sequence to sequence
+ * @row: stride from row to row
+ * @slots: length of a ring, 0 = none
+ * @width: elements of a row
  */
-void k_causal_mean_fwd(act_t *zbar, const act_t *z, int b, int t, int c);
-
-/** k_causal_mean_bwd() - dz[b][t][c] from dzbar; may run in place */
-void k_causal_mean_bwd(act_t *dz, const act_t *dzbar, int b, int t, int c);
-
-/** k_sequence_mean_fwd() - zbar_t = mean of z over all t of the sequence: leaks the future */
-void k_sequence_mean_fwd(act_t *zbar, const act_t *z, int b, int t, int c);
-
-/** k_sequence_mean_bwd() - dz[b][t][c] from dzbar; may run in place */
-void k_sequence_mean_bwd(act_t *dz, const act_t *dzbar, int b, int t, int c);
-
-/** k_head_gate_fwd() - gamma[i] = (1 - alpha) + alpha sigmoid(z[i]); may run in place */
-void k_head_gate_fwd(act_t *gamma, const act_t *z, size_t n, double alpha);
-
-/**
- * k_head_gate_bwd() - dz[i] = dgamma[i] alpha g (1 - g)
- *
- * g is sigmoid, recovered from @gamma (alpha 0 gives dz 0). @dz may be @dgamma.
- */
-void k_head_gate_bwd(act_t *dz, const act_t *gamma, const act_t *dgamma, size_t n, double alpha);
-
-/* ---- couple: per-head scalars between latent and MLP hidden --------------- */
-
-/**
- * k_couple_up_fwd() - h[r][f] += alpha p[f heads / fdim] a[r][f mod l]
- * @h: [n][fdim]
- * @a: [n][l], l divides fdim
- * @p: [heads]
- */
-void k_couple_up_fwd(act_t *h, const act_t *a, const param_t *p, int n, int fdim, int l,
-		     int heads, double alpha);
-
-/**
- * k_couple_up_bwd() - dp[heads], and where @da is not NULL da[n][l], from dh[n][fdim]
- */
-void k_couple_up_bwd(grad_t *dp, act_t *da, const act_t *dh, const act_t *a, const param_t *p,
-		     int n, int fdim, int l, int heads, double alpha);
-
-/**
- * k_couple_down_fwd() - c[r][j] = (l/fdim) sum over f mod l = j of r[f heads / fdim] h[r][f]
- * @c: [n][l]
- * @h: [n][fdim]
- * @s: [heads]
- */
-void k_couple_down_fwd(act_t *c, const act_t *h, const param_t *s, int n, int fdim, int l, int heads);
-
-/** k_couple_down_bwd() - ds[heads]; dh[n][fdim] += its share of dc[n][l] */
-void k_couple_down_bwd(grad_t *ds, act_t *dh, const act_t *dc, const act_t *h, const param_t *s,
-		       int n, int fdim, int l, int heads);
-
-/* ---- stats: what is logged, not trained on ---------------------------------- */
-
-/**
- * struct stats - of the elements of a tensor, summed in double in a fixed order
- * @mean: their mean
- * @rms: root of their mean square
- * @min: smallest
- * @max: largest
- */
-struct stats {
-	double mean, rms, min, max;
+struct cache_rows {
+	act_t *base;
+	long seq, row;
+	int slots, width;
 };
 
 /**
- * k_stats() - of x[n], n >= 1
- * @dst: device
+ * k_cache_put() - row pos[i] of sequence i = src row i
+ * @src: [b][width], row stride @ld
+ * @pos: [b]
  */
-void k_stats(struct stats *dst, const act_t *x, size_t n);
+void k_cache_put(const struct cache_rows *c, const act_t *src, long ld, const int32_t *pos, int b);
 
 /**
- * k_attn_entropy() - -sum_u P_u log P_u of every row, in nats
- * @a: as after k_attn_fwd(); v and o are not used
- * @entropy: [b*t][heads]
- *
- * Recomputes the scores tile by tile.
+ * k_cache_fill() - rows 0..len[i] - 1 of sequence i (of a ring: the last of them) from a
+ * forward
+ * @src: [b][t][width], row stride @ld
+ * @len: [b], 1..t; other rows are not written
  */
-void k_attn_entropy(const struct attn *a, act_t *entropy);
+void k_cache_fill(const struct cache_rows *c, const act_t *src, long ld, const int32_t *len, int b,
+		  int t);
+
+/**
+ * k_last_rows() - dst[i] = row len[i] - 1 of sequence i
+ * @dst: [b][c]
+ * @src: [b][t][c]
+ * @len: [b], 1..t
+ */
+void k_last_rows(act_t *dst, const act_t *src, const int32_t *len, int b, int t, int c);
 
 /* ---- vocab: embedding and loss ------------------------------------------- */
 
 /**
- * k_embed_fwd() - x[i][j] = wte[tok] + wpe[pos + j]
+ * k_embed_fwd() - x[i][j] = wte[tok] + wpe[position]
  * @x: [b][t][c]
- * @tok: [b][ld] token ids; the first t of each row are used
- * @ld: row stride of tok
+ * @tok: [b][t] token ids
+ * @pos: [b] position of j = 0 of each sequence, or NULL for 0
  * @wte: [vocabulary][c]
- * @wpe: [positions][c]
- * @pos: position of j = 0
+ * @wpe: [positions][c], or NULL: nothing is added
  */
-void k_embed_fwd(act_t *x, const int32_t *tok, int ld, const param_t *wte, const param_t *wpe,
-		 int b, int t, int pos, int c);
+void k_embed_fwd(act_t *x, const int32_t *tok, const int32_t *pos, const param_t *wte,
+		 const param_t *wpe, int b, int t, int c);
+
+/** k_embed_scratch() - bytes of scratch that k_embed_bwd() wants, for splitting long runs */
+size_t k_embed_scratch(int b, int t, int c);
 
 /**
- * k_embed_bwd() - dwte += dx summed over stably sorted tokens; dwpe overwritten
- * @dwte: [vocabulary][c], already holds the head's part
- * @dwpe: [t_max][c]; rows from t on get 0
+ * k_embed_bwd() - dwte (+)= dx summed over stably sorted tokens; dwpe overwritten
+ * @dwte: [vocabulary][c], already holds the head's part (tied) or zeros
+ * @dwpe: [t_max][c], rows from t on get 0; NULL without positions
  * @dx: [b][t][c]
- * @tok: as in forward
- * @ld: row stride of tok
+ * @tok: [b][t], as in forward
+ * @order: [b t] rows (sequence * t + position) stably sorted by their token
  * @t_max: rows of dwpe
- * @order: scratch, [2 b t]
+ * @scratch: k_embed_scratch() bytes
  */
-void k_embed_bwd(grad_t *dwte, grad_t *dwpe, const act_t *dx, const int32_t *tok, int ld, int b,
-		 int t, int t_max, int c, int32_t *order);
+void k_embed_bwd(grad_t *dwte, grad_t *dwpe, const act_t *dx, const int32_t *tok,
+		 const int32_t *order, int b, int t, int t_max, int c, void *scratch);
 
 /**
  * k_xent() - cross-entropy of rows of logits, and their gradient in place
- * @loss: [n] per row
- * @logits: [n][v]; with dscale != 0 overwritten by dscale * (softmax - one_hot),
- *	padded columns 0
- * @target: row r's target is target[r / t * ld + r % t]
- * @t: rows of a sequence
- * @ld: row stride of the targets
- * @row0: number of the first row (chunks of a batch): r counts from row0
+ * @loss: [n] per row; 0 where the target is -1
+ * @logits: [n][v]; with @grad overwritten by (softmax - one_hot) / *scored, padded
+ *	columns 0; a row whose target is -1 gets 0
+ * @target: [n], -1: the row is not scored
  * @n: rows
  * @v: padded vocabulary
  * @vocab: real vocabulary; columns from here on count as minus infinity
- * @dscale: factor of the gradient, 0: logits stay
+ * @scored: device: rows of the whole batch that are scored (1 where none is)
+ * @grad: false: logits stay
  */
-void k_xent(acc_t *loss, act_t *logits, const int32_t *target, int t, int ld, int row0, int n,
-	    int v, int vocab, double dscale);
+void k_xent(acc_t *loss, act_t *logits, const int32_t *target, int n, int v, int vocab,
+	    const int32_t *scored, bool grad);
 
 /** k_mask_padding() - logits[n][v] of columns from @vocab on become minus infinity */
-void k_mask_padding(act_t *logits, int n, int v, int vocab);
+void k_mask_padding(acc_t *logits, int n, int v, int vocab);
 
-/** k_mean() - *dst = mean of x[n], summed in double in a fixed order */
-void k_mean(double *dst, const acc_t *x, int n);
+/** k_loss_mean() - *dst = sum of x[n] / *scored, in double in a fixed order */
+void k_loss_mean(double *dst, const acc_t *x, int n, const int32_t *scored);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

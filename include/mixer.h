@@ -12,90 +12,98 @@
  * writer's saved activations until that sub-layer's backward has run; the
  * reader gets a const pointer. A reader without an earlier writer gets NULL,
  * which means identity.
+ *
+ * Taps are declared once, beside the mixers in Kconfig (Documentation/
+ * configuration.md); <generated/taps.h> has those of the mixers that are on:
+ *
+ *	TAPS(TAP)	TAP(name, type, width, step_width, detached) for each
+ *	X_TAPS_READ	bits of the taps that mixer X reads in this configuration
+ *	X_TAPS_WRITTEN	bits of the taps that it can write
+ *
+ * A row of a tap is width elements of type (act_t or acc_t), in step step_width. A
+ * width of 0 is a description: forward publishes a pointer to host memory, the
+ * sub-layer's own struct mixer_args.host. A detached tap's reader writes no gradient.
  */
 #ifndef TENON_MIXER_H
 #define TENON_MIXER_H
+
+#include <generated/taps.h>
 
 #include "kernels.h"
 #include "param.h"
 
 enum {
-	TAP_HEAD_GATE = 1 << 0,	 /* gamma [b*t][H], the factor of each head */
-	TAP_LATENT = 1 << 1,	 /* keys [b*t][L] of this layer */
-	TAP_LATENT_MIX = 1 << 2, /* c [b*t][L], added to the next layer's keys */
-	TAP_ROUTE = 1 << 3,	 /* struct route, always detached */
-	NR_TAPS = 4,
-
-	/* taps whose reader writes no gradient */
-	TAPS_DETACHED = TAP_ROUTE |
-		(IS_ENABLED(CONFIG_RA_MLA_MLP_LATENT_DETACH) ? TAP_LATENT : 0),
-	/* row sets of TAP_ROUTE: heads averaged, or each its own; 0 without it */
-	ROUTE_ROWS = !IS_ENABLED(CONFIG_RA_MLA_MLP_CROSS_TOKEN) ? 0 :
-		IS_ENABLED(CONFIG_RA_MLA_MLP_SPARSE_HEAD_AVERAGE) ? 1 : H,
+#define TAP(name, ...) TAP_##name,
+	TAPS(TAP)
+#undef TAP
+	NR_TAPS
 };
+
+/** TAP_BIT() - the bit of a tap in masks */
+#define TAP_BIT(name) (1u << TAP_##name)
 
 /**
- * struct taps - values that cross a boundary
- * @head_gate: [b*t][H] or NULL
- * @latent: [b*t][L] or NULL
- * @latent_mix: [b*t][L] or NULL
- * @route: attention weights to be recomputed, or its topk lists; valid where
- *	@has_route
- * @has_route: @route is set
+ * struct tap - one kind of tap
+ * @name: as declared
+ * @elem: bytes of an element
+ * @width: elements of a row [b*t][width]; 0: a description on the host
+ * @step_width: elements of a row in step, [b][step_width]
+ * @detached: no gradient flows back through it
  */
-struct taps {
-	const act_t *head_gate, *latent, *latent_mix;
-	struct route route;
-	bool has_route;
+struct tap {
+	const char *name;
+	size_t elem;
+	size_t width, step_width;
+	bool detached;
 };
 
-/**
- * struct tap_grads - gradients of tap values
- * @head_gate: [b*t][H] or NULL
- * @latent: [b*t][L] or NULL (detached)
- * @latent_mix: [b*t][L] or NULL
- */
-struct tap_grads {
-	act_t *head_gate, *latent, *latent_mix;
-};
+extern const struct tap taps[NR_TAPS];
 
 /**
  * struct mixer_args - one call of one sub-layer
  * @b: sequences, at most BATCH_SIZE
  * @t: positions, at most BLOCK_SIZE; 1 in step
- * @read: the taps this sub-layer writes that somebody reads; it computes and
- *	owns parameters for no others
+ * @layer: number of its layer, 0-based
+ * @has: bits: the taps this sub-layer writes that somebody reads (it computes and
+ *	owns parameters for no others), and the options of its layer
  * @w: this sub-layer's parameters, the mixer's own struct
  * @dw: their gradients, see GRAD(); the first write of a micro-batch
  *	overwrites, later ones add in a fixed order
  * @act: saved activations, the mixer's own struct. NULL in step.
- * @tmp: scratch shared by all sub-layers: undefined at entry of every call
+ * @host: host_size bytes of this sub-layer's own on the host, kept as long as @act
+ * @tmp: scratch shared by all sub-layers: undefined at entry of every call, but
+ *	for fill, which finds it as its forward left it
  * @x: input [b*t][C]
  * @y: output [b*t][C], overwritten; never aliases @x
  * @dy: gradient of the output [b*t][C]
  * @dx: gradient of the input [b*t][C], overwritten; never aliases @dy
- * @in: taps read, NULL members are identity. The same in forward and backward.
- * @out: taps written. forward: the mixer stores pointers into @act here.
- *	step: the caller has stored buffers for b rows (head_gate, latent,
- *	latent_mix; route.row [b][ROUTE_ROWS][BLOCK_SIZE]) and the mixer fills them.
- * @din: backward: gradients of @in, overwritten by this sub-layer where not NULL
+ * @in: taps read, NULL is identity. The same in forward, fill and backward.
+ * @publish: forward: the mixer stores pointers to the taps it writes here, into @act
+ *	(a description: into @host)
+ * @out: step: buffers of the caller for the taps it writes, [b][step_width]
+ * @din: backward: gradients of @in, of the tap's type, overwritten by this sub-layer
+ *	where not NULL
  * @dout: backward: complete gradients of what was written, NULL where there is
  *	none (not read, or detached)
+ * @aux: forward in training: device scalar to which the mixer adds an already
+ *	weighted auxiliary loss, whose gradient its backward includes. NULL elsewhere.
  */
 struct mixer_args {
-	int b, t;
-	unsigned int read;
+	int b, t, layer;
+	unsigned int has;
 	const void *w;
 	grad_t *dw;
-	void *act, *tmp;
+	void *act, *host, *tmp;
 	const act_t *x;
 	act_t *y;
 	const act_t *dy;
 	act_t *dx;
-	struct taps in;
-	struct taps *out;
-	struct tap_grads din;
-	struct tap_grads dout;
+	const void *in[NR_TAPS];
+	const void **publish;
+	void *out[NR_TAPS];
+	void *din[NR_TAPS];
+	const void *dout[NR_TAPS];
+	double *aux;
 };
 
 /**
@@ -110,12 +118,46 @@ struct metric {
 
 /**
  * struct cache_size - decode state of one sub-layer and sequence
- * @size: bytes in all
+ * @size: bytes in all, a multiple of TENSOR_ALIGN
  * @token: of these, bytes of every past token
  */
 struct cache_size {
 	size_t size, token;
 };
+
+/**
+ * struct product - matrix products of one shape that a sub-layer executes
+ * @m, @n, @k: c[m][n] = a[m][k] b[k][n]
+ * @count: how many
+ */
+struct product {
+	int m, n, k, count;
+};
+
+/**
+ * struct work - operations of a call, as executed; a multiply-add is 2
+ * @flops: of everything but normalisation and element-wise work
+ * @products: [nr] the matrix products among it
+ * @nr: their number
+ */
+struct work {
+	double flops;
+	struct product *products;
+	int nr;
+};
+
+/** work_product() - @count matrix products of m x k by k x n */
+void work_product(struct work *w, int m, int n, int k, int count);
+/** work_linear() - y[rows][out] = x[rows][in] w^T, or with @backward its dx and dw */
+void work_linear(struct work *w, int rows, int out, int in, bool backward);
+/** work_pairs() - multiply-adds of @width for each of @pairs (attention, gathers) */
+void work_pairs(struct work *w, double pairs, double width);
+/**
+ * causal_pairs() - pairs u <= t of @b sequences with t - u < @window
+ *
+ * window = t: all that causal attention visits; window = k: entries of top-k rows.
+ */
+double causal_pairs(int b, int t, int window);
 
 enum { NR_METRICS = 8 };	/* most that one sub-layer gives */
 
@@ -129,41 +171,51 @@ enum mixer_role { ROLE_ATTN, ROLE_MLP };	/* "attn." or "mlp." in names */
  * @nr_params: lines of the table
  * @param_size: sizeof its parameter struct
  * @act_size: bytes saved from forward to backward, per sub-layer at capacity
+ * @host_size: bytes of struct mixer_args.host
  * @tmp_size: scratch bytes, shared by all sub-layers
  * @step_tmp_size: scratch bytes of step with BATCH_SIZE sequences
- * @cache: decode state of a sub-layer whose taps @read are read, NULL if none
- * @taps_read: taps it reads
- * @taps_written: taps it can write
+ * @taps_read: taps it reads, X_TAPS_READ
+ * @taps_written: taps it can write, X_TAPS_WRITTEN
  * @form: NULL, or which of its equal forms this build executes, for people
  * @leaks: NULL, or a sentence: which setting makes outputs depend on later
  *	positions and what to choose instead; for training studies only, @step refuses
- * @flops: floating point operations of one forward call with b sequences of t
- *	positions, as executed (a multiply-add is 2), without normalisation and
- *	element-wise work; backward is @flops_bwd
- * @flops_bwd: the same for backward
+ * @aux: it adds to struct mixer_args.aux
+ * @options: NULL, or the PARAM_OPTION() bits of a layer
+ * @cache: decode state of a sub-layer with these bits, NULL if none
+ * @work: operations of one forward (or one backward) call with b sequences of t
+ *	positions
+ * @work_step: operations of one step of one sequence at position @pos; NULL: those that a
+ *	forward over pos + 1 positions executes beyond one over pos
  * @forward: y = f(x)
  * @backward: dx, dw, din from dy, dout; needs the act of the same forward
- * @step: one token per sequence at position @pos (0-based); state of sequence
- *	i at cache + i * cache(read).size. Dies with one line where the configuration
- *	cannot decode (the leaking pool).
+ * @step: one token per sequence, of sequence i at position pos[i] (device, [b],
+ *	0-based); its state is at cache + i * cache(has).size. No position is known on
+ *	the host. Dies with one line where the configuration cannot decode (the
+ *	leaking pool).
+ * @fill: right after a forward of b prompts, len[i] (device, [b], 1..t) tokens of
+ *	sequence i being real: the state that so many steps would have left. NULL
+ *	where there is no state.
  * @metrics: NULL, or statistics of the last forward, called after it or after its
- *	backward: act, in and x stand as they were, tmp is free, dw is not touched.
- *	Fills @out (at most NR_METRICS), waits for the device, returns how many.
+ *	backward: act, host, in and x stand as they were, tmp is free, dw is not
+ *	touched. Fills @out (at most NR_METRICS), waits for the device, returns how many.
  */
 struct mixer {
 	const char *name;
 	enum mixer_role role;
 	const struct param *params;
 	int nr_params;
-	size_t param_size, act_size, tmp_size, step_tmp_size;
+	size_t param_size, act_size, host_size, tmp_size, step_tmp_size;
 	unsigned int taps_read, taps_written;
 	const char *form, *leaks;
-	struct cache_size (*cache)(unsigned int read);
-	double (*flops)(int b, int t, unsigned int read);
-	double (*flops_bwd)(int b, int t, unsigned int read);
+	bool aux;
+	unsigned int (*options)(int layer);
+	struct cache_size (*cache)(unsigned int has);
+	void (*work)(struct work *w, int b, int t, unsigned int has, bool backward);
+	void (*work_step)(struct work *w, int pos, unsigned int has);
 	void (*forward)(const struct mixer_args *a);
 	void (*backward)(const struct mixer_args *a);
-	void (*step)(const struct mixer_args *a, void *cache, int pos);
+	void (*step)(const struct mixer_args *a, void *cache, const int32_t *pos);
+	void (*fill)(const struct mixer_args *a, void *cache, const int32_t *len);
 	int (*metrics)(const struct mixer_args *a, struct metric *out);
 };
 

@@ -2,55 +2,90 @@
 /**
  * DOC: the model
  *
- * embed -> sub-layers (x += mixer(norm(x))) -> norm -> tied head. CONFIG_BLOCK
- * repeated CONFIG_N_LAYER times gives the sub-layers. All device memory is one
- * arena, planned before it is allocated.
+ * embed -> sub-layers (x += mixer(norm(x))) -> norm -> head. CONFIG_BLOCK (in the layers
+ * of CONFIG_BLOCK_ALT_LAYERS CONFIG_BLOCK_ALT) for each of CONFIG_N_LAYER layers gives
+ * the sub-layers. All device memory is one arena, planned before it is allocated.
  */
 #ifndef TENON_MODEL_H
 #define TENON_MODEL_H
 
+#include "arch.h"
 #include "mixer.h"
 
 enum {
-	NR_SUB = NL * CONFIG_BLOCK_LEN,			/* sub-layers */
-	HEAD_ROWS = BT < 512 ? BT : 512,		/* rows of logits held at a time */
+	/* sub-layers: CONFIG_BLOCK_ALT_LAYERS_NR layers are of the other block */
+	NR_SUB = (NL - CONFIG_BLOCK_ALT_LAYERS_NR) * CONFIG_BLOCK_LEN +
+		 CONFIG_BLOCK_ALT_LAYERS_NR * CONFIG_BLOCK_ALT_LEN,
+	/* rows of logits held at a time in training, and as acc_t for people */
+	HEAD_ROWS = BT < CONFIG_HEAD_ROWS ? BT : CONFIG_HEAD_ROWS,
+	LOGIT_ROWS = HEAD_ROWS * sizeof(act_t) < sizeof(acc_t) ? 1 :
+		     HEAD_ROWS * sizeof(act_t) / sizeof(acc_t),
+	RMS = IS_ENABLED(CONFIG_NORM_RMSNORM),
+	TIED = IS_ENABLED(CONFIG_HEAD_TIED),
+	POSITIONS = IS_ENABLED(CONFIG_LEARNED_POSITIONS),
+	PIECE = 1 << 18,		/* elements of a tensor on their way to the host or back */
 };
 
 struct embed_param {
 	TENSOR param_t wte[V][C];
-	TENSOR param_t wpe[T_MAX][C];
+	TENSOR param_t wpe[POSITIONS * T_MAX][C];
 };
 
 struct norm_param {
-	TENSOR param_t weight[C];
-	TENSOR param_t bias[C];
+	TENSOR acc_t weight[C];
+	TENSOR acc_t bias[!RMS * C];
+};
+
+struct head_param {
+	TENSOR param_t lm_head[!TIED * V][C];
 };
 
 /* saved by the stack itself for each norm: the residual stream it read */
 struct norm_act {
 	TENSOR act_t x[BT][C];
 	TENSOR act_t xn[BT][C];
-	TENSOR acc_t mean[BT];
+	TENSOR acc_t mean[!RMS * BT];
 	TENSOR acc_t rstd[BT];
+};
+
+/* what goes up once per micro-batch */
+struct input {
+	int32_t tok[BT];		/* [b][t] */
+	int32_t target[BT];		/* [b][t], -1: not scored */
+	int32_t order[BT];		/* rows stably sorted by token */
+	int32_t scored;			/* targets that are, at least 1 */
+};
+
+/**
+ * struct batch - tokens on the host
+ * @b: sequences, at most BATCH_SIZE
+ * @t: positions, at most BLOCK_SIZE
+ * @tok: [b][t] below VOCAB_SIZE
+ * @target: [b][t] what each position should predict, -1: it is not scored
+ */
+struct batch {
+	int b, t;
+	const int32_t *tok, *target;
 };
 
 /**
  * struct sublayer - one mixer with its norm
  * @mixer: its operations
  * @layer: block number, 0-based
+ * @nth: place in its block, 0-based
  * @norm: first element of its norm_param in the flat buffers
  * @param: first element of its mixer's parameters
  * @elems: elements of its mixer's parameters
  * @cache: its decode state
- * @read: the taps it writes that a later sub-layer reads
- * @from: for each tap bit it reads, the sub-layer that writes it, -1 none
+ * @has: the taps it writes that a later sub-layer reads, and its layer's options
+ * @from: for each tap it reads, the sub-layer that writes it, -1 none
  */
 struct sublayer {
 	const struct mixer *mixer;
-	int layer;
+	int layer, nth;
 	size_t norm, param, elems;
 	struct cache_size cache;
-	unsigned int read;
+	unsigned int has;
 	int from[NR_TAPS];
 };
 
@@ -60,41 +95,55 @@ struct sublayer {
 enum phase { PHASE_TRAIN, PHASE_EVAL, PHASE_DECODE };
 
 /**
+ * struct tap_values - values of every tap at one place of the stack
+ */
+struct tap_values {
+	const void *value[NR_TAPS];
+};
+
+/**
  * struct model - one model and the buffers of one phase
  *
  * Pointers are device memory. PHASE_TRAIN can evaluate as well; PHASE_EVAL has
  * no gradients and keeps activations only as long as a tap may be read;
- * PHASE_DECODE has caches instead.
+ * PHASE_DECODE has that for prompts, and caches.
  */
 struct model {
 	struct sublayer sub[NR_SUB];
 	struct param_entry *entries;	/* every tensor, in buffer order */
 	int nr_entries;
 	size_t param_elems;		/* of the flat buffers, padding included */
-	size_t ln_f;			/* first element of the last norm */
+	size_t ln_f, head;		/* first elements of the last norm and of an untied head */
 	enum phase phase;
+	int b, t;			/* of the batch that was loaded */
 
 	param_t *w;			/* [param_elems] */
+	grad_t *stage;			/* [PIECE] where weights are rounded copies */
 	grad_t *dw;			/* [param_elems], the leaf being written; set by the caller */
-	int32_t *tok;			/* [B_MAX][T_MAX + 1] */
-	int32_t *order;			/* [2 BT] */
+	struct input *input;
+	void *embed_scratch;
 	struct norm_act *norm[NR_SUB + 1];
 	void *act[NR_SUB];
+	void *host[NR_SUB];		/* host memory, beside act */
 	void *tmp;
 	act_t *y;			/* [BT][C] a mixer's output; backward: gradient of its input */
 	act_t *dx;			/* [BT][C] gradient of the residual stream */
-	act_t *logits;			/* [HEAD_ROWS][V] */
+	act_t *logits;			/* [HEAD_ROWS][V], or [LOGIT_ROWS][V] acc_t */
 	acc_t *row_loss;		/* [BT] */
-	double *loss;			/* [1] mean loss of the last call */
-	struct tap_grads dtap;		/* one buffer per kind */
-	struct taps taps[NR_SUB];	/* what each sub-layer read in the last forward */
-	const struct taps *replay;	/* NULL, or [NR_SUB]: detached taps are read from here */
+	double *loss;			/* [1] mean cross-entropy of the last call */
+	double *aux;			/* [1] sum of the auxiliary losses of the last call */
+	void *dtap[NR_TAPS];		/* one gradient buffer per kind, NULL: none */
+	struct tap_values taps[NR_SUB];	/* what each sub-layer read in the last forward */
+	const struct tap_values *replay; /* NULL, or [NR_SUB]: detached taps are read from here */
 
 	void *cache[NR_SUB];		/* PHASE_DECODE, from here on */
-	struct taps step_out;		/* buffers of tap values */
+	void *step_tap[NR_TAPS];	/* buffers of tap values */
 	act_t *step_x, *step_xn;	/* [sequences][C] */
 	acc_t *step_stat;		/* [2][sequences] */
+	acc_t *step_logits;		/* [sequences][V] */
+	int32_t *step_tok, *step_pos;	/* [sequences]; of a fill, lengths */
 	int sequences;
+	struct arch_graph step[B_MAX];	/* by number of sequences */
 };
 
 /**
@@ -102,7 +151,7 @@ struct model {
  * @params: tensors' elements that exist
  * @params_published: counting the last layer's unread gate and latent-mix tensors too
  * @bytes_params, @bytes_grads, @bytes_optim, @bytes_act, @bytes_tmp, @bytes_cache:
- *	the arena's parts
+ *	the arena's parts; @bytes_tmp has the libraries' workspace in it
  * @bytes_arena: their sum, to the byte what is allocated
  * @cache_token: decode state per past token, all layers, one sequence
  * @cache_const: decode state that does not grow
@@ -157,53 +206,127 @@ size_t model_place(struct model *m, void *arena, enum phase phase, int sequences
 size_t model_act_size(struct model *m, enum phase phase);
 
 /**
- * model_init_params() - initial values into m->w; its padding stays as it was allocated
+ * model_init_params() - initial values: master weights of float, and m->w from them
+ * @master: [param_elems] of the device, or NULL where there are none (param_t is grad_t,
+ *	or the caller keeps no masters)
+ *
+ * Padding stays as it was allocated.
  */
-void model_init_params(struct model *m, uint64_t seed);
+void model_init_params(struct model *m, grad_t *master, uint64_t seed);
 
 /**
- * model_forward() - mean loss of one batch into m->loss; asynchronous
- * @tok: host [b][t + 1]
- * @backward: also leaves what model_backward() needs
+ * model_put() - elements [first, first + n) of a tensor from the host
+ * @master: [param_elems] of the device, or NULL: they go there unrounded
+ * @host: [n]
+ *
+ * And into m->w, rounded where param_t is not grad_t. Asynchronous.
+ */
+void model_put(struct model *m, grad_t *master, const struct param_entry *e, size_t first,
+	       size_t n, const grad_t *host);
+
+/** model_get() - the same elements to the host, from @master where there is one; waits */
+void model_get(const struct model *m, const grad_t *master, const struct param_entry *e,
+	       size_t first, size_t n, grad_t *host);
+
+/**
+ * model_load() - a batch goes up; asynchronous, @x is free when it returns
+ */
+void model_load(struct model *m, const struct batch *x);
+
+/**
+ * model_forward() - mean loss over the scored positions of the loaded batch into
+ * m->loss; asynchronous
+ * @backward: also leaves what model_backward() needs, and m->aux
  *
  * With @backward the head's gradient is computed in the same pass over the logits
- * (chunks of HEAD_ROWS rows), into m->dw and m->y.
+ * (chunks of HEAD_ROWS rows), into m->dw and m->y. Starts kernels and nothing else:
+ * can be recorded by arch_replay() together with model_backward().
  */
-void model_forward(struct model *m, const int32_t *tok, int b, int t, bool backward);
+void model_forward(struct model *m, bool backward);
 
 /**
- * model_backward() - the gradient of the mean loss of that forward into m->dw
+ * typedef grad_ready_fn - elements [offset, offset + n) of the leaf are complete
+ *
+ * Ranges come in the order of backward and cover every element once.
  */
-void model_backward(struct model *m, int b, int t);
+typedef void grad_ready_fn(void *ctx, size_t offset, size_t n);
+
+/**
+ * model_backward() - the gradient of the mean loss (and the auxiliary losses) of that
+ * forward into m->dw
+ * @ready: NULL, or told of each range
+ * @ctx: for @ready
+ *
+ * Tied, wte's gradient is one leaf: the head's part by chunks, then the embedding's.
+ */
+void model_backward(struct model *m, grad_ready_fn *ready, void *ctx);
 
 /**
  * model_logits() - rows of logits of the last forward
  * @row0: first row
- * @n: rows, at most HEAD_ROWS
+ * @n: rows, at most LOGIT_ROWS
  *
  * Returns: device [n][V], padded columns minus infinity.
  */
-const act_t *model_logits(struct model *m, int row0, int n);
+const acc_t *model_logits(struct model *m, int row0, int n);
 
 /**
- * model_step() - one token per sequence through the caches
- * @tok: host [b]
- * @pos: their position, 0-based; the cache holds 0..pos-1
+ * model_row_loss() - loss of each position of the last forward, 0 where it is not scored
  *
- * Returns: device logits [b][V], padded columns minus infinity. b <= HEAD_ROWS.
+ * Returns: device [b][t].
  */
-const act_t *model_step(struct model *m, const int32_t *tok, int b, int pos);
+const acc_t *model_row_loss(const struct model *m);
 
 /**
  * model_loss() - wait for the last forward
  *
- * Returns: its mean loss.
+ * Returns: its mean loss, without auxiliary losses.
  */
 double model_loss(struct model *m);
+
+/** model_has_aux() - whether a mixer of this model adds auxiliary losses */
+bool model_has_aux(const struct model *m);
+
+/**
+ * model_metrics() - statistics of one sub-layer, of the last forward
+ * @s: number of the sub-layer
+ * @out: [NR_METRICS]
+ *
+ * Waits. Returns: how many, 0 where the mixer has none.
+ */
+int model_metrics(const struct model *m, int s, struct metric *out);
+
+/**
+ * model_fill() - prompts through the forward into the caches
+ * @x: b prompts in rows of t; @x->target is not used
+ * @len: host [b] real tokens of each, 1..t; the tokens behind them are anything below
+ *	VOCAB_SIZE
+ *
+ * Returns: device logits [b][V] behind each prompt, padded columns minus infinity.
+ */
+const acc_t *model_fill(struct model *m, const struct batch *x, const int32_t *len);
+
+/**
+ * model_step() - one token per sequence through the caches
+ * @tok: host [b]
+ * @pos: host [b] their positions, 0-based; the cache of i holds 0..pos[i] - 1
+ *
+ * Returns: device logits [b][V], padded columns minus infinity. b <= m->sequences.
+ */
+const acc_t *model_step(struct model *m, const int32_t *tok, const int32_t *pos, int b);
 
 /**
  * model_find() - entry by full name, NULL if there is none
  */
 const struct param_entry *model_find(const struct model *m, const char *name);
+
+/**
+ * model_work() - operations of sub-layer @s, or with NR_SUB those of the head
+ * @w: added to
+ */
+void model_work(const struct model *m, int s, int b, int t, bool backward, struct work *w);
+
+/** layer_first() - number of the first sub-layer of a layer; of NL: NR_SUB */
+int layer_first(int layer);
 
 #endif

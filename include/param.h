@@ -3,24 +3,51 @@
  * DOC: parameters
  *
  * A module's weights are a plain C struct of real array members; one table
- * beside it adds name, shape, init and decay. All modules stand one behind the
- * other, layer-major, in one flat buffer; gradients, moments and master weights
- * share its element offsets.
+ * beside it adds name, shape, init and flags. All modules stand one behind the
+ * other, layer-major, in one flat buffer of param_t; gradients, moments and master
+ * weights share its element offsets.
  */
 #ifndef TENON_PARAM_H
 #define TENON_PARAM_H
 
 #include "types.h"
 
-enum param_init {
-	INIT_ZERO,
-	INIT_ONE,
-	INIT_NORMAL,		/* N(0, 0.02) */
-	INIT_RESIDUAL,		/* N(0, 0.02 / sqrt(number of sub-layers)) */
-	INIT_FANIN,		/* N(0, 1 / sqrt(fan_in)), fan_in in struct param */
+enum param_flag {
+	NO_DECAY = 0,
+	DECAY = 1 << 0,		/* weight decay applies */
+	FROZEN = 1 << 1,	/* in checkpoints, but no gradient and no update: dw is not written */
+	WIDE = 1 << 2,		/* acc_t in every build: a member of type acc_t */
+	INIT_WHOLE = 1 << 3,	/* the init function must see the tensor in one piece */
 };
 
-enum { NO_DECAY, DECAY };
+/*
+ * Which tensors a module has depends on bits: taps that a later sub-layer reads
+ * (1 << TAP_X), and options of its layer (PARAM_OPTION(0), (1), ... as
+ * struct mixer.options gives them).
+ */
+#define PARAM_OPTION(n) (1u << (16 + (n)))
+
+struct param_entry;
+
+/**
+ * typedef param_init_fn - initial values of a part of a tensor, on the host
+ * @e: the tensor
+ * @first: first element wanted; 0 with INIT_WHOLE
+ * @n: elements; all with INIT_WHOLE
+ * @dst: [n]
+ * @seed: run seed
+ *
+ * Drawn in double, keyed by (seed, hash of the name, element), so that every
+ * arch and every configuration start a shared tensor from the same values.
+ */
+typedef void param_init_fn(const struct param_entry *e, size_t first, size_t n, grad_t *dst,
+			   uint64_t seed);
+
+param_init_fn init_zero;
+param_init_fn init_one;
+param_init_fn init_normal;	/* N(0, 0.02) */
+param_init_fn init_residual;	/* N(0, 0.02 / sqrt(number of sub-layers)) */
+param_init_fn init_fanin;	/* N(0, 1 / sqrt(fan_in)) */
 
 /**
  * struct param - one tensor of a module
@@ -28,21 +55,20 @@ enum { NO_DECAY, DECAY };
  * @offset: bytes from the start of the module's struct
  * @ndim: dimensions
  * @dims: shape, row-major; a 0 among them: the tensor is switched off
- * @init: distribution of the initial values
- * @fan_in: for INIT_FANIN
- * @decay: DECAY where weight decay applies
- * @if_read: taps; not 0: the tensor exists only where a later sub-layer reads
- *	one of them. Such tensors stand last in the struct.
+ * @init: its initial values
+ * @fan_in: for init_fanin
+ * @flags: enum param_flag
+ * @need: 0, or bits of which one must be set for the tensor to exist. Such tensors
+ *	stand last in the struct.
  */
 struct param {
 	const char *name;
 	size_t offset;
 	int ndim;
 	int dims[3];
-	enum param_init init;
+	param_init_fn *init;
 	int fan_in;
-	int decay;
-	unsigned int if_read;
+	unsigned int flags, need;
 };
 
 #define PARAM_NUMEL_1(a) ((size_t)(a))
@@ -52,29 +78,33 @@ struct param {
 #define PARAM_NUMEL(...) \
 	PARAM_NUMEL_PICK(__VA_ARGS__, PARAM_NUMEL_3, PARAM_NUMEL_2, PARAM_NUMEL_1, )(__VA_ARGS__)
 
+/* bytes of an element */
+#define PARAM_ELEM(flags) ((flags) & WIDE ? sizeof(acc_t) : sizeof(param_t))
+
 /* 0, or an error at compile time where the table and the struct disagree */
-#define PARAM_SAME_SIZE(type, field, ...) \
+#define PARAM_SAME_SIZE(type, field, flags, ...) \
 	(0 * sizeof(char[1 - 2 * (sizeof(((type *)0)->field) != \
-				  PARAM_NUMEL(__VA_ARGS__) * sizeof(param_t))]))
+				  PARAM_NUMEL(__VA_ARGS__) * PARAM_ELEM(flags))]))
 
 /**
  * PARAM() - one table line
  * @type: the struct
  * @field: its member
  * @leaf: name in files
- * @how: enum param_init
- * @fan: fan_in for INIT_FANIN, else 0
- * @dec: DECAY or NO_DECAY
- * @taps: 0, or the taps of which one must be read for the tensor to exist
+ * @how: param_init_fn
+ * @fan: fan_in for init_fanin, else 0
+ * @flag: enum param_flag
+ *
+ * The shape follows. PARAM_IF() has the bits of which one must be set before it.
  */
-#define PARAM_IF_READ(type, field, leaf, how, fan, dec, taps, ...)		\
+#define PARAM_IF(type, field, leaf, how, fan, flag, bits, ...)			\
 	{ .name = leaf, .offset = offsetof(type, field) +			\
-		PARAM_SAME_SIZE(type, field, __VA_ARGS__),			\
+		PARAM_SAME_SIZE(type, field, flag, __VA_ARGS__),		\
 	  .ndim = sizeof((int[]){ __VA_ARGS__ }) / sizeof(int),			\
-	  .dims = { __VA_ARGS__ }, .init = how, .fan_in = fan, .decay = dec,	\
-	  .if_read = taps }
-#define PARAM(type, field, leaf, how, fan, dec, ...) \
-	PARAM_IF_READ(type, field, leaf, how, fan, dec, 0, __VA_ARGS__)
+	  .dims = { __VA_ARGS__ }, .init = how, .fan_in = fan, .flags = flag,	\
+	  .need = bits }
+#define PARAM(type, field, leaf, how, fan, flag, ...) \
+	PARAM_IF(type, field, leaf, how, fan, flag, 0, __VA_ARGS__)
 
 /**
  * GRAD() - where a tensor's gradient lives
@@ -82,7 +112,9 @@ struct param {
  * @type: the module's parameter struct
  * @field: the tensor
  *
- * Gradients share element offsets, not bytes, with the parameters.
+ * Gradients share element offsets, not bytes, with the parameters. A WIDE tensor of
+ * n elements takes n * sizeof(acc_t) / sizeof(param_t) of them; its gradient stands
+ * in the first n.
  */
 #define GRAD(dw, type, field) \
 	((grad_t *)(dw) + offsetof(type, field) / sizeof(param_t))
@@ -104,9 +136,9 @@ struct param_entry {
 /**
  * param_exists() - whether a tensor is part of a module
  * @p: table line
- * @read: taps that a later sub-layer reads
+ * @has: bits, see PARAM_OPTION()
  */
-bool param_exists(const struct param *p, unsigned int read);
+bool param_exists(const struct param *p, unsigned int has);
 
 /**
  * param_numel() - elements of a tensor
@@ -118,24 +150,11 @@ size_t param_numel(const struct param *p);
  * param_module_elems() - elements a module takes in the flat buffers
  * @params: table
  * @nr: its length
- * @read: taps that a later sub-layer reads
+ * @has: bits, see PARAM_OPTION()
  *
  * Padding included: the end of the last tensor that exists, rounded up to
  * TENSOR_ALIGN bytes.
  */
-size_t param_module_elems(const struct param *params, int nr, unsigned int read);
-
-/**
- * param_init() - initial values of a part of a tensor, on the host
- * @e: the tensor
- * @first: first element wanted
- * @n: elements
- * @dst: [n]
- * @seed: run seed
- *
- * Drawn in double, keyed by (seed, hash of the name, element), so that every
- * arch and every configuration start a shared tensor from the same values.
- */
-void param_init(const struct param_entry *e, size_t first, size_t n, param_t *dst, uint64_t seed);
+size_t param_module_elems(const struct param *params, int nr, unsigned int has);
 
 #endif

@@ -57,9 +57,7 @@ struct st_file;
  */
 struct st_file *st_open(const char *path, char **err);
 int st_count(const struct st_file *f);
-const struct st_tensor *st_at(const struct st_file *f, int i);
 const struct st_tensor *st_find(const struct st_file *f, const char *name);
-const char *st_get_meta(const struct st_file *f, const char *key);
 /** st_read() - @n bytes of a tensor from @from on. 0 or -errno */
 int st_read(struct st_file *f, const struct st_tensor *t, uint64_t from, void *buf, size_t n);
 void st_close(struct st_file *f);

@@ -13,12 +13,12 @@
 struct tfevents;
 
 /**
- * tfevents_open() - go on with the newest event file of a folder, or start one
- * @dir: folder, exists
+ * tfevents_create() - start the event file of a folder anew
+ * @dir: folder, exists; event files in it go
  *
- * Cut it back first where the run resumes. Returns: NULL with errno set.
+ * Returns: NULL with errno set.
  */
-struct tfevents *tfevents_open(const char *dir);
+struct tfevents *tfevents_create(const char *dir);
 
 /**
  * tfevents_scalar() - one value; in the file when it returns
@@ -33,16 +33,5 @@ int tfevents_sync(struct tfevents *t);
 
 /** tfevents_close() - fsync, close, free. Returns: 0 or -errno */
 int tfevents_close(struct tfevents *t);
-
-/**
- * tfevents_cut() - forget what was logged after a step
- * @dir: folder; one without event files, or none, is fine
- * @step: last step that stays
- * @tag: NULL, or a tag of which @step itself goes as well
- *
- * Every event file ends before its first record of a later step (or of @tag at @step), or
- * before its first torn or damaged record. Returns: 0 or -errno.
- */
-int tfevents_cut(const char *dir, int64_t step, const char *tag);
 
 #endif

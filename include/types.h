@@ -4,13 +4,16 @@
  *
  * act_t    activations           float on cpu (double with REAL_DOUBLE)
  * param_t  parameters            float on cpu (double with REAL_DOUBLE)
- * grad_t   gradients, moments    float        (double with REAL_DOUBLE)
- * acc_t    statistics kept by a forward for its backward (mean, 1/sd,
- *          log-sum-exp): float   (double with REAL_DOUBLE)
+ * grad_t   gradients, moments, master weights   float (double with REAL_DOUBLE)
+ * acc_t    what must not be rounded to act_t: statistics of norms, log-sum-exp,
+ *          factors of heads, routing weights, running sums, logits for people:
+ *          float (double with REAL_DOUBLE)
  *
- * Dimensions carry the letters of the field. A mechanism that is off has
- * dimension 0. BATCH_SIZE and BLOCK_SIZE are capacities: every entry point
- * takes the actual b and t.
+ * Outside arch/ act_t and param_t are opaque: copied, pointed at, never
+ * calculated with.
+ *
+ * Dimensions carry the letters of the field. BATCH_SIZE and BLOCK_SIZE are
+ * capacities: every entry point takes the actual b and t.
  */
 #ifndef TENON_TYPES_H
 #define TENON_TYPES_H
@@ -19,9 +22,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#ifdef CONFIG_REAL_DOUBLE
+#if defined CONFIG_REAL_DOUBLE
 typedef double act_t, param_t, grad_t, acc_t;
 #define REAL_NAME "F64"
+#elif defined CONFIG_REAL_BF16
+typedef struct { uint16_t bits; } act_t, param_t;
+typedef float grad_t, acc_t;
+#define REAL_NAME "F32"		/* of what is written: master weights, gradients, logits */
 #else
 typedef float act_t, param_t, grad_t, acc_t;
 #define REAL_NAME "F32"
@@ -38,13 +45,12 @@ enum {
 	C = CONFIG_N_EMBD,		/* model width */
 	H = CONFIG_N_HEAD,		/* attention heads */
 	D = C / H,			/* head width */
-	F = 4 * C,			/* MLP hidden width */
+	F = CONFIG_INTERMEDIATE_SIZE ? CONFIG_INTERMEDIATE_SIZE : 4 * C, /* MLP hidden width */
 	V = ROUND_UP(CONFIG_VOCAB_SIZE, 64),	/* padded vocabulary */
 	B_MAX = CONFIG_BATCH_SIZE,	/* sequences of a micro-batch */
 	T_MAX = CONFIG_BLOCK_SIZE,	/* positions of a sequence */
 	BT = B_MAX * T_MAX,		/* rows of an activation */
-	L = CONFIG_RA_MLA_LATENT_DIM,	/* key and value latent */
-	G = CONFIG_RA_MLA_MLP_GATE_DIM,	/* 0 without the head gate */
+	BIAS = IS_ENABLED(CONFIG_LINEAR_BIAS),	/* 0: linear layers have none */
 };
 
 #endif

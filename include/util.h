@@ -31,6 +31,12 @@ void die(const char *fmt, ...) __attribute__((noreturn, format(printf, 1, 2)));
 void die_at(const char *file, int line, const char *fmt, ...)
 	__attribute__((noreturn, format(printf, 3, 4)));
 
+/**
+ * die_hook() - what die() and die_bug() call before they leave, once
+ * @fn: gets the exit status; NULL: nothing. Ranks take each other down with it.
+ */
+void die_hook(void (*fn)(int status));
+
 /** warn() - one line on stderr */
 void warn(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 

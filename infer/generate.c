@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
- * tenon generate: continue a prompt, one token at a time through the decode
- * caches, streamed to stdout.
+ * tenon generate: continue prompts through the decode caches. All prompts and samples
+ * of a call are rows of batches; one alone is streamed to stdout.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -12,106 +12,201 @@
 #include "options.h"
 #include "util.h"
 
-enum {
-	/* Bytes are tokens; without a tokenizer ids are read and written as numbers. */
-	TEXT = IS_ENABLED(CONFIG_TOKENIZER_BYTES),
-	/* A vocabulary beyond 256 has rows that no byte ever trained. */
-	SAMPLED = TEXT ? 256 : CONFIG_VOCAB_SIZE,
-};
+/* A vocabulary beyond 256 has rows that no byte ever trained. */
+enum { SAMPLED = TEXT ? 256 : CONFIG_VOCAB_SIZE };
 
 /**
  * struct request - what to generate
- * @prompt: [nr_prompt] token ids
- * @nr_prompt: at least 1, at most T_MAX
- * @max_tokens: new ones in each sample
- * @samples: continuations of the prompt
+ * @prompts: to continue
+ * @titled: each continuation has a line above it
+ * @samples: continuations of each prompt
+ * @max_tokens: new ones in each
  * @sampler: how
  */
 struct request {
-	int32_t *prompt;
-	int nr_prompt, max_tokens, samples;
+	struct prompts prompts;
+	bool titled;
+	int samples, max_tokens;
 	struct sampler sampler;
 };
 
-static void emit(int token)
+/**
+ * struct row - one continuation of a batch
+ * @tok: [T_MAX] the prompt, then what was drawn
+ * @n: tokens so far
+ * @prompt: number of its prompt
+ * @nr_prompt: tokens of that
+ * @sample: number among the samples of its prompt
+ * @done: it gets no more
+ */
+struct row {
+	int32_t *tok;
+	int n, prompt, nr_prompt, sample;
+	bool done;
+};
+
+/* ---- output ---------------------------------------------------------------- */
+
+static void emit(const int32_t *tok, int n)
 {
-	if (TEXT)
-		putchar(token);
-	else
-		printf("%d ", token);
+	for (int i = 0; i < n; i++) {
+		if (TEXT)
+			putchar(tok[i]);
+		else
+			printf("%d ", tok[i]);
+	}
 	fflush(stdout);
 	if (ferror(stdout))
 		die("generate: cannot write to stdout: %s", strerror(errno));
 }
 
-static void prompt_text(struct request *r, const char *text)
+static void print_title(const struct request *r, const struct row *row)
 {
-	if (!TEXT)
-		die("generate: this binary has no tokenizer; give token ids with --prompt-ids \"1 2 3\"");
-	r->nr_prompt = strlen(text);
-	r->prompt = xcalloc(r->nr_prompt + 1, sizeof(*r->prompt));
-	for (int i = 0; i < r->nr_prompt; i++)
-		r->prompt[i] = (unsigned char)text[i];
+	if (!r->titled)
+		return;
+	printf("==> prompt %d", row->prompt + 1);
+	if (r->samples > 1)
+		printf(", sample %d", row->sample + 1);
+	puts(" <==");
 }
 
-static void prompt_ids(struct request *r, const char *text)
+static void print_end(const struct request *r, const struct row *row)
 {
-	r->prompt = xcalloc(strlen(text) / 2 + 1, sizeof(*r->prompt));
-	for (;;) {
-		char *end;
-		long id;
-
-		text += strspn(text, " ,\t\n");
-		if (!*text)
-			return;
-		id = strtol(text, &end, 10);
-		if (end == text || (*end && !strchr(" ,\t\n", *end)))
-			die("generate: --prompt-ids has \"%s\" where a number should stand", text);
-		if (id < 0 || id >= CONFIG_VOCAB_SIZE)
-			die("generate: --prompt-ids: token %ld is not below CONFIG_VOCAB_SIZE=%d",
-			    id, CONFIG_VOCAB_SIZE);
-		r->prompt[r->nr_prompt++] = id;
-		text = end;
-	}
-}
-
-static void check_prompt(const struct request *r)
-{
-	if (!r->nr_prompt)
-		die("generate: the prompt is empty; give at least one token");
-	if (r->nr_prompt > T_MAX)
-		die("generate: the prompt has %d tokens, the model CONFIG_BLOCK_SIZE=%d positions; shorten it",
-		    r->nr_prompt, T_MAX);
-}
-
-/* One continuation; the prompt is written first. */
-static void generate_one(struct decoder *d, const struct request *r, int sample)
-{
-	act_t *logits = xmalloc(V * sizeof(*logits));
-	int n = 0;
-
-	decoder_rewind(d);
-	for (int i = 0; i < r->nr_prompt; i++) {
-		emit(r->prompt[i]);
-		decoder_feed(d, r->prompt[i], i == r->nr_prompt - 1 ? logits : NULL);
-	}
-	while (n < r->max_tokens && d->pos < T_MAX) {
-		int token = sample_token(&r->sampler, logits, SAMPLED, sample, n++);
-
-		emit(token);
-		decoder_feed(d, token, logits);
-	}
 	putchar('\n');
 	fflush(stdout);
-	if (n < r->max_tokens)
+	if (row->n - row->nr_prompt < r->max_tokens)
 		warn("generate: stopped after %d tokens: all CONFIG_BLOCK_SIZE=%d positions are used",
-		     n, T_MAX);
-	free(logits);
+		     row->n - row->nr_prompt, T_MAX);
+}
+
+/* ---- batches --------------------------------------------------------------- */
+
+static struct row row_open(const struct request *r, int number)
+{
+	const struct prompt *p = &r->prompts.list[number / r->samples];
+	struct row row = { .tok = xcalloc(T_MAX, sizeof(*row.tok)), .n = p->n,
+			   .nr_prompt = p->n, .prompt = number / r->samples,
+			   .sample = number % r->samples };
+
+	memcpy(row.tok, p->tok, p->n * sizeof(*row.tok));
+	return row;
+}
+
+/* Prompts of different lengths side by side, short ones padded with token 0. */
+static const acc_t *fill(struct decoder *d, const struct row *rows, int b)
+{
+	int32_t len[B_MAX], *tok;
+	const acc_t *logits;
+	int t = 0;
+
+	for (int i = 0; i < b; i++) {
+		len[i] = rows[i].n;
+		t = MAX(t, rows[i].n);
+	}
+	tok = xmalloc(sizeof(*tok) * b * t);
+	for (int i = 0; i < b; i++)
+		memcpy(tok + (size_t)i * t, rows[i].tok, sizeof(*tok) * t);
+	logits = decoder_fill(d, tok, len, b, t);
+	free(tok);
+	return logits;
+}
+
+/* The newest token of each; a row that is done repeats its last, which nobody looks at. */
+static const acc_t *step(struct decoder *d, const struct row *rows, int b)
+{
+	int32_t tok[B_MAX], pos[B_MAX];
+
+	for (int i = 0; i < b; i++) {
+		pos[i] = rows[i].n - 1;
+		tok[i] = rows[i].tok[pos[i]];
+	}
+	return decoder_step(d, tok, pos, b);
+}
+
+static bool finished(const struct request *r, const struct row *row)
+{
+	return row->n == T_MAX || row->n - row->nr_prompt >= r->max_tokens;
+}
+
+/* One more token for every row that is not done; how many rows go on. */
+static int draw(const struct request *r, struct row *rows, int b, const acc_t *logits)
+{
+	int go_on = 0;
+
+	for (int i = 0; i < b; i++) {
+		struct row *row = &rows[i];
+
+		if (row->done)
+			continue;
+		row->tok[row->n] = sample_token(&r->sampler, logits + (size_t)i * V, SAMPLED,
+						row->sample, row->n - row->nr_prompt);
+		row->n++;
+		row->done = finished(r, row);
+		go_on += !row->done;
+	}
+	return go_on;
+}
+
+/* @stream: what a row alone gets is written at once */
+static void run_batch(struct decoder *d, const struct request *r, struct row *rows, int b,
+		      bool stream)
+{
+	const acc_t *logits;
+	int go_on = 0;
+
+	for (int i = 0; i < b; i++) {
+		rows[i].done = finished(r, &rows[i]);
+		go_on += !rows[i].done;
+	}
+	if (!go_on)
+		return;
+	for (logits = fill(d, rows, b); ; logits = step(d, rows, b)) {
+		go_on = draw(r, rows, b, logits);
+		if (stream)
+			emit(rows->tok + rows->n - 1, 1);
+		if (!go_on)
+			return;
+	}
+}
+
+static void generate_batch(struct decoder *d, const struct request *r, int first, int b)
+{
+	struct row *rows = xcalloc(b, sizeof(*rows));
+	bool stream = r->prompts.nr * r->samples == 1;
+
+	for (int i = 0; i < b; i++)
+		rows[i] = row_open(r, first + i);
+	if (stream) {
+		print_title(r, rows);
+		emit(rows->tok, rows->n);
+	}
+	run_batch(d, r, rows, b, stream);
+	for (int i = 0; i < b; i++) {
+		if (!stream) {
+			print_title(r, &rows[i]);
+			emit(rows[i].tok, rows[i].n);
+		}
+		print_end(r, &rows[i]);
+		free(rows[i].tok);
+	}
+	free(rows);
+}
+
+static void generate(const struct request *r, const char *checkpoint)
+{
+	static struct decoder d;
+	int rows = r->prompts.nr * r->samples, b = MIN(rows, (int)B_MAX);
+
+	decoder_open(&d, checkpoint, b);
+	for (int first = 0; first < rows; first += b)
+		generate_batch(&d, r, first, MIN(b, rows - first));
+	decoder_close(&d);
 }
 
 int verb_generate(int argc, char **argv)
 {
-	const char *checkpoint = "runs/" CONFIG_RUN_NAME, *text = NULL, *ids = NULL;
+	const char *checkpoint = "runs/" CONFIG_RUN_NAME;
+	const char *text = NULL, *ids = NULL, *file = NULL;
 	int64_t max_tokens = CONFIG_GENERATION_MAX_TOKENS, top_k = CONFIG_GENERATION_TOP_K;
 	int64_t seed = CONFIG_SEED, samples = 1, device = 0, threads = 0;
 	double temperature = CONFIG_GENERATION_TEMPERATURE, top_p = 1;
@@ -119,37 +214,31 @@ int verb_generate(int argc, char **argv)
 		{ "checkpoint", OPT_STRING, &checkpoint, 0, 0, "run folder or step folder" },
 		{ "prompt", OPT_STRING, &text, 0, 0, "text to continue; default: a line feed" },
 		{ "prompt-ids", OPT_STRING, &ids, 0, 0, "token ids to continue, \"1 2 3\"" },
+		{ "prompts", OPT_STRING, &file, 0, 0,
+		  "file with a prompt in each line, continued as batches" },
 		{ "max-tokens", OPT_INT, &max_tokens, 1, 1e9, "new tokens in a sample" },
 		{ "temperature", OPT_REAL, &temperature, 0, 1e6, "0: always the likeliest" },
 		{ "top-k", OPT_INT, &top_k, 0, 1e9, "sample among the k likeliest, 0 = all" },
 		{ "top-p", OPT_REAL, &top_p, 1e-9, 1, "sample among the likeliest of this mass" },
 		{ "seed", OPT_INT, &seed, 0, INT64_MAX, "key of the random numbers" },
-		{ "samples", OPT_INT, &samples, 1, 1e6, "continuations of the prompt" },
+		{ "samples", OPT_INT, &samples, 1, 1e6, "continuations of each prompt" },
 		{ "device", OPT_INT, &device, 0, 1024, "device number" },
 		{ "threads", OPT_INT, &threads, 0, 4096, "cpu threads, 0 = all" },
 	};
-	struct request r = { .nr_prompt = 0 };
-	static struct decoder d;
+	struct request r;
 
 	options_parse("generate", "", opts, ARRAY_SIZE(opts), argc, argv);
-	if (text && ids)
-		die("generate: --prompt and --prompt-ids exclude each other");
-	if (!text && !ids && !TEXT)
-		die("generate: this binary has no tokenizer; give --prompt-ids \"1 2 3\"");
-	if (ids)
-		prompt_ids(&r, ids);
-	else
-		prompt_text(&r, text ? text : "\n");
-	check_prompt(&r);
-	r.max_tokens = max_tokens;
+	prompts_read(&r.prompts, text, ids, file);
+	if (r.prompts.nr > INT32_MAX / samples)
+		die("generate: %d prompts with %d samples each are too many; lower --samples",
+		    r.prompts.nr, (int)samples);
+	r.titled = file;
 	r.samples = samples;
+	r.max_tokens = max_tokens;
 	r.sampler = (struct sampler){ .temperature = temperature, .top_p = top_p,
 				      .top_k = top_k, .seed = seed };
 	arch_init(device, threads);
-	decoder_open(&d, checkpoint);
-	for (int i = 0; i < r.samples; i++)
-		generate_one(&d, &r, i);
-	decoder_close(&d);
-	free(r.prompt);
+	generate(&r, checkpoint);
+	prompts_free(&r.prompts);
 	return 0;
 }

@@ -1,46 +1,123 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Inside infer/: the pieces of text generation.
+ * Inside infer/: the pieces of text generation; decode_loss() is for the verb eval.
  */
 #ifndef TENON_INFER_H
 #define TENON_INFER_H
 
+#include "data.h"
 #include "model.h"
+
+enum {
+	/* Bytes are tokens; without a tokenizer ids are read and written as numbers. */
+	TEXT = IS_ENABLED(CONFIG_TOKENIZER_BYTES),
+};
 
 /* ---- cache.c -------------------------------------------------------------- */
 
 /**
- * struct decoder - one sequence on its way through the decode caches
+ * struct decoder - sequences on their way through the decode caches
  * @m: model in PHASE_DECODE
  * @arena: its memory
  * @bytes: size of the arena
- * @pos: tokens fed so far
+ * @logits: host [sequences][V] of the last call, padded columns minus infinity
  */
 struct decoder {
 	struct model m;
 	void *arena;
 	size_t bytes;
-	int pos;
+	acc_t *logits;
 };
 
 /**
- * decoder_open() - an arena for one sequence, and the weights of a checkpoint
+ * decoder_open() - an arena for @sequences at a time, and the weights of a checkpoint
+ * @d: result
+ * @checkpoint: run folder or step folder
+ * @sequences: at most B_MAX
  *
  * Dies where the configuration cannot decode, the plan does not fit or the
  * checkpoint cannot be used.
+ *
+ * Returns: the step of the checkpoint.
  */
-void decoder_open(struct decoder *d, const char *checkpoint);
-
-/** decoder_rewind() - start a new sequence; the caches are overwritten from position 0 on */
-void decoder_rewind(struct decoder *d);
+int64_t decoder_open(struct decoder *d, const char *checkpoint, int sequences);
 
 /**
- * decoder_feed() - one token at the next position, which must be below T_MAX
- * @logits: gets [V] on the host, padded columns minus infinity; may be NULL
+ * decoder_fill() - prompts start afresh in sequences 0..b - 1
+ * @tok: [b][t]; behind len[i] anything below VOCAB_SIZE
+ * @len: [b] tokens of each, 1..t
+ *
+ * Returns: host logits [b][V] behind each prompt.
  */
-void decoder_feed(struct decoder *d, int32_t token, act_t *logits);
+const acc_t *decoder_fill(struct decoder *d, const int32_t *tok, const int32_t *len, int b, int t);
+
+/**
+ * decoder_step() - one token each for sequences 0..b - 1
+ * @tok: [b]
+ * @pos: [b] their positions; the cache of i holds 0..pos[i] - 1
+ *
+ * Returns: host logits [b][V].
+ */
+const acc_t *decoder_step(struct decoder *d, const int32_t *tok, const int32_t *pos, int b);
 
 void decoder_close(struct decoder *d);
+
+/* ---- loss.c --------------------------------------------------------------- */
+
+/**
+ * struct decode_loss - mean loss of the scored positions from one on, in two ways
+ * @step: of the checkpoint
+ * @forward: from the logits of a forward
+ * @decode: from logits through the caches; equal but for rounding
+ */
+struct decode_loss {
+	int64_t step;
+	double forward, decode;
+};
+
+/**
+ * decode_loss() - what a checkpoint loses where it generates
+ * @checkpoint: run folder or step folder
+ * @s: split
+ * @count: fixed batches of it, as data_eval_batch() cuts them; after data_open()
+ * @from: 0..T_MAX - 1: so many tokens fill the caches as a prompt, each further one is
+ *	a step with the data's token
+ */
+struct decode_loss decode_loss(const char *checkpoint, enum split s, int count, int from);
+
+/* ---- prompt.c ------------------------------------------------------------- */
+
+/**
+ * struct prompt - tokens to continue
+ * @tok: [n]
+ * @n: 1..T_MAX
+ */
+struct prompt {
+	int32_t *tok;
+	int n;
+};
+
+/**
+ * struct prompts - what is given to generate
+ * @list: [nr]
+ * @nr: at least 1
+ */
+struct prompts {
+	struct prompt *list;
+	int nr;
+};
+
+/**
+ * prompts_read() - from the command line; one at most is not NULL
+ * @text: text of one prompt; all NULL: a line feed
+ * @ids: "1 2 3"
+ * @file: one prompt a line, text or (without a tokenizer) ids
+ *
+ * Dies where a prompt is empty, too long or not in the vocabulary.
+ */
+void prompts_read(struct prompts *p, const char *text, const char *ids, const char *file);
+
+void prompts_free(struct prompts *p);
 
 /* ---- sample.c ------------------------------------------------------------- */
 
@@ -66,7 +143,7 @@ struct sampler {
  * A pure function of its arguments. Equal logits: the smaller id first. Dies where
  * a logit is not finite.
  */
-int sample_token(const struct sampler *s, const act_t *logits, int n, uint64_t stream,
+int sample_token(const struct sampler *s, const acc_t *logits, int n, uint64_t stream,
 		 uint64_t index);
 
 #endif

@@ -24,7 +24,7 @@ static int by_value(const void *pa, const void *pb)
 	return a->id - b->id;
 }
 
-static int likeliest(const act_t *logits, int n)
+static int likeliest(const acc_t *logits, int n)
 {
 	int best = 0;
 
@@ -77,7 +77,7 @@ static int draw(const struct choice *c, int n, double u)
 	return c[n - 1].id;
 }
 
-static struct choice *choices(const act_t *logits, int n)
+static struct choice *choices(const acc_t *logits, int n)
 {
 	struct choice *c = xmalloc(n * sizeof(*c));
 
@@ -86,7 +86,7 @@ static struct choice *choices(const act_t *logits, int n)
 	return c;
 }
 
-int sample_token(const struct sampler *s, const act_t *logits, int n, uint64_t stream,
+int sample_token(const struct sampler *s, const acc_t *logits, int n, uint64_t stream,
 		 uint64_t index)
 {
 	struct choice *c;

@@ -230,22 +230,12 @@ int st_count(const struct st_file *f)
 	return f->nr;
 }
 
-const struct st_tensor *st_at(const struct st_file *f, int i)
-{
-	return &f->t[i];
-}
-
 const struct st_tensor *st_find(const struct st_file *f, const char *name)
 {
 	for (int i = 0; i < f->nr; i++)
 		if (!strcmp(f->t[i].name, name))
 			return &f->t[i];
 	return NULL;
-}
-
-const char *st_get_meta(const struct st_file *f, const char *key)
-{
-	return json_string_value(json_object_get(json_object_get(f->header, META), key));
 }
 
 int st_read(struct st_file *f, const struct st_tensor *t, uint64_t from, void *buf, size_t n)

@@ -41,15 +41,6 @@ static void put_le(uint8_t *p, uint64_t v, int n)
 		p[i] = v >> 8 * i;
 }
 
-static uint64_t get_le(const uint8_t *p, int n)
-{
-	uint64_t v = 0;
-
-	while (n--)
-		v = v << 8 | p[n];
-	return v;
-}
-
 /* CRC-32C (Castagnoli polynomial, reflected), rotated and offset as records have it. */
 static uint32_t masked_crc(const uint8_t *p, size_t n)
 {
@@ -112,91 +103,6 @@ static int write_record(struct file_writer *f, const uint8_t *event, size_t n)
 	return file_write(f, rec, RECORD_HEAD + n + RECORD_TAIL);
 }
 
-/* ---- decoding ------------------------------------------------------------ */
-
-/* Returns: the byte behind the number, NULL where it is torn. */
-static const uint8_t *get_varint(const uint8_t *p, const uint8_t *end, uint64_t *v)
-{
-	*v = 0;
-	for (int shift = 0; p < end && shift < 64; shift += 7) {
-		*v |= (uint64_t)(*p & 0x7f) << shift;
-		if (!(*p++ & 0x80))
-			return p;
-	}
-	return NULL;
-}
-
-/* The step of an encoded event, 0 where it has none; false where it is malformed. */
-static bool event_step(const uint8_t *p, const uint8_t *end, int64_t *step)
-{
-	uint64_t key, v;
-
-	*step = 0;
-	while (p < end) {
-		p = get_varint(p, end, &key);
-		if (!p)
-			return false;
-		v = (key & 7) == WIRE_FIXED64 ? 8 : 4;
-		if ((key & 7) == WIRE_VARINT || (key & 7) == WIRE_BYTES)
-			p = get_varint(p, end, &v);
-		else if ((key & 7) != WIRE_FIXED64 && (key & 7) != WIRE_FIXED32)
-			return false;
-		if (!p || ((key & 7) != WIRE_VARINT && v > (uint64_t)(end - p)))
-			return false;
-		if (key == (EVENT_STEP << 3 | WIRE_VARINT))
-			*step = (int64_t)v;
-		if ((key & 7) != WIRE_VARINT)
-			p += v;
-	}
-	return true;
-}
-
-/* Bytes of the first record of @p, 0 where it is torn or damaged. */
-static size_t record_check(const uint8_t *p, size_t left, int64_t *step)
-{
-	uint64_t n;
-
-	if (left < RECORD_HEAD + RECORD_TAIL || masked_crc(p, 8) != get_le(p + 8, 4))
-		return 0;
-	n = get_le(p, 8);
-	if (n > left - RECORD_HEAD - RECORD_TAIL)
-		return 0;
-	if (masked_crc(p + RECORD_HEAD, n) != get_le(p + RECORD_HEAD + n, 4))
-		return 0;
-	if (!event_step(p + RECORD_HEAD, p + RECORD_HEAD + n, step))
-		return 0;
-	return RECORD_HEAD + n + RECORD_TAIL;
-}
-
-/* Whether the record of @n bytes holds the text @tag. */
-static bool has_tag(const uint8_t *p, size_t n, const char *tag)
-{
-	size_t len = strlen(tag);
-
-	for (size_t i = 0; i + len <= n; i++)
-		if (!memcmp(p + i, tag, len))
-			return true;
-	return false;
-}
-
-static int cut_file(const char *path, int64_t step, const char *tag)
-{
-	size_t size, at = 0, n;
-	uint8_t *p = file_read(path, &size);
-	int64_t s;
-	int err = 0;
-
-	if (!p)
-		return -errno;
-	while (at < size && (n = record_check(p + at, size - at, &s)) && s <= step &&
-	       !(tag && s == step && has_tag(p + at, n, tag)))
-		at += n;
-	if (at < size)
-		err = file_truncate(path, at);
-	free(p);
-	return err;
-}
-
 /* ---- the folder ---------------------------------------------------------- */
 
 static int is_events(const struct dirent *e)
@@ -204,76 +110,45 @@ static int is_events(const struct dirent *e)
 	return !strncmp(e->d_name, PREFIX, strlen(PREFIX));
 }
 
-/* Event files of @dir, oldest first. Returns: their number or -errno. */
-static int list_events(const char *dir, struct dirent ***list)
-{
-	int n = scandir(dir, list, is_events, alphasort);
-
-	return n < 0 ? -errno : n;
-}
-
-static void free_list(struct dirent **list, int n)
-{
-	while (n-- > 0)
-		free(list[n]);
-	free(list);
-}
-
-int tfevents_cut(const char *dir, int64_t step, const char *tag)
+/* No event file stays. Returns: 0 or -errno. */
+static int clear(const char *dir)
 {
 	struct dirent **list;
-	int n = list_events(dir, &list), err = 0;
+	int n = scandir(dir, &list, is_events, NULL), err = n < 0 ? -errno : 0;
 
-	if (n < 0)
-		return n == -ENOENT ? 0 : n;
-	for (int i = 0; i < n && !err; i++) {
+	for (int i = 0; i < n; i++) {
 		char *path = xasprintf("%s/%s", dir, list[i]->d_name);
 
-		err = cut_file(path, step, tag);
+		if (!err)
+			err = dir_remove(path);
 		free(path);
+		free(list[i]);
 	}
-	free_list(list, n);
+	if (n >= 0)
+		free(list);
 	return err;
 }
 
-/* The newest event file of @dir, or the name of a new one; NULL with errno. */
-static char *events_path(const char *dir)
+struct tfevents *tfevents_create(const char *dir)
 {
 	char host[HOST_NAME_MAX + 1] = "localhost", *path;
-	struct dirent **list;
-	int n = list_events(dir, &list);
-
-	if (n < 0) {
-		errno = -n;
-		return NULL;
-	}
-	if (n) {
-		path = xasprintf("%s/%s", dir, list[n - 1]->d_name);
-	} else {
-		gethostname(host, sizeof(host) - 1);
-		path = xasprintf("%s/" PREFIX "%010lld.%s", dir, (long long)time(NULL), host);
-	}
-	free_list(list, n);
-	return path;
-}
-
-struct tfevents *tfevents_open(const char *dir)
-{
-	char *path = events_path(dir);
 	uint8_t event[EVENT_MAX], *end;
 	struct tfevents *t;
-	int err = 0;
+	int err = clear(dir);
 
-	if (!path)
+	if (err) {
+		errno = -err;
 		return NULL;
+	}
+	gethostname(host, sizeof(host) - 1);
+	path = xasprintf("%s/" PREFIX "%010lld.%s", dir, (long long)time(NULL), host);
 	t = xcalloc(1, sizeof(*t));
 	t->f = file_append(path);
 	err = t->f ? 0 : -errno;
 	free(path);
-	if (t->f && !file_size(t->f)) {
-		end = put_bytes(put_wall_time(event), EVENT_VERSION, VERSION, strlen(VERSION));
+	end = put_bytes(put_wall_time(event), EVENT_VERSION, VERSION, strlen(VERSION));
+	if (!err)
 		err = write_record(t->f, event, end - event);
-	}
 	if (!err)
 		return t;
 	if (t->f)

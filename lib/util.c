@@ -19,6 +19,23 @@ static void message(const char *where, const char *fmt, va_list ap)
 	funlockfile(stderr);
 }
 
+static void (*last_act)(int status);
+
+void die_hook(void (*fn)(int status))
+{
+	last_act = fn;
+}
+
+static void __attribute__((noreturn)) leave(int status)
+{
+	void (*fn)(int) = last_act;
+
+	last_act = NULL;
+	if (fn)
+		fn(status);
+	exit(status);
+}
+
 void die(const char *fmt, ...)
 {
 	va_list ap;
@@ -26,7 +43,7 @@ void die(const char *fmt, ...)
 	va_start(ap, fmt);
 	message("", fmt, ap);
 	va_end(ap);
-	exit(EXIT_INPUT);
+	leave(EXIT_INPUT);
 }
 
 void die_at(const char *file, int line, const char *fmt, ...)
@@ -38,7 +55,7 @@ void die_at(const char *file, int line, const char *fmt, ...)
 	va_start(ap, fmt);
 	message(where, fmt, ap);
 	va_end(ap);
-	exit(EXIT_FAILURE);
+	leave(EXIT_FAILURE);
 }
 
 void warn(const char *fmt, ...)

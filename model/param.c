@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: MIT
 /*
- * Parameters: names, offsets in the flat buffers, initial values.
+ * Parameters: which exist, what they take, their initial values, and their way
+ * between host and device.
  */
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "model.h"
 #include "util.h"
 
-bool param_exists(const struct param *p, unsigned int read)
+bool param_exists(const struct param *p, unsigned int has)
 {
-	return param_numel(p) && (!p->if_read || (p->if_read & read));
+	return param_numel(p) && (!p->need || (p->need & has));
 }
 
 size_t param_numel(const struct param *p)
@@ -22,14 +24,15 @@ size_t param_numel(const struct param *p)
 	return n;
 }
 
-size_t param_module_elems(const struct param *params, int nr, unsigned int read)
+size_t param_module_elems(const struct param *params, int nr, unsigned int has)
 {
 	size_t end = 0;
 
 	for (int i = 0; i < nr; i++)
-		if (param_exists(&params[i], read))
-			end = MAX(end, params[i].offset / sizeof(param_t) + param_numel(&params[i]));
-	return ROUND_UP(end, TENSOR_ALIGN / sizeof(param_t));
+		if (param_exists(&params[i], has))
+			end = MAX(end, params[i].offset +
+				       param_numel(&params[i]) * PARAM_ELEM(params[i].flags));
+	return ROUND_UP(end, TENSOR_ALIGN) / sizeof(param_t);
 }
 
 const struct param_entry *model_find(const struct model *m, const char *name)
@@ -40,31 +43,108 @@ const struct param_entry *model_find(const struct model *m, const char *name)
 	return NULL;
 }
 
-static double init_sd(const struct param *p)
+/* ---- initial values -------------------------------------------------------- */
+
+static void fill(grad_t *dst, size_t n, grad_t value)
 {
-	switch (p->init) {
-	case INIT_NORMAL:
-		return 0.02;
-	case INIT_RESIDUAL:
-		return 0.02 / sqrt(NR_SUB);
-	case INIT_FANIN:
-		return 1 / sqrt(p->fan_in);
-	default:
-		return 0;
+	for (size_t i = 0; i < n; i++)
+		dst[i] = value;
+}
+
+void init_zero(const struct param_entry *e, size_t first, size_t n, grad_t *dst, uint64_t seed)
+{
+	(void)e, (void)first, (void)seed;
+	fill(dst, n, 0);
+}
+
+void init_one(const struct param_entry *e, size_t first, size_t n, grad_t *dst, uint64_t seed)
+{
+	(void)e, (void)first, (void)seed;
+	fill(dst, n, 1);
+}
+
+static void draw(const struct param_entry *e, size_t first, size_t n, grad_t *dst, uint64_t seed,
+		 double sd)
+{
+	uint64_t stream = hash_name(e->name);
+
+#pragma omp parallel for schedule(static)
+	for (size_t i = 0; i < n; i++)
+		dst[i] = (grad_t)(sd * rng_normal(seed, stream, first + i));
+}
+
+void init_normal(const struct param_entry *e, size_t first, size_t n, grad_t *dst, uint64_t seed)
+{
+	draw(e, first, n, dst, seed, 0.02);
+}
+
+void init_residual(const struct param_entry *e, size_t first, size_t n, grad_t *dst, uint64_t seed)
+{
+	draw(e, first, n, dst, seed, 0.02 / sqrt(NR_SUB));
+}
+
+void init_fanin(const struct param_entry *e, size_t first, size_t n, grad_t *dst, uint64_t seed)
+{
+	draw(e, first, n, dst, seed, 1 / sqrt(e->p->fan_in));
+}
+
+/* In pieces: a host copy of all parameters would not stay within the plan. */
+void model_init_params(struct model *m, grad_t *master, uint64_t seed)
+{
+	for (int i = 0; i < m->nr_entries; i++) {
+		const struct param_entry *e = &m->entries[i];
+		size_t most = e->p->flags & INIT_WHOLE ? e->numel : MIN(e->numel, (size_t)PIECE);
+		grad_t *host = xmalloc(most * sizeof(*host));
+
+		for (size_t at = 0, n; at < e->numel; at += n) {
+			n = MIN(e->numel - at, most);
+			e->p->init(e, at, n, host, seed);
+			model_put(m, master, e, at, n, host);
+		}
+		free(host);
 	}
 }
 
-void param_init(const struct param_entry *e, size_t first, size_t n, param_t *dst, uint64_t seed)
-{
-	uint64_t stream = hash_name(e->name);
-	double sd = init_sd(e->p);
+/* ---- host and device ------------------------------------------------------- */
 
-	if (e->p->init == INIT_ZERO || e->p->init == INIT_ONE) {
-		for (size_t i = 0; i < n; i++)
-			dst[i] = e->p->init == INIT_ONE;
+/* Whether weights in param_t are rounded copies of grad_t. */
+static bool rounded(const struct param_entry *e)
+{
+	return sizeof(param_t) != sizeof(grad_t) && !(e->p->flags & WIDE);
+}
+
+void model_put(struct model *m, grad_t *master, const struct param_entry *e, size_t first,
+	       size_t n, const grad_t *host)
+{
+	param_t *w = m->w + e->offset;
+
+	if (master)
+		arch_put(master + e->offset + first, host, n * sizeof(*host));
+	if (!rounded(e)) {
+		arch_put((grad_t *)w + first, host, n * sizeof(*host));
 		return;
 	}
-#pragma omp parallel for schedule(static)
-	for (size_t i = 0; i < n; i++)
-		dst[i] = (param_t)(sd * rng_normal(seed, stream, first + i));
+	for (size_t at = 0, k; at < n; at += k) {
+		k = MIN(n - at, (size_t)PIECE);
+		arch_put(m->stage, host + at, k * sizeof(*host));
+		k_cast(w + first + at, m->stage, k);
+	}
+}
+
+void model_get(const struct model *m, const grad_t *master, const struct param_entry *e,
+	       size_t first, size_t n, grad_t *host)
+{
+	const param_t *w = m->w + e->offset;
+
+	if (master || !rounded(e)) {
+		const grad_t *from = master ? master + e->offset : (const grad_t *)w;
+
+		arch_get(host, from + first, n * sizeof(*host));
+		return;
+	}
+	for (size_t at = 0, k; at < n; at += k) {
+		k = MIN(n - at, (size_t)PIECE);
+		k_widen(m->stage, w + first + at, k);
+		arch_get(host + at, m->stage, k * sizeof(*host));
+	}
 }

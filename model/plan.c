@@ -32,23 +32,32 @@ static uint64_t count_unread(const struct model *m)
 		const struct mixer *x = m->sub[s].mixer;
 
 		for (int i = 0; i < x->nr_params; i++)
-			if (!param_exists(&x->params[i], m->sub[s].read))
+			if (!param_exists(&x->params[i], m->sub[s].has))
 				n += param_numel(&x->params[i]);
 	}
 	return n;
 }
 
+void model_work(const struct model *m, int s, int b, int t, bool backward, struct work *w)
+{
+	if (s == NR_SUB)
+		work_linear(w, b * t, V, C, backward);
+	else
+		m->sub[s].mixer->work(w, b, t, m->sub[s].has, backward);
+}
+
 /* Of one forward (and backward) over b sequences of t positions. */
 static double count_flops(const struct model *m, int b, int t, bool backward)
 {
-	double n = 2.0 * b * t * C * V * (backward ? 3 : 1);
+	struct work w = { .flops = 0 };
 
-	for (int s = 0; s < NR_SUB; s++) {
-		n += m->sub[s].mixer->flops(b, t, m->sub[s].read);
+	for (int s = 0; s <= NR_SUB; s++) {
+		model_work(m, s, b, t, false, &w);
 		if (backward)
-			n += m->sub[s].mixer->flops_bwd(b, t, m->sub[s].read);
+			model_work(m, s, b, t, true, &w);
 	}
-	return n;
+	free(w.products);
+	return w.flops;
 }
 
 static void plan_cache(const struct model *m, struct plan *p)
@@ -76,12 +85,9 @@ void model_plan(const struct model *m, struct plan *p, enum phase phase, int seq
 		p->bytes_grads = p->slots * m->param_elems * sizeof(grad_t);
 		p->bytes_optim = optim_bytes(m->param_elems, m->nr_entries);
 	}
-	if (phase == PHASE_DECODE)
-		for (int s = 0; s < NR_SUB; s++)
-			p->bytes_cache += ROUND_UP(m->sub[s].cache.size * sequences,
-						   TENSOR_ALIGN);
-	else
-		p->bytes_act = model_act_size(probe, phase);
+	for (int s = 0; s < NR_SUB && phase == PHASE_DECODE; s++)
+		p->bytes_cache += ROUND_UP(m->sub[s].cache.size * sequences, TENSOR_ALIGN);
+	p->bytes_act = model_act_size(probe, phase);
 	extra = p->bytes_grads + p->bytes_optim;
 	p->bytes_arena = model_place(probe, NULL, phase, sequences, extra, NULL);
 	free(probe);

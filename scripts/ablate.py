@@ -7,7 +7,8 @@
 One binary per arm, built in DIR/arms/stepN from the configuration and the fragment
 defconfigs/ra-mla-stepN.config; steps 4 and 5 run the builds of 2 and 3 once more
 with another number of threads and must agree with them bit for bit. The largest
-arm is built and its memory checked before the others are built. Runs go to
+arm is built first, and says whether memory, data and output folder are there, before
+the others are built. Runs go to
 OUT/stepN (further seeds: OUT/stepN-seedS), the table to OUT/table.txt and
 table.json. Running again resumes unfinished arms.
 """
@@ -34,7 +35,7 @@ class Arm:
         self.tree = os.path.join(args.objtree, "arms", f"step{step}")
         self.config = os.path.join(self.tree, ".config")
         self.binary = os.path.join(self.tree, "tenon")
-        self.flops = 1.0
+        self.flops, self.leaks = 1.0, {}
 
     def configure(self, base):
         """Write the arm's .config."""
@@ -43,7 +44,7 @@ class Arm:
         with open(base, encoding="utf-8") as src, open(draft, "w", encoding="utf-8") as dst:
             dst.write(src.read())
         run_quiet([sys.executable, "scripts/kconfig.py", "--config", draft, "--gen", self.tree,
-                   "merge", f"defconfigs/ra-mla-step{self.step}.config"])
+                   "merge", study.fragment(self.step)])
         if not os.path.exists(self.config) or read(draft) != read(self.config):
             os.replace(draft, self.config)
         else:
@@ -52,14 +53,16 @@ class Arm:
     def build(self, cpus):
         run_quiet(["make", "-s", f"-j{cpus}", f"O={self.tree}", "build"])
 
-    def plan(self):
-        """The figures of `tenon plan`; dies where the plan does not fit."""
-        done = subprocess.run([self.binary, "plan", "--check", "--json"], text=True,
+    def plan(self, flags):
+        """The figures of `tenon plan`; dies where a run could not begin."""
+        done = subprocess.run([self.binary, "plan", "--check", "--json", *flags], text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         if done.returncode:
             raise StudyError(f"step {self.step}: {done.stderr.strip().removeprefix('tenon: ')}",
                              done.returncode)
-        return json.loads(done.stdout)
+        plan = json.loads(done.stdout)
+        self.flops, self.leaks = plan["flops_token"], plan["leaks"]
+        return plan
 
     def corpus(self):
         """What is embedded as data, or nothing."""
@@ -68,11 +71,6 @@ class Arm:
                 return hashlib.sha256(f.read()).hexdigest()
         except FileNotFoundError:
             return None
-
-    def leaks(self):
-        cfg = DotConfig.load(self.config)
-        return (cfg.y("RA_MLA_MLP_ATTN_GATE") and
-                cfg.s("RA_MLA_MLP_GATE_POOL") == "sequence")
 
 
 def run_quiet(command):
@@ -83,16 +81,15 @@ def run_quiet(command):
         raise StudyError(f"`{' '.join(command)}` failed", 2)
 
 
-def prepare(builds, base, cpus):
-    """Build all arms, the largest first; its plan decides whether to go on."""
+def prepare(builds, base, cpus, check):
+    """Build all arms, the largest first; its plan, data and folder decide whether to go on."""
     began = time.monotonic()
     largest, rest = builds[-1], builds[:-1]
     for arm in [largest] + rest:
         say(f"building step {arm.step}")
         arm.configure(base)
         arm.build(cpus)
-        plan = arm.plan()
-        arm.flops = plan["flops_token"]
+        plan = arm.plan(check if arm is largest else [])
         if arm is largest:
             say(f"step {arm.step}: {plan['params']:,} parameters, "
                 f"{plan['train']['arena'] / 2**20:.1f} MiB, fits")
@@ -131,13 +128,13 @@ def table(runs):
     results = {}
     for run in runs:
         results.setdefault(run.step, {})[run.seed] = study.load_result(run.folder)
-    leaks = {run.step: run.arm.leaks() for run in runs}
-    return [study.row(step, results[step], results.get(0), leaks[step])
+    leaks = {run.step: " leaks" if run.arm.leaks else "" for run in runs}
+    return [study.row(step, study.label(step) + leaks[step], results[step], results.get(0))
             for step in sorted(results)]
 
 
 def notes(runs):
-    """Lines under the table: the baseline and the data, which must be the same for all."""
+    """Lines under the table: what leaks; the baseline and the data, the same for all."""
     results = [study.load_result(run.folder) for run in runs]
     for run, result in zip(runs, results):
         if result["data"] != results[0]["data"]:
@@ -147,6 +144,8 @@ def notes(runs):
     lines = [f"data: {results[0]['data']}"]
     if results[0]["bigram_loss"] is not None:
         lines.insert(0, f"bigram byte model, same split: {results[0]['bigram_loss']:.4f}")
+    for run in {run.step: run for run in runs}.values():
+        lines += [f"step {run.step}: {mixer}: {why}" for mixer, why in run.arm.leaks.items()]
     if len({run.seed for run in runs}) == 1:
         lines.insert(0, "one seed: a change has no spread to be judged by; "
                      "set CONFIG_ABLATION_SEEDS")
@@ -197,12 +196,14 @@ def run_study(args):
     try:
         steps = study.parse_steps(cfg.s("RA_MLA_ABLATION_STEPS"))
     except ValueError:
-        raise StudyError("CONFIG_RA_MLA_ABLATION_STEPS must be a comma list of 0 to 5") from None
+        raise StudyError("CONFIG_RA_MLA_ABLATION_STEPS must be a comma list of steps "
+                         f"that have an arm, {study.FRAGMENT.format('N')}") from None
     cpus = args.threads or len(os.sched_getaffinity(0))
     arms = {n: Arm(n, args) for n in sorted({study.build_of(s) for s in steps})}
-    plan = prepare(list(arms.values()), args.config, cpus)
-
     out = args.out or os.path.join("runs", cfg.s("RUN_NAME"))
+    check = ["--out", out] + (["--data", cfg.s("DATA_PATH")] if cfg.s("DATA_PATH") else [])
+    plan = prepare(list(arms.values()), args.config, cpus, check)
+
     if args.restart:
         move_aside(out)
     os.makedirs(out, exist_ok=True)

@@ -7,7 +7,8 @@
 Both programs run the same model on random tokens with the same number of threads,
 in turn (A B A B ...), so that a slow minute of the machine meets both. Under each
 case: medians, their ratio, and the step against the time of its own matrix products
-as plain CBLAS calls plus the optimizer's bytes at the speed of a copy.
+as plain CBLAS calls, attention's operations at the speed of these, and the optimizer's
+bytes at the speed of a copy.
 """
 import argparse
 import json
@@ -63,6 +64,8 @@ def build(name, objtree):
             "defconfig", defconfig] + [f"defconfigs/{f}.config" for f in fragments] +
            ([extra] if symbols else []))
     output(["make", "-s", f"-j{os.cpu_count()}", f"O={tree}", "build"])
+    with open(f"{tree}/plan.json", "w", encoding="utf-8") as f:
+        f.write(output([f"{tree}/tenon", "plan", "--json"]))
     return tree
 
 
@@ -73,21 +76,24 @@ def run_tenon(name, tree, threads):
 
 def run_torch(name, tree, threads):
     return json.loads(output([sys.executable, f"{SCRIPTS}/bench_torch.py", f"{tree}/.config",
-                              str(CASES[name][3]), str(WARMUP[name]), str(threads)]))
+                              f"{tree}/plan.json", str(CASES[name][3]), str(WARMUP[name]),
+                              str(threads)]))
 
 
 def against_machine(cfg, tree, tenon, threads):
-    """Lines: the step against its matrix products and the optimizer's bytes."""
+    """Lines: the step against its operations and the optimizer's bytes."""
     import bench_limits
-    forms = json.loads(output([f"{tree}/tenon", "plan", "--json"]))["forms"]
-    folded = forms.get("recip") == "folded"
-    library, blas, work = bench_limits.blas_seconds(cfg, folded, threads)
+    with open(f"{tree}/plan.json", encoding="utf-8") as f:
+        plan = json.load(f)
+    library, blas, work = bench_limits.blas_seconds(plan, threads)
+    speed, micro = work / blas, cfg.i("GRADIENT_ACCUMULATION")
+    blas, rest = blas * micro, (bench_limits.step_flops(plan) - work) / speed * micro
     copy = bench_limits.optimizer_seconds(tenon["elements"], threads)
     step = tenon["step"]
-    speed = work / blas / 1e9
-    return [f"  matrix products {blas * 1e3:10.2f} ms  ({library}, {speed:.0f} GFLOP/s)",
+    return [f"  matrix products {blas * 1e3:10.2f} ms  ({library}, {speed / 1e9:.0f} GFLOP/s)",
+            f"  attention       {rest * 1e3:10.2f} ms  (its operations at that speed)",
             f"  optimizer bytes {copy * 1e3:10.2f} ms  (at the speed of a copy)",
-            f"  step / (products + bytes) = {step / (blas + copy):.2f}"]
+            f"  step / (products + attention + bytes) = {step / (blas + rest + copy):.2f}"]
 
 
 def bench(name, args):

@@ -7,10 +7,8 @@ import time
 
 import numpy
 
-import torch_model
-
 LIBRARIES = ("libopenblas.so.0", "libblis.so.4", "libblis.so")
-ROW_MAJOR, NO_TRANS, TRANS = 101, 111, 112
+ROW_MAJOR, NO_TRANS = 101, 111
 ROUNDS = 3                   # the fastest of these counts
 POOL_FLOATS = 1 << 25        # 128 MiB: more than a cache holds
 COPY_BYTES = 1 << 28         # far beyond every cache
@@ -19,71 +17,17 @@ COPY_BYTES = 1 << 28         # far beyond every cache
 OPTIM_FLOATS = 8
 
 
-def linear(rows, out, inner, dx=True):
-    """Forward, dx and dw of y = x w^T as (m, n, k, trans a, trans b)."""
-    products = [(rows, out, inner, False, True), (out, inner, rows, True, False)]
-    return products + ([(rows, inner, out, False, False)] if dx else [])
+def step_products(plan):
+    """Every matrix product of one micro-batch, forward and backward: [(m, n, k)]."""
+    return [(m, n, k) for part in [plan["stack"], *plan["sublayers"]]
+            for way in ("forward", "backward")
+            for m, n, k, count in part[way]["products"] for _ in range(count)]
 
 
-def attention(b, t, heads, width, values):
-    """Scores, outputs and their four gradients, every sequence and head apart."""
-    one = [(t, t, width, False, True), (t, values, t, False, False),     # s = q k^T, o = p v
-           (t, t, values, False, True), (t, values, t, True, False),     # dp, dv
-           (t, width, t, False, False), (t, width, t, True, False)]      # dq, dk
-    return one * (b * heads)
-
-
-def ra_mla(cfg, b, t, c, heads):
-    latent, d, rows = cfg.i("RA_MLA_LATENT_DIM"), c // heads, b * t
-    return (linear(rows, c, c) * 2 + linear(rows, latent, c) * 2 +
-            (linear(rows, latent, d) + linear(rows, d, latent)) * heads +
-            attention(b, t, heads, latent, latent))
-
-
-def cross(cfg, rows, c, f, gate, folded):
-    """Mechanism 2's own products in the form that the binary executes."""
-    if not folded:
-        return linear(rows, f, f)
-    out = c + gate
-    return (linear(rows, out, f) + [(out, f, f, False, False), (f, f, out, True, False),
-                                    (out, f, f, False, True)])
-
-
-def recip(cfg, rows, c, heads, read, folded):
-    f, products = 4 * c, []
-    latent, gate = cfg.i("RA_MLA_LATENT_DIM"), cfg.i("RA_MLA_MLP_GATE_DIM") if read else 0
-    if gate:
-        products += linear(rows, gate, f) + linear(rows, heads, gate)
-    if cfg.y("RA_MLA_MLP_CROSS_TOKEN"):
-        products += cross(cfg, rows, c, f, gate, folded)
-    if cfg.y("RA_MLA_MLP_LATENT_RECIP"):
-        mode, n = cfg.s("RA_MLA_MLP_TYING_MODE"), cfg.i("RA_MLA_MLP_LATENT_DIM")
-        dx = not cfg.y("RA_MLA_MLP_LATENT_DETACH")
-        if mode != "per_head_scalar":
-            products += linear(rows, f, latent, dx)
-        if mode == "untied" and read:
-            products += linear(rows, n, f) + linear(rows, latent, n)
-        if mode == "tied_transpose" and read:
-            products += linear(rows, latent, f)
-    return products
-
-
-def step_products(cfg, folded):
-    """Every matrix product of one micro-batch, forward and backward."""
-    b, t, c, heads = (cfg.i(s) for s in ("BATCH_SIZE", "BLOCK_SIZE", "N_EMBD", "N_HEAD"))
-    rows, subs = b * t, torch_model.sublayers(cfg)
-    products = linear(rows, torch_model.padded_vocab(cfg), c)
-    for at, (word, _, _) in enumerate(subs):
-        if word == "mha":
-            products += (linear(rows, 3 * c, c) + linear(rows, c, c) +
-                         attention(b, t, heads, c // heads, c // heads))
-        elif word == "ra_mla":
-            products += ra_mla(cfg, b, t, c, heads)
-        else:
-            products += linear(rows, 4 * c, c) + linear(rows, c, 4 * c)
-            if word == "recip":
-                products += recip(cfg, rows, c, heads, torch_model.is_read(subs, at), folded)
-    return products
+def step_flops(plan):
+    """Operations of one micro-batch: the products, and what attention and gathers do."""
+    return sum(part[way]["flops"] for part in [plan["stack"], *plan["sublayers"]]
+               for way in ("forward", "backward"))
 
 
 def load_blas():
@@ -100,11 +44,10 @@ def load_blas():
 
 def bind(sgemm, product, buffers):
     """A call without arguments: a[m][k] b[k][n] into c, each operand from its own buffer."""
-    m, n, k, ta, tb = product
+    m, n, k = product
     integer, real, a, b, c = ctypes.c_int, ctypes.c_float, *buffers
-    args = (integer(ROW_MAJOR), integer(TRANS if ta else NO_TRANS),
-            integer(TRANS if tb else NO_TRANS), integer(m), integer(n), integer(k), real(1),
-            a, integer(m if ta else k), b, integer(k if tb else n), real(0), c, integer(n))
+    args = (integer(ROW_MAJOR), integer(NO_TRANS), integer(NO_TRANS), integer(m), integer(n),
+            integer(k), real(1), a, integer(k), b, integer(n), real(0), c, integer(n))
     return lambda: sgemm(*args)
 
 
@@ -120,11 +63,11 @@ def timed(calls):
 
 def bind_all(sgemm, products):
     """Calls whose buffers are walked through, so that weights come from memory as in a step."""
-    largest = max(max(m * k, k * n, m * n) for m, n, k, _, _ in products)
+    largest = max(max(m * k, k * n, m * n) for m, n, k in products)
     pool = numpy.full(3 * largest + POOL_FLOATS, 0.5, dtype=numpy.float32)
     base, used, calls = pool.ctypes.data, 0, []
     for product in products:
-        m, n, k = product[:3]
+        m, n, k = product
         sizes, buffers = (m * k, k * n, m * n), []
         if used + sum(sizes) > len(pool):
             used = 0
@@ -135,8 +78,8 @@ def bind_all(sgemm, products):
     return pool, calls
 
 
-def blas_seconds(cfg, folded, threads):
-    """(library, seconds, operations) of a step's products, micro-batches included.
+def blas_seconds(plan, threads):
+    """(library, seconds, operations) of the matrix products of one micro-batch.
 
     The faster of the library's own threads and one thread's time divided by their
     number: small products gain nothing from threads inside them, but run side by
@@ -144,17 +87,15 @@ def blas_seconds(cfg, folded, threads):
     taken off.
     """
     name, sgemm, set_threads = load_blas()
-    products = step_products(cfg, folded)
+    products = step_products(plan)
     pool, calls = bind_all(sgemm, products)
-    empty = bind(sgemm, (0, 0, 0, False, False), [pool.ctypes.data_as(ctypes.c_void_p)] * 3)
+    empty = bind(sgemm, (0, 0, 0), [pool.ctypes.data_as(ctypes.c_void_p)] * 3)
     overhead = timed([empty] * len(calls))
     seconds = float("inf")
     for inside in (1, threads):
         set_threads(ctypes.c_int(inside))
         seconds = min(seconds, (timed(calls) - overhead) * inside / threads)
-    work = sum(2.0 * m * n * k for m, n, k, _, _ in products)
-    micro = cfg.i("GRADIENT_ACCUMULATION")
-    return name, seconds * micro, work * micro
+    return name, seconds, sum(2.0 * m * n * k for m, n, k in products)
 
 
 def copy_speed(threads):

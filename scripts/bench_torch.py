@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 """One side of `make bench`: training steps of a configuration in eager PyTorch.
 
-    bench_torch.py CONFIG STEPS WARMUP THREADS
+    bench_torch.py CONFIG PLAN STEPS WARMUP THREADS
 
-Float32 on the cpu, the model of scripts/torch_model.py, AdamW and gradient clipping
-of torch, random tokens. Prints seconds of a step (median) as JSON.
+Float32 on the cpu, the model of scripts/torch_model.py with the stack of PLAN (the
+binary's `plan --json`), AdamW and gradient clipping of torch,
+random tokens. Prints seconds of a step (median) as JSON.
 """
 import json
 import statistics
@@ -17,14 +18,14 @@ import torch_model
 from dotconfig import DotConfig
 
 
-def parameters(cfg):
+def parameters(shapes):
     """GPT-2's initial values; norms 1."""
     def value(name, shape):
         if ".ln_" in name or name.startswith("ln_f"):
             return torch.full(shape, float(name.endswith("weight")))
         return torch.zeros(shape) if name.endswith("bias") else torch.randn(shape) * 0.02
     return {name: torch.nn.Parameter(value(name, shape))
-            for name, shape in torch_model.shapes(cfg).items()}
+            for name, shape in shapes.items()}
 
 
 def optimizer(cfg, params):
@@ -38,29 +39,31 @@ def optimizer(cfg, params):
         betas=(cfg.f("ADAM_BETA1"), cfg.f("ADAM_BETA2")))
 
 
-def step(cfg, params, opt, tokens):
+def step(model, params, opt, tokens):
     opt.zero_grad(set_to_none=True)
     for micro in tokens:
-        loss = torch_model.forward(cfg, params, micro, mask_padding=False)[1]
+        loss = model.forward(params, micro[:, :-1], micro[:, 1:], mask_padding=False)[1]
         (loss / len(tokens)).backward()
-    torch.nn.utils.clip_grad_norm_(params.values(), cfg.f("GRAD_CLIP"))
+    torch.nn.utils.clip_grad_norm_(params.values(), model.cfg.f("GRAD_CLIP"))
     opt.step()
     return loss.item()
 
 
 def main():
-    config, steps, warmup, threads = sys.argv[1], *map(int, sys.argv[2:5])
-    cfg = DotConfig.load(config)
+    steps, warmup, threads = map(int, sys.argv[3:6])
+    cfg = DotConfig.load(sys.argv[1])
+    with open(sys.argv[2], encoding="utf-8") as f:
+        model = torch_model.Model(cfg, json.load(f))
     torch.set_num_threads(threads)
     torch.manual_seed(1)
-    params = parameters(cfg)
+    params = parameters(model.shapes)
     opt = optimizer(cfg, params)
     shape = (cfg.i("GRADIENT_ACCUMULATION"), cfg.i("BATCH_SIZE"), cfg.i("BLOCK_SIZE") + 1)
     seconds = []
     for _ in range(warmup + steps):
         tokens = torch.randint(cfg.i("VOCAB_SIZE"), shape)
         began = time.perf_counter()
-        step(cfg, params, opt, tokens)
+        step(model, params, opt, tokens)
         seconds.append(time.perf_counter() - began)
     print(json.dumps({"step": statistics.median(seconds[warmup:])}))
 

@@ -5,11 +5,12 @@
 #	obj-y += loop.o
 #	obj-$(CONFIG_OPTIM_ADAMW) += adamw.o
 #	arch-y += norm.o		(arch/Makefile: found in arch/$(ARCH)/)
+#	arch-test += route.o		(the same, for test programs alone)
 #
 # They are linked directly, never from an archive, which would drop the
 # entries of the mixer registry.
 
-.PHONY: build check-programs run FORCE
+.PHONY: build objects check-programs run FORCE
 .DELETE_ON_ERROR:
 .SUFFIXES:
 build:
@@ -22,7 +23,7 @@ include scripts/common.mk
 auto := $(OBJ)/include/config/auto.conf
 gen := $(OBJ)/include/generated
 
-$(auto): $(CONF) $(wildcard Kconfig */Kconfig */*/Kconfig) scripts/kconfig.py \
+$(auto): $(CONF) $(wildcard Kconfig */Kconfig */*/*.Kconfig) scripts/kconfig.py \
 		$(wildcard scripts/kconf/*.py)
 	$(Q)$(KCONFIG) sync
 	@touch $@
@@ -44,15 +45,18 @@ include $(1)/Makefile
 objects += $$(addprefix $(OBJ)/$(1)/,$$(obj-y) $$(addprefix $(ARCH)/,$$(arch-y)))
 endef
 objects :=
-$(foreach d,lib arch model train data infer dist tools,$(eval $(call folder,$(d))))
+arch-test :=
+$(foreach d,lib arch model train ckpt data infer dist tools,$(eval $(call folder,$(d))))
 include tests/Makefile
 
 objects += $(OBJ)/lib/config-gz.o $(if $(CONFIG_DATA_TREE),$(OBJ)/data/corpus.o)
 tests := $(addprefix $(OBJ)/tests/,$(or $(call cmdline,PROGRAMS),$(test-y)))
-compiled := $(filter-out %/config-gz.o %/corpus.o,$(objects)) $(addsuffix .o,$(tests))
+test-only := $(addprefix $(OBJ)/arch/$(ARCH)/,$(arch-test))
+compiled := $(filter-out %/config-gz.o %/corpus.o,$(objects)) $(test-only) $(addsuffix .o,$(tests))
 $(shell mkdir -p $(gen) $(OBJ)/scripts $(sort $(dir $(compiled) $(objects))))
 
-# Flags. -ffast-math and its like are refused: they change results.
+# Flags. -ffast-math and its like are refused: they change results. So is -O0: the
+# optimizer removes calls of what is switched off, and what is switched off is not linked.
 
 package = $(or $(shell pkg-config $(1) 2>/dev/null), \
 	$(error pkg-config $(1) failed; run: make setup))
@@ -77,6 +81,10 @@ endif
 
 ifneq ($(filter -ffast-math -Ofast -funsafe-math-optimizations,$(EXTRA_CFLAGS)),)
 $(error EXTRA_CFLAGS=$(EXTRA_CFLAGS): results must not depend on it; leave it away)
+endif
+
+ifneq ($(filter -O0,$(EXTRA_CFLAGS)),)
+$(error EXTRA_CFLAGS=$(EXTRA_CFLAGS): what is switched off needs an optimizer to go; use -Og or -O1)
 endif
 
 cflags := -std=gnu11 -O3 $(if $(CONFIG_CPU_NATIVE),-march=native) -fopenmp -g \
@@ -159,11 +167,16 @@ $(OBJ)/tenon: $(objects) $(OBJ)/link.flags
 	$(call say,LD,tenon)
 	$(Q)$(CC) $(ldflags) -o $@ $(objects) $(libs)
 
-test-objects := $(filter-out $(OBJ)/tools/main.o,$(objects))
+test-objects := $(filter-out $(OBJ)/tools/main.o,$(objects)) $(test-only)
+model-objects := $(filter $(addprefix $(OBJ)/,lib/% arch/% model/% dist/% train/optim.o \
+	train/adam% train/accum.o),$(test-objects))
+model-tests := $(filter $(addprefix $(OBJ)/tests/,$(model-test-y)),$(tests))
 
-$(tests): %: %.o $(test-objects) $(OBJ)/link.flags
+$(model-tests): $(model-objects)
+$(filter-out $(model-tests),$(tests)): $(test-objects)
+$(tests): %: %.o $(OBJ)/link.flags
 	$(call say,LD,tests/$(@F))
-	$(Q)$(CC) $(ldflags) -o $@ $< $(test-objects) $(libs)
+	$(Q)$(CC) $(ldflags) -o $@ $(filter %.o,$^) $(libs)
 
 build: $(OBJ)/tenon
 	$(if $(tree),@:,@[ "$$(readlink tenon)" = $(OBJ)/tenon ] || ln -sfn $(OBJ)/tenon tenon)
@@ -171,19 +184,25 @@ build: $(OBJ)/tenon
 check-programs: $(tests)
 	@:
 
-# What the configuration is for. Data and output folder are checked before
-# anything is compiled.
+# Compiled, not linked: everything that may not look into act_t and param_t.
+objects: $(filter-out $(OBJ)/arch/%,$(objects))
+	@:
+
+# What the configuration is for. Building takes seconds; the binary itself says then
+# whether memory, data and output folder are there.
 
 out := $(or $(call cmdline,OUT),runs/$(call unquote,$(CONFIG_RUN_NAME)))
+# A string of auto.conf for the shell: already in double quotes.
+literal = $(subst `,\`,$(subst $$,\$$,$(1)))
 run-flags := --out $(out) $(if $(call cmdline,RESTART),--restart) \
 	$(addprefix --threads ,$(call cmdline,THREADS))
 
 run:
-	$(Q)$(PYTHON) scripts/preflight.py --config $(CONF) --out $(out)
 ifeq ($(CONFIG_RA_MLA_ABLATION_MODE),y)
 	$(Q)$(afresh) $(PYTHON) scripts/ablate.py --config $(CONF) --objtree $(OBJ) $(run-flags)
 else
 	$(Q)+$(locked) $(MAKE) -f scripts/build.mk build
-	$(Q)$(OBJ)/tenon plan --check
+	$(Q)$(OBJ)/tenon plan --check --out $(out) \
+		$(if $(CONFIG_DATA_PATH),--data $(call literal,$(CONFIG_DATA_PATH)))
 	$(Q)$(OBJ)/tenon train $(run-flags)
 endif

@@ -17,8 +17,8 @@ import subprocess
 import sys
 
 # What a walk takes in: everything that is source, nothing that was built or run.
-FOLDERS = (".ci", "Documentation", "arch", "data", "defconfigs", "dist", "include",
-           "infer", "lib", "model", "scripts", "tests", "tools", "train")
+FOLDERS = (".ci", "Documentation", "arch", "ckpt", "data", "defconfigs", "dist",
+           "include", "infer", "lib", "model", "scripts", "tests", "tools", "train")
 FILES = (".clang-format", ".gitignore", "Kconfig", "LICENSE", "MAINTAINERS",
          "Makefile", "README.md")
 REGULAR = (b"100644", b"100755")

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Read a .config that scripts/kconfig.py has written or accepted."""
+import re
 
 
 class DotConfig:
@@ -10,7 +11,8 @@ class DotConfig:
         for line in text.splitlines():
             if line.startswith("CONFIG_") and "=" in line:
                 name, value = line[len("CONFIG_"):].split("=", 1)
-                self.values[name] = value.strip().strip('"')
+                self.values[name] = re.sub(r"\\(.)", r"\1", value.strip()[1:-1]) \
+                    if value.startswith('"') else value.strip()
 
     @classmethod
     def load(cls, path):

@@ -61,27 +61,36 @@ static char *read_file(const char *path)
 	return text;
 }
 
-/* The symbol behind a word of autoconf.h that is derived from another. */
-static size_t symbol_length(const char *name, size_t n)
+static bool is_symbol(const char *name, size_t n)
 {
-	static const char nonzero[] = "_NONZERO";
-	const size_t tail = sizeof(nonzero) - 1;
+	char stamp[4096];
 
-	if (n == strlen("BLOCK_LEN") && !memcmp(name, "BLOCK_LEN", n))
-		return strlen("BLOCK");
-	if (n > tail && !memcmp(name + n - tail, nonzero, tail))
-		return n - tail;
+	snprintf(stamp, sizeof(stamp), "%s/config/%.*s", include_dir, (int)n, name);
+	return n && !access(stamp, F_OK);
+}
+
+/* The length without the ending of a word that autoconf.h derives from a symbol. */
+static size_t stem_length(const char *name, size_t n)
+{
+	static const char *const ending[] = { "_NONZERO", "_LEN", "_NR" };
+
+	for (size_t i = 0; i < sizeof(ending) / sizeof(*ending); i++) {
+		size_t tail = strlen(ending[i]);
+
+		if (n > tail && !memcmp(name + n - tail, ending[i], tail))
+			return n - tail;
+	}
 	return n;
 }
 
 static void add_symbol(const char *path, const char *word, size_t n)
 {
 	const char *name = word + strlen(PREFIX);
-	char stamp[4096];
 
-	n = symbol_length(name, n - strlen(PREFIX));
-	snprintf(stamp, sizeof(stamp), "%s/config/%.*s", include_dir, (int)n, name);
-	if (!n || access(stamp, F_OK)) {
+	n -= strlen(PREFIX);
+	if (!is_symbol(name, n))
+		n = stem_length(name, n);
+	if (!is_symbol(name, n)) {
 		fprintf(stderr, "%s: " PREFIX "%.*s is no symbol of any Kconfig file; "
 			"add it there or correct the name\n", path, (int)n, name);
 		exit(2);

@@ -16,10 +16,9 @@ import sys
 
 import kconfiglib
 
-from kconf import header, interactive, random_config, rules
+from kconf import header, interactive, lines, random_config, rules
 from kconf.config import Config, write_if_changed
 from kconf.declare import ConfigError
-from kconf.lines import ASSIGN, UNSET, read
 
 FOLDER = "defconfigs"
 VERBS = {}
@@ -53,6 +52,21 @@ def find_file(name, suffix):
     raise ConfigError(f"{name}: no such file, and not in {FOLDER}/; {hint}")
 
 
+def with_bases(path):
+    """A defconfig behind those that it is based on, the first one first."""
+    chain = [path]
+    while name := lines.base(chain[0]):
+        try:
+            below = find_file(name, "")
+        except ConfigError as error:
+            raise ConfigError(f"{chain[0]}:1: base: {error}") from None
+        if any(os.path.samefile(below, one) for one in chain):
+            raise ConfigError(f"{chain[0]}:1: base: {name} is itself based on "
+                              "this file")
+        chain.insert(0, below)
+    return chain
+
+
 def load(args, *more):
     """The configuration of FILE with more files on top, fully checked."""
     if not os.path.exists(args.config):
@@ -60,10 +74,10 @@ def load(args, *more):
     return load_files([args.config, *more])
 
 
-def load_files(paths):
+def load_files(paths, bases=()):
     """A configuration from files, checked, with its notes printed."""
     conf = Config()
-    conf.load(paths)
+    conf.load([*bases, *paths], len(bases))
     rules.check(conf)
     print_notes(conf)
     return conf
@@ -105,7 +119,11 @@ def do_defconfig(args):
         raise ConfigError(f"defconfig needs a name:\n{listing()}")
     name, *fragments = args.arguments
     paths = [find_file(name, "")] + [find_file(f, ".config") for f in fragments]
-    conf = load_files(paths)
+    for fragment in paths[1:]:
+        if lines.base(fragment):
+            raise ConfigError(f"{fragment}:1: a fragment goes on top of what "
+                              "make is told; only a defconfig has a base")
+    conf = load_files(paths, with_bases(paths[0])[:-1])
     if "RUN_NAME" not in conf.named:
         names = (os.path.basename(path) for path in paths)
         conf.syms["RUN_NAME"].set_value(
@@ -249,9 +267,9 @@ def do_diff(args):
 def plain_values(path):
     """name -> value of a file that another version may have written."""
     values = {}
-    for text in map(str.strip, read(path)):
-        unset = UNSET.fullmatch(text)
-        assign = ASSIGN.fullmatch(text)
+    for text in map(str.strip, lines.read(path)):
+        unset = lines.UNSET.fullmatch(text)
+        assign = lines.ASSIGN.fullmatch(text)
         if unset:
             values[unset[1]] = "n"
         elif assign:

@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# List the defconfigs with their first comment line. With an argument, which names
+# List the defconfigs with their first comment line behind `# base:`. With an argument, which names
 # a .config that is missing: as the answer to who needs it.
 
 if [ $# -gt 0 ]; then
@@ -21,7 +21,7 @@ for name in *; do
 	*.config) target=$name ;;
 	*) target=defconfig-$name ;;
 	esac
-	awk -v target="make $target" 'FNR == 1 {
+	awk -v target="make $target" '/^# *base:/ { next } {
 		sub(/^# */, "")
 		printf "    %-34s %s\n", target, $0
 		exit

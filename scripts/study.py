@@ -18,8 +18,7 @@ class StudyError(Exception):
         self.status = status
 
 
-MECHANISMS = {0: "none", 1: "gate", 2: "gate+cross", 3: "gate+cross+latent",
-              4: "gate+cross", 5: "gate+cross+latent"}
+FRAGMENT = "defconfigs/ra-mla-step{}.config"    # what an arm puts on the configuration
 TWIN = {4: 2, 5: 3}          # a step that repeats another one's build and seed
 TAIL = 1 << 14               # bytes at the end of metrics.jsonl that hold its last rows
 
@@ -27,13 +26,25 @@ TAIL = 1 << 14               # bytes at the end of metrics.jsonl that hold its l
 def parse_steps(text):
     """[step] from "0,1,5"; ValueError where it is no such list."""
     steps = [int(word) for word in text.split(",")]
-    if not steps or len(set(steps)) != len(steps) or any(s not in MECHANISMS for s in steps):
+    if len(set(steps)) != len(steps) or not all(os.path.exists(fragment(s)) for s in steps):
         raise ValueError(text)
     return sorted(steps)
 
 
 def build_of(step):
     return TWIN.get(step, step)
+
+
+def fragment(step):
+    """The file of a step's arm."""
+    return FRAGMENT.format(build_of(step))
+
+
+def label(step):
+    """What the fragment's first line, "# Arm N: words", says of it."""
+    with open(fragment(step), encoding="utf-8") as f:
+        words = f.readline().strip("# \n").partition(": ")[2]
+    return words + (f" (= {TWIN[step]})" if step in TWIN else "")
 
 
 def load_result(folder):
@@ -118,15 +129,14 @@ def paired(results, base):
             for s, r in results.items()] if base else []
 
 
-def row(step, results, base, leaks):
+def row(step, name, results, base):
     """One step's cells from its results by seed; base: step 0's, or None."""
     losses = [r["val_loss"] for r in results.values()]
     change = paired(results, base)
-    name = MECHANISMS[step] + (f" (= {TWIN[step]})" if step in TWIN else "")
     loss = mean(losses)
     return {
         "step": step,
-        "mechanisms": name + (" leaks" if leaks else ""),
+        "arm": name,
         "parameters": next(iter(results.values()))["params"],
         "val_loss": loss,
         "perplexity": None if loss is None else math.exp(loss),
@@ -139,12 +149,12 @@ def row(step, results, base, leaks):
     }
 
 
-HEADS = ("step", "mechanisms", "parameters", "val loss", "perplexity", "change", "peak memory",
+HEADS = ("step", "arm", "parameters", "val loss", "perplexity", "change", "peak memory",
          "tok/s")
 
 
 def cells(r):
-    return (str(r["step"]), r["mechanisms"], f"{r['parameters']:,}", r["text_loss"],
+    return (str(r["step"]), r["arm"], f"{r['parameters']:,}", r["text_loss"],
             number(r["perplexity"], "{:.2f}"), r["text_change"],
             f"{r['peak_bytes'] / 2**20:.1f} MiB", f"{r['tok_s']:,.0f}")
 

@@ -5,7 +5,17 @@ Dense: it holds [B,H,T,T] attention and lets autograd differentiate, so that it
 shares nothing with the C code but the mathematics. scripts/torch_ref.py runs it
 in float64 against `tenon dump`, scripts/bench.py in float32 against the clock.
 
-Letters: B sequences, T positions, C width, H heads, D = C/H, L latent, F = 4C,
+Which tensors there are, their shapes, and which sub-layer reads what another one
+writes come from `tenon plan --json`; a mixer here is one function, found by its
+name in MIXERS:
+
+    mixer(cfg, p, x, taps, wanted) -> y, {tap: value}
+
+cfg the configuration, p its tensors by their leaf names, x [B,T,C], taps the values
+that it reads (None: nobody writes them), wanted the names of the taps that somebody
+reads, y [B,T,C].
+
+Letters: B sequences, T positions, C width, H heads, D = C/H, L latent, F hidden,
 G gate width, V padded vocabulary, N untied latent width.
 """
 import functools
@@ -15,30 +25,7 @@ import torch
 import torch.nn.functional as F
 
 
-def sublayers(cfg):
-    """[(word, prefix of its norm, its own prefix)] of the stack."""
-    role = {"mha": "attn", "ra_mla": "attn", "mlp": "mlp", "recip": "mlp"}
-    out = []
-    for layer in range(cfg.i("N_LAYER")):
-        seen = {"attn": 0, "mlp": 0}
-        for n, word in enumerate(cfg.s("BLOCK").split()):
-            folder = role[word]
-            seen[folder] += 1
-            nth = f"_{seen[folder]}" if seen[folder] > 1 else ""
-            out.append((word, f"h.{layer}.ln_{n + 1}.", f"h.{layer}.{folder}{nth}."))
-    return out
-
-
-def is_read(subs, at):
-    """Whether a later ra_mla reads what the recip at @at writes."""
-    for word, _, _ in subs[at + 1:]:
-        if word in ("ra_mla", "recip"):
-            return word == "ra_mla"
-    return False
-
-
-def padded_vocab(cfg):
-    return -(-cfg.i("VOCAB_SIZE") // 64) * 64
+# ---- what mixers share ---------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=None)
@@ -53,10 +40,9 @@ def positions(t, dtype):
     return torch.arange(1, t + 1, dtype=dtype).unsqueeze(-1)
 
 
-def routing_rows(probs, gamma):
-    """R_h = gamma P of one layer, detached: [B,H,T,T], gamma [B,T,H] or None."""
-    probs = probs.detach()
-    return probs if gamma is None else probs * gamma.detach().transpose(1, 2).unsqueeze(-1)
+def linear(p, name, x):
+    """y = x w^T, and the bias where the layer has one."""
+    return F.linear(x, p[name + ".weight"], p.get(name + ".bias"))
 
 
 def causal_probs(scores):
@@ -64,7 +50,12 @@ def causal_probs(scores):
     return scores.masked_fill(future_mask(scores.shape[-1]), -math.inf).softmax(-1)
 
 
-def heads_out(probs, values, gamma):
+def split_heads(x, heads):
+    """[B,T,heads*D] -> [B,heads,T,D]."""
+    return x.view(x.shape[0], x.shape[1], heads, -1).transpose(1, 2)
+
+
+def heads_out(probs, values, gamma=None):
     """gamma * P @ values as [B,T,H*D]; values [B,H,T,D], gamma [B,T,H] or None."""
     out = (probs @ values).transpose(1, 2)                   # [B,T,H,D]
     if gamma is not None:
@@ -72,16 +63,31 @@ def heads_out(probs, values, gamma):
     return out.reshape(out.shape[0], out.shape[1], -1)
 
 
-def mha(cfg, p, prefix, x):
-    """GPT-2 attention: y [B,T,C]."""
-    b, t, c = x.shape
-    heads = cfg.i("N_HEAD")
-    qkv = F.linear(x, p[prefix + "c_attn.weight"], p[prefix + "c_attn.bias"])
-    q, k, v = (part.view(b, t, heads, c // heads).transpose(1, 2)
-               for part in qkv.split(c, dim=2))              # [B,H,T,D]
-    probs = causal_probs(q @ k.transpose(2, 3) / math.sqrt(c // heads))
-    return F.linear(heads_out(probs, v, None), p[prefix + "c_proj.weight"],
-                    p[prefix + "c_proj.bias"])
+# ---- mha and mlp: GPT-2 ---------------------------------------------------------
+
+
+def mha(cfg, p, x, taps, wanted):
+    """Attention; query head h reads key and value head floor(h groups / heads)."""
+    c, heads, groups = x.shape[-1], cfg.i("N_HEAD"), cfg.i("KV_HEADS") or cfg.i("N_HEAD")
+    d = c // heads
+    q, k, v = linear(p, "c_attn", x).split([c, groups * d, groups * d], dim=2)
+    q, k, v = split_heads(q, heads), split_heads(k, groups), split_heads(v, groups)
+    if groups < heads:
+        k, v = (y.repeat_interleave(heads // groups, dim=1) for y in (k, v))
+    probs = causal_probs(q @ k.transpose(2, 3) / math.sqrt(d))
+    return linear(p, "c_proj", heads_out(probs, v)), {}
+
+
+def hidden(p, x):
+    """GELU(c_fc x): [B,T,F]."""
+    return F.gelu(linear(p, "c_fc", x), approximate="tanh")
+
+
+def mlp(cfg, p, x, taps, wanted):
+    return linear(p, "c_proj", hidden(p, x)), {}
+
+
+# ---- ra_mla: latent attention ---------------------------------------------------
 
 
 def reciprocal_band(cfg, qt, k):
@@ -93,24 +99,30 @@ def reciprocal_band(cfg, qt, k):
     return swapped.masked_fill(~band, 0.0)
 
 
-def ra_mla(cfg, p, prefix, x, gamma, mix):
-    """Latent attention: (y [B,T,C], (P, gamma), keys [B,T,L])."""
-    b, t, c = x.shape
-    heads = cfg.i("N_HEAD")
-    q = F.linear(x, p[prefix + "q_proj.weight"]).view(b, t, heads, c // heads)
-    k = F.linear(x, p[prefix + "k_down.weight"])
-    v = F.linear(x, p[prefix + "v_down.weight"])
+def ra_mla(cfg, p, x, taps, wanted):
+    """Latent attention; reads HEAD_GATE and LATENT_MIX, writes ROUTE and LATENT."""
+    q = split_heads(linear(p, "q_proj", x), cfg.i("N_HEAD"))
+    k, v = linear(p, "k_down", x), linear(p, "v_down", x)    # [B,T,L]
+    gamma, mix = taps.get("HEAD_GATE"), taps.get("LATENT_MIX")
     if mix is not None:
         k = k + cfg.f("RA_MLA_MLP_RECIP_ALPHA") * mix
     # one [D,L] or [L,D] for all heads broadcasts over the head dimension
-    qt = q.transpose(1, 2) @ p[prefix + "q_to_latent"]       # [B,H,T,L]
-    values = v.unsqueeze(1) @ p[prefix + "v_up"]             # [B,H or 1,T,D]
+    qt = q @ p["q_to_latent"]                                # [B,H,T,L]
+    values = v.unsqueeze(1) @ p["v_up"]                      # [B,H or 1,T,D]
     scores = qt @ k.transpose(1, 2).unsqueeze(1) / math.sqrt(k.shape[-1])
     if cfg.f("RA_MLA_RA_ALPHA") > 0:
         scores = scores + reciprocal_band(cfg, qt, k)
     probs = causal_probs(scores)
-    y = F.linear(heads_out(probs, values, gamma), p[prefix + "out_proj.weight"])
-    return y, (probs, gamma), k
+    y = linear(p, "out_proj", heads_out(probs, values, gamma))
+    return y, {"ROUTE": (probs, gamma), "LATENT": k}
+
+
+# ---- recip: an MLP that talks back ----------------------------------------------
+
+
+def routing_rows(probs, gamma):
+    """R_h = gamma P of one layer: [B,H,T,T], gamma [B,T,H] or None."""
+    return probs if gamma is None else probs * gamma.transpose(1, 2).unsqueeze(-1)
 
 
 def sparsify(cfg, rows):
@@ -133,164 +145,137 @@ def sparsify(cfg, rows):
     return rows
 
 
-def cross_token(cfg, p, prefix, h, attention):
+def cross_token(cfg, p, h, route):
     """Mechanism 2: h + alpha_c (R^ h) cross_proj^T."""
-    b, t, f = h.shape
-    rows = routing_rows(*attention)
+    rows = routing_rows(*route)
     if cfg.y("RA_MLA_MLP_SPARSE_HEAD_AVERAGE"):
         mixed = sparsify(cfg, rows.mean(1, keepdim=True)).squeeze(1) @ h
     else:
-        slices = h.view(b, t, cfg.i("N_HEAD"), -1).transpose(1, 2)
-        mixed = (sparsify(cfg, rows) @ slices).transpose(1, 2).reshape(b, t, f)
-    alpha = cfg.f("RA_MLA_MLP_CROSS_ALPHA")
-    return h + alpha * F.linear(mixed, p[prefix + "cross_proj.weight"])
+        mixed = sparsify(cfg, rows) @ split_heads(h, cfg.i("N_HEAD"))
+        mixed = mixed.transpose(1, 2).reshape(h.shape)
+    return h + cfg.f("RA_MLA_MLP_CROSS_ALPHA") * linear(p, "cross_proj", mixed)
 
 
-def latent_to_hidden(cfg, p, prefix, a):
+def latent_to_hidden(cfg, p, a, f):
     """Mechanism 3, A(a): [B,T,L] -> [B,T,F]."""
     mode = cfg.s("RA_MLA_MLP_TYING_MODE")
     if mode == "untied":
-        return F.linear(a, p[prefix + "attn_to_mlp.weight"])
+        return linear(p, "attn_to_mlp", a)
     if mode == "tied_transpose":
-        return F.linear(a, p[prefix + "coupler"])
-    f = 4 * cfg.i("N_EMBD")
-    scale = p[prefix + "attn_scale"].repeat_interleave(f // cfg.i("N_HEAD"))
+        return F.linear(a, p["coupler"])
+    scale = p["attn_scale"].repeat_interleave(f // cfg.i("N_HEAD"))
     return scale * a.repeat(1, 1, f // a.shape[-1])
 
 
-def hidden_to_latent(cfg, p, prefix, h0):
+def hidden_to_latent(cfg, p, h0):
     """Mechanism 3, M(h0): [B,T,F] -> [B,T,L]."""
     mode = cfg.s("RA_MLA_MLP_TYING_MODE")
     if mode == "untied":
-        return F.linear(F.linear(h0, p[prefix + "mlp_down.weight"]),
-                        p[prefix + "mlp_to_attn.weight"])
+        return linear(p, "mlp_to_attn", linear(p, "mlp_down", h0))
     if mode == "tied_transpose":
-        return h0 @ p[prefix + "coupler"]
+        return h0 @ p["coupler"]
     b, t, f = h0.shape
     latent = cfg.i("RA_MLA_LATENT_DIM")
-    scale = p[prefix + "mlp_scale"].repeat_interleave(f // cfg.i("N_HEAD"))
+    scale = p["mlp_scale"].repeat_interleave(f // cfg.i("N_HEAD"))
     return (scale * h0).view(b, t, f // latent, latent).sum(2) * (latent / f)
 
 
-def head_gate(cfg, p, prefix, h):
+def head_gate(cfg, p, h):
     """Mechanism 1: gamma [B,T,H] for the next layer's heads."""
-    z = F.linear(h, p[prefix + "gate_proj.weight"])          # [B,T,G]
+    z = linear(p, "gate_proj", h)                            # [B,T,G]
     pool = cfg.s("RA_MLA_MLP_GATE_POOL")
     if pool == "causal":
         z = z.cumsum(1) / positions(z.shape[1], z.dtype)
     elif pool == "sequence":
         z = z.mean(1, keepdim=True).expand_as(z)
-    g = torch.sigmoid(F.linear(z, p[prefix + "gate_to_heads.weight"]))
+    g = torch.sigmoid(linear(p, "gate_to_heads", z))
     alpha = cfg.f("RA_MLA_MLP_GATE_ALPHA")
     return (1 - alpha) + alpha * g
 
 
-def hidden(p, prefix, x):
-    """GELU(c_fc x): [B,T,F]."""
-    return F.gelu(F.linear(x, p[prefix + "c_fc.weight"], p[prefix + "c_fc.bias"]),
-                  approximate="tanh")
+def recip(cfg, p, x, taps, wanted):
+    """MLP with the mechanisms that are on; reads ROUTE and LATENT, writes HEAD_GATE
+    and LATENT_MIX."""
+    h, out = hidden(p, x), {}
+    if "LATENT_MIX" in wanted:
+        out["LATENT_MIX"] = hidden_to_latent(cfg, p, h)
+    if taps.get("LATENT") is not None:
+        a = latent_to_hidden(cfg, p, taps["LATENT"], h.shape[-1])
+        h = h + cfg.f("RA_MLA_MLP_RECIP_ALPHA") * a
+    if taps.get("ROUTE") is not None:
+        h = cross_token(cfg, p, h, taps["ROUTE"])
+    if "HEAD_GATE" in wanted:
+        out["HEAD_GATE"] = head_gate(cfg, p, h)
+    return linear(p, "c_proj", h), out
 
 
-def project(p, prefix, h):
-    return F.linear(h, p[prefix + "c_proj.weight"], p[prefix + "c_proj.bias"])
+MIXERS = {"mha": mha, "mlp": mlp, "ra_mla": ra_mla, "recip": recip}
 
 
-def recip(cfg, p, prefix, x, attention, latent, read):
-    """MLP with the mechanisms that are on: (y, gamma or None, mix or None)."""
-    h = hidden(p, prefix, x)
-    gamma = mix = None
-    if cfg.y("RA_MLA_MLP_LATENT_RECIP"):
-        a = latent.detach() if cfg.y("RA_MLA_MLP_LATENT_DETACH") else latent
-        if read:
-            mix = hidden_to_latent(cfg, p, prefix, h)
-        h = h + cfg.f("RA_MLA_MLP_RECIP_ALPHA") * latent_to_hidden(cfg, p, prefix, a)
-    if cfg.y("RA_MLA_MLP_CROSS_TOKEN"):
-        h = cross_token(cfg, p, prefix, h, attention)
-    if cfg.y("RA_MLA_MLP_ATTN_GATE") and read:
-        gamma = head_gate(cfg, p, prefix, h)
-    return project(p, prefix, h), gamma, mix
+# ---- the stack -------------------------------------------------------------------
 
 
-def layer_norm(p, prefix, x):
-    weight = p[prefix + "weight"]
-    return F.layer_norm(x, weight.shape, weight, p[prefix + "bias"], 1e-5)
+def detach(value):
+    """A tap's value without its gradient; a tuple describes."""
+    if isinstance(value, tuple):
+        return tuple(detach(v) for v in value)
+    return None if value is None else value.detach()
 
 
-def forward(cfg, p, tokens, mask_padding=True):
-    """Logits [B,T,V] and mean loss of tokens [B,T+1].
+class Model:
+    """One configuration; its weights are given to forward()."""
 
-    Without @mask_padding the padded columns compete, as they do in code that rounds
-    the vocabulary up for speed.
-    """
-    inputs, targets = tokens[:, :-1], tokens[:, 1:]
-    x = p["wte.weight"][inputs] + p["wpe.weight"][: inputs.shape[1]]
-    subs = sublayers(cfg)
-    gamma = mix = attention = latent = None
-    for at, (word, norm, prefix) in enumerate(subs):
-        xn = layer_norm(p, norm, x)
-        if word == "mha":
-            y = mha(cfg, p, prefix, xn)
-        elif word == "ra_mla":
-            y, attention, latent = ra_mla(cfg, p, prefix, xn, gamma, mix)
-            gamma = mix = None
-        elif word == "mlp":
-            y = project(p, prefix, hidden(p, prefix, xn))
-        else:
-            y, gamma, mix = recip(cfg, p, prefix, xn, attention, latent, is_read(subs, at))
-        x = x + y
-    logits = F.linear(layer_norm(p, "ln_f.", x), p["wte.weight"])
-    if mask_padding:
-        pad = torch.arange(logits.shape[-1]) >= cfg.i("VOCAB_SIZE")
-        logits = logits.masked_fill(pad, -math.inf)
-    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-    return logits, loss
+    def __init__(self, cfg, plan):
+        """@cfg: DotConfig; @plan: what `tenon plan --json` says of the same binary."""
+        self.cfg = cfg
+        self.subs = plan["sublayers"]
+        self.detached = {tap["name"] for tap in plan["taps"] if tap["detached"]}
+        self.shapes = {t["name"]: tuple(t["shape"])
+                       for part in [plan["stack"], *self.subs] for t in part["tensors"]}
+        prefixes = {sub[key] for sub in self.subs for key in ("norm", "prefix")} | {"ln_f."}
+        self.below = {prefix: [n for n in self.shapes if prefix and n.startswith(prefix)]
+                      for prefix in prefixes}
 
+    def leaves(self, p, prefix):
+        """The tensors below a prefix, by their leaf names."""
+        return {name[len(prefix):]: p[name] for name in self.below[prefix]}
 
-def shapes(cfg):
-    """{name: shape} of every parameter that exists."""
-    c, heads = cfg.i("N_EMBD"), cfg.i("N_HEAD")
-    out = {"wte.weight": (padded_vocab(cfg), c), "wpe.weight": (cfg.i("BLOCK_SIZE"), c)}
-    subs = sublayers(cfg)
-    for at, (word, norm, prefix) in enumerate(subs):
-        if word == "mha":
-            leaves = {"c_attn.weight": (3 * c, c), "c_attn.bias": (3 * c,),
-                      "c_proj.weight": (c, c), "c_proj.bias": (c,)}
-        elif word == "ra_mla":
-            leaves = ra_mla_shapes(cfg, c, heads)
-        else:
-            leaves = {"c_fc.weight": (4 * c, c), "c_fc.bias": (4 * c,),
-                      "c_proj.weight": (c, 4 * c), "c_proj.bias": (c,)}
-            if word == "recip":
-                leaves.update(recip_shapes(cfg, 4 * c, heads, is_read(subs, at)))
-        out.update({norm + "weight": (c,), norm + "bias": (c,)})
-        out.update({prefix + leaf: shape for leaf, shape in leaves.items()})
-    out.update({"ln_f.weight": (c,), "ln_f.bias": (c,)})
-    return out
+    def norm(self, p, x):
+        """LayerNorm, or without a bias RMSNorm."""
+        weight, epsilon = p["weight"], self.cfg.f("NORM_EPSILON")
+        if "bias" in p:
+            return F.layer_norm(x, weight.shape, weight, p["bias"], epsilon)
+        return weight * x * (x.square().mean(-1, keepdim=True) + epsilon).rsqrt()
 
+    def read(self, sub, written):
+        """{tap: value} for a sub-layer; @written: {(writer, tap): value}."""
+        out = {}
+        for tap, writer in sub["reads"].items():
+            value = written.get((writer, tap))
+            out[tap] = detach(value) if tap in self.detached else value
+        return out
 
-def ra_mla_shapes(cfg, c, heads):
-    latent, d = cfg.i("RA_MLA_LATENT_DIM"), c // heads
-    q_heads = (heads,) if cfg.y("RA_MLA_PER_HEAD_Q_LATENT") else ()
-    v_heads = (heads,) if cfg.y("RA_MLA_PER_HEAD_V_UP") else ()
-    return {"q_proj.weight": (c, c), "k_down.weight": (latent, c),
-            "v_down.weight": (latent, c), "q_to_latent": q_heads + (d, latent),
-            "v_up": v_heads + (latent, d), "out_proj.weight": (c, c)}
+    def forward(self, p, inputs, targets, mask_padding=True):
+        """Logits [B,T,V] and mean loss; inputs and targets [B,T], -1 is not scored.
 
-
-def recip_shapes(cfg, f, heads, read):
-    out, latent = {}, cfg.i("RA_MLA_LATENT_DIM")
-    if cfg.y("RA_MLA_MLP_CROSS_TOKEN"):
-        out["cross_proj.weight"] = (f, f)
-    if cfg.y("RA_MLA_MLP_ATTN_GATE") and read:
-        gate = cfg.i("RA_MLA_MLP_GATE_DIM")
-        out.update({"gate_proj.weight": (gate, f), "gate_to_heads.weight": (heads, gate)})
-    if cfg.y("RA_MLA_MLP_LATENT_RECIP"):
-        mode, n = cfg.s("RA_MLA_MLP_TYING_MODE"), cfg.i("RA_MLA_MLP_LATENT_DIM")
-        up, down = {
-            "untied": ({"attn_to_mlp.weight": (f, latent)},
-                       {"mlp_down.weight": (n, f), "mlp_to_attn.weight": (latent, n)}),
-            "tied_transpose": ({"coupler": (f, latent)}, {}),
-            "per_head_scalar": ({"attn_scale": (heads,)}, {"mlp_scale": (heads,)}),
-        }[mode]
-        out.update({**up, **(down if read else {})})
-    return out
+        Without @mask_padding the padded columns compete, as they do in code that
+        rounds the vocabulary up for speed.
+        """
+        x = p["wte.weight"][inputs]
+        if "wpe.weight" in self.shapes:
+            x = x + p["wpe.weight"][: inputs.shape[1]]
+        written = {}
+        for number, sub in enumerate(self.subs):
+            y, values = MIXERS[sub["mixer"]](
+                self.cfg, self.leaves(p, sub["prefix"]),
+                self.norm(self.leaves(p, sub["norm"]), x), self.read(sub, written),
+                sub["writes"])
+            written.update({(number, tap): value for tap, value in values.items()})
+            x = x + y
+        head = "lm_head.weight" if "lm_head.weight" in self.shapes else "wte.weight"
+        logits = F.linear(self.norm(self.leaves(p, "ln_f."), x), p[head])
+        if mask_padding:
+            pad = torch.arange(logits.shape[-1]) >= self.cfg.i("VOCAB_SIZE")
+            logits = logits.masked_fill(pad, -math.inf)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+        return logits, loss

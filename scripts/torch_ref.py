@@ -2,12 +2,14 @@
 # SPDX-License-Identifier: MIT
 """Check a `tenon dump` bundle against an independent PyTorch model in float64.
 
-    torch_ref.py [--tolerance 1e-9] BUNDLE.safetensors
+    tenon plan --json >PLAN.json
+    torch_ref.py [--tolerance 1e-9] PLAN.json BUNDLE.safetensors
 
-Reads the configuration from the bundle, recomputes logits, loss and every
-gradient from its parameters and tokens, and compares tensor by tensor: the
-largest absolute difference over the largest absolute value of the reference.
-Exit status: 0 all within the tolerance, 1 not, 2 unusable input.
+Reads the configuration from the bundle and the stack from the plan of the same
+binary, recomputes logits, loss and every gradient from the bundle's parameters and
+tokens, and compares tensor by tensor: the largest absolute difference over the
+largest absolute value of the reference. Exit status: 0 all within the tolerance, 1
+not, 2 unusable input.
 """
 import argparse
 import json
@@ -54,24 +56,30 @@ def read_safetensors(path):
     return tensors, meta
 
 
-def parameters(cfg, tensors):
+def parameters(want, tensors):
     """The bundle's parameters in float64; their names and shapes must be the model's."""
     found = {name[6:]: t for name, t in tensors.items() if name.startswith("param.")}
-    want = torch_model.shapes(cfg)
     for name in sorted(set(found) ^ set(want)):
         where = "missing from the bundle" if name in want else "not in the model"
         raise BundleError(f"tensor param.{name} is {where}")
     for name, t in found.items():
-        if tuple(t.shape) != tuple(want[name]):
+        if tuple(t.shape) != want[name]:
             raise BundleError(f"param.{name} has shape {list(t.shape)}, "
                               f"the model {list(want[name])}")
     return {name: t.double().requires_grad_() for name, t in found.items()}
 
 
-def recompute(tensors, cfg):
+def tokens(tensors):
+    """Inputs and targets [B,T] of a bundle."""
+    if "tokens" in tensors:
+        return tensors["tokens"][:, :-1].long(), tensors["tokens"][:, 1:].long()
+    return tensors["inputs"].long(), tensors["targets"].long()
+
+
+def recompute(tensors, model):
     """{name: tensor} of logits, loss and gradients in float64."""
-    params = parameters(cfg, tensors)
-    logits, loss = torch_model.forward(cfg, params, tensors["tokens"].long())
+    params = parameters(model.shapes, tensors)
+    logits, loss = model.forward(params, *tokens(tensors))
     loss.backward()
     out = {"logits": logits.detach(), "loss": loss.detach().reshape(1)}
     for name, p in params.items():
@@ -92,12 +100,12 @@ def difference(got, want):
     return gap / scale if scale else (0.0 if gap == 0 else float("inf"))
 
 
-def compare(path, tolerance, verbose):
+def compare(plan, path, tolerance, verbose):
     """Number of tensors that differ by more than @tolerance."""
     tensors, meta = read_safetensors(path)
     if "config" not in meta:
         raise BundleError(f"{path}: no config in __metadata__")
-    reference = recompute(tensors, DotConfig(meta["config"]))
+    reference = recompute(tensors, torch_model.Model(DotConfig(meta["config"]), plan))
     bad, worst = 0, (0.0, "none")
     for name, want in reference.items():
         if name not in tensors:
@@ -108,7 +116,8 @@ def compare(path, tolerance, verbose):
             bad += 1
         if verbose or gap > tolerance:
             print(f"{'DIFFERS' if gap > tolerance else 'agrees'} {name} {gap:.3g}")
-    extra = {n for n in tensors if not n.startswith("param.")} - set(reference) - {"tokens"}
+    extra = ({n for n in tensors if not n.startswith("param.")} - set(reference) -
+             {"tokens", "inputs", "targets"})
     if extra:
         raise BundleError(f"{path}: unknown tensor {min(extra)}")
     print(f"{path}: {len(reference)} tensors, {bad} beyond {tolerance:g}; "
@@ -118,12 +127,15 @@ def compare(path, tolerance, verbose):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("plan", help="what `tenon plan --json` of the binary said")
     parser.add_argument("bundle", nargs="+")
     parser.add_argument("--tolerance", type=float, default=TOLERANCE)
     parser.add_argument("--verbose", action="store_true", help="one line for every tensor")
     args = parser.parse_args()
     try:
-        bad = sum(compare(path, args.tolerance, args.verbose) for path in args.bundle)
+        with open(args.plan, encoding="utf-8") as f:
+            plan = json.load(f)
+        bad = sum(compare(plan, path, args.tolerance, args.verbose) for path in args.bundle)
     except (OSError, BundleError, KeyError, ValueError) as error:
         print(f"torch_ref.py: {error}", file=sys.stderr)
         return 2

@@ -30,6 +30,7 @@ struct shape {
 	bool one_k, one_v, joint, gamma;	/* joint: q, k, v in one row, as c_attn */
 	double ra_scale;
 	int window;
+	int group;	/* query heads of a key and value head; 0: 1 */
 };
 
 /* A buffer of act_t between guards, everything NaN. */
@@ -133,20 +134,36 @@ static inline bool gaps_kept(const act_t *p, long rows, long stride, long used)
 	return true;
 }
 
+static inline int group_of(const struct shape *s)
+{
+	return MAX(s->group, 1);
+}
+
 static inline int k_heads(const struct shape *s)
 {
-	return s->one_k ? 1 : s->heads;
+	return s->one_k ? 1 : s->heads / group_of(s);
 }
 
 static inline int v_heads(const struct shape *s)
 {
-	return s->one_v ? 1 : s->heads;
+	return s->one_v ? 1 : s->heads / group_of(s);
+}
+
+/* Key, and value, that query head h uses. */
+static inline int k_of(const struct shape *s, int h)
+{
+	return s->one_k ? 0 : h / group_of(s);
+}
+
+static inline int v_of(const struct shape *s, int h)
+{
+	return s->one_v ? 0 : h / group_of(s);
 }
 
 static inline double ref_score(const struct shape *s, const struct ref *r, int i, int h, int t,
 			       int u)
 {
-	int kh = s->one_k ? 0 : h;
+	int kh = k_of(s, h);
 	double x = 0, y = 0;
 
 	for (int e = 0; e < s->dk; e++) {
@@ -180,7 +197,7 @@ static inline void ref_row(const struct shape *s, struct ref *r, int i, int h, i
 		r->o[row * s->dv + e] = 0;
 	for (int u = 0; u <= t; u++) {
 		p[u] /= sum;
-		v = r->v + (((long)i * s->t + u) * v_heads(s) + (s->one_v ? 0 : h)) * s->dv;
+		v = r->v + (((long)i * s->t + u) * v_heads(s) + v_of(s, h)) * s->dv;
 		for (int e = 0; e < s->dv; e++)
 			r->o[row * s->dv + e] += r->gamma[row] * p[u] * v[e];
 	}
@@ -224,7 +241,8 @@ static inline struct work work_new(const struct shape *s)
 	long nq = (long)s->heads * s->dk, nk = (long)k_heads(s) * s->dk;
 	long nv = (long)v_heads(s) * s->dv, one = nq + nk + nv;
 	struct work w = { .a = {
-		.b = s->b, .t = s->t, .heads = s->heads, .dk = s->dk, .dv = s->dv,
+		.b = s->b, .t = s->t, .heads = s->heads, .group = group_of(s), .dk = s->dk,
+		.dv = s->dv,
 		.q_row = s->joint ? one : nq + GAP, .q_head = s->dk,
 		.k_row = s->joint ? one : nk + GAP, .k_head = s->one_k ? 0 : s->dk,
 		.v_row = s->joint ? one : nv + GAP, .v_head = s->one_v ? 0 : s->dv,
@@ -278,9 +296,10 @@ static inline void work_fill(const struct shape *s, struct work *w, struct ref *
 
 static inline void name_shape(char *to, size_t n, const struct shape *s)
 {
-	snprintf(to, n, "b %d t %d heads %d dk %d%s dv %d%s%s%s ra %g window %d", s->b, s->t,
-		 s->heads, s->dk, s->one_k ? " (one)" : "", s->dv, s->one_v ? " (one)" : "",
-		 s->joint ? " joint" : "", s->gamma ? " gamma" : "", s->ra_scale, s->window);
+	snprintf(to, n, "b %d t %d heads %d / %d dk %d%s dv %d%s%s%s ra %g window %d", s->b,
+		 s->t, s->heads, group_of(s), s->dk, s->one_k ? " (one)" : "", s->dv,
+		 s->one_v ? " (one)" : "", s->joint ? " joint" : "", s->gamma ? " gamma" : "",
+		 s->ra_scale, s->window);
 }
 
 #endif

@@ -1,12 +1,12 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
 # The build, on a copy of the tree: what is rebuilt when, where it goes, what is
-# said. EXTRA_CFLAGS=-O0 because nothing is run for long.
+# said. EXTRA_CFLAGS=-O1 because nothing is run for long.
 
 src=${TENON_SRC:-$(cd "$(dirname "$0")/.." && pwd)}
 scratch=${TENON_TESTDIR:-$(mktemp -d)}/build-t
 copy=$scratch/src
-export EXTRA_CFLAGS=-O0 LC_ALL=C
+export EXTRA_CFLAGS=-O1 LC_ALL=C
 export GIT_AUTHOR_NAME=t GIT_AUTHOR_EMAIL=t@t GIT_COMMITTER_NAME=t GIT_COMMITTER_EMAIL=t@t
 unset MAKEFLAGS MFLAGS MAKELEVEL
 
@@ -125,6 +125,12 @@ test_symbols() {
 	sed -i 's/^CONFIG_MAX_ITERS=.*/CONFIG_MAX_ITERZ=78/' .config
 	run make build
 	ok 'an unknown symbol in .config: exit 2' both status_is 2 says 'MAX_ITERZ'
+	printf 'config OF_A_NEW_FILE\n\tint\n\tdefault 7\n' >model/mixer/new.Kconfig
+	sed -i 's/^CONFIG_MAX_ITERZ=.*/CONFIG_MAX_ITERS=78/' .config
+	run make build
+	ok "a mixer's Kconfig is found" \
+		grep -qx '#define CONFIG_OF_A_NEW_FILE 7' build/include/generated/autoconf.h
+	rm model/mixer/new.Kconfig
 	run make defconfig-tiny-gpt2 build
 	ok 'back again' both status_is 0 compiled_is "$users"
 }
@@ -133,19 +139,21 @@ test_fixdep() {
 	local dir=$scratch/fixdep
 
 	mkdir -p "$dir/include/config"
-	touch "$dir"/include/config/{ONE,BLOCK,REAL,HIDDEN}
+	touch "$dir"/include/config/{ONE,BLOCK,LAYERS,REAL,HIDDEN}
 	cat >"$dir/a.c" <<-'END'
 		/* CONFIG_HIDDEN */ // CONFIG_HIDDEN
 		char quote = '"', *text = "CONFIG_HIDDEN \" CONFIG_HIDDEN";
-		int x = CONFIG_ONE + CONFIG_BLOCK_LEN + CONFIG_REAL_NONZERO + NO_CONFIG_HIDDEN;
+		int x = CONFIG_ONE + CONFIG_BLOCK_LEN + CONFIG_LAYERS_NR + CONFIG_REAL_NONZERO;
+		int y = NO_CONFIG_HIDDEN;
 	END
 	echo "a.o: $dir/a.c $dir/include/generated/autoconf.h" >"$dir/raw"
 	run build/scripts/fixdep "$dir/raw" "$dir/include"
 	ok 'fixdep finds symbols' both says 'config/ONE' says 'config/ONE:'
 	ok 'fixdep maps derived names' both says 'config/BLOCK:' says 'config/REAL:'
+	ok 'and numbers of layers' says 'config/LAYERS:'
 	ok 'fixdep skips comments and strings' lacks HIDDEN
 	ok 'fixdep drops autoconf.h' lacks autoconf
-	echo 'int y = CONFIG_TYPO;' >>"$dir/a.c"
+	echo 'int z = CONFIG_TYPO;' >>"$dir/a.c"
 	run build/scripts/fixdep "$dir/raw" "$dir/include"
 	ok 'fixdep refuses what is no symbol' both status_is 2 says 'CONFIG_TYPO'
 }
@@ -194,10 +202,12 @@ test_trees() {
 }
 
 test_flags() {
-	run make EXTRA_CFLAGS='-O0 -DOTHER' build
+	run make EXTRA_CFLAGS='-O1 -DOTHER' build
 	ok 'other flags rebuild' both says 'CC      model/model' says 'CC      lib/util'
 	run make EXTRA_CFLAGS=-ffast-math build
 	ok '-ffast-math is refused' both status_is 2 says 'EXTRA_CFLAGS'
+	run make EXTRA_CFLAGS=-O0 build
+	ok '-O0 is refused' both status_is 2 says 'EXTRA_CFLAGS=-O0.* -Og'
 	run make CC=nonesuch build
 	ok 'a compiler that does not exist is one line' both status_is 2 says '^[^ ]+ \*\*\* CC=nonesuch'
 	printf '#!/bin/sh\necho clang version 14.0.6\n' >clang && chmod +x clang

@@ -16,6 +16,15 @@ def tokens(path, b, length, vocab, last=None):
     return ids
 
 
+def masked(path, b, length, vocab):
+    """A file of b * length random inputs and as many targets, a third of them -1."""
+    draw = random.Random(2)
+    ids = [draw.randrange(vocab) for _ in range(2 * b * length)]
+    ids = [-1 if i >= b * length and i % 3 == 0 else token for i, token in enumerate(ids)]
+    with open(path, "wb") as f:
+        f.write(struct.pack(f"<{len(ids)}i", *ids))
+
+
 def bundle(path):
     """({name: header entry}, {name: bytes}, meta) of a safetensors file."""
     with open(path, "rb") as f:

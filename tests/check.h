@@ -49,14 +49,29 @@ static inline void fill_normal(act_t *x, size_t n, const char *stream, double me
 		x[i] = (act_t)(mean + sd * rng_normal(42, hash_name(stream), i));
 }
 
-/* Weights at which every path carries signal: 1/sqrt(fan_in), norms and scalars near 1. */
-static inline void fill_param(const struct param *p, param_t *w, const char *name)
+static inline void fill_normal_acc(acc_t *x, size_t n, const char *stream, double mean, double sd)
 {
-	double mean = p->init == INIT_ONE ? 1 : 0;
+	for (size_t i = 0; i < n; i++)
+		x[i] = (acc_t)(mean + sd * rng_normal(42, hash_name(stream), i));
+}
+
+/* Weights at which every path carries signal: 1/sqrt(fan_in), norms and scalars near 1. */
+static inline void fill_param(const struct param *p, void *w, const char *name)
+{
+	double mean = p->init == init_one ? 1 : 0;
 	double sd = p->ndim > 1 ? 1 / sqrt(p->dims[p->ndim - 1]) : 0.1;
 
-	fill_normal(w, param_numel(p), name, mean, sd);
+	if (p->flags & WIDE)
+		fill_normal_acc(w, param_numel(p), name, mean, sd);
+	else
+		fill_normal(w, param_numel(p), name, mean, sd);
 }
+
+/*
+ * Two ways to one sum of at most F terms differ by about sqrt(F) eps per layer; 1e-11
+ * in double and 2e-4 in float leave two decades. Relative to the largest value.
+ */
+#define SAME_TOL (IS_ENABLED(CONFIG_REAL_DOUBLE) ? 1e-11 : 2e-4)
 
 static inline double dot(const act_t *a, const act_t *b, size_t n)
 {

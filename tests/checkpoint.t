@@ -115,6 +115,16 @@ def test_leftovers(binary, whole, tmp):
          f"{t.said(run)}{os.listdir(out)}")
 
 
+def test_best(binary, whole, tmp):
+    """A kill between a checkpoint and its link: the next start links it."""
+    out = copy(whole, f"{tmp}/unlinked")
+    os.remove(f"{out}/best")
+    os.symlink("step-000056", f"{out}/best")
+    run = t.train(binary, out)
+    t.ok(run.returncode == 0 and os.readlink(f"{out}/best") == os.readlink(f"{whole}/best") !=
+         "step-000056", "best is linked again after a kill", t.said(run))
+
+
 def test_newer(binary, whole, tmp):
     """Damaged checkpoints of later steps neither count as kept nor go."""
     out = copy(whole, f"{tmp}/newer")
@@ -202,6 +212,7 @@ def main():
         test_safetensors(whole)
         test_damage(small, whole, tmp)
         test_leftovers(small, whole, tmp)
+        test_best(small, whole, tmp)
         test_newer(small, whole, tmp)
         test_rate(small, rate, whole, tmp)
         test_shape(small, shared, whole)

@@ -41,6 +41,42 @@ def test_contents(binary, d):
     t.ok(not dead, "every_gradient_is_alive", dead)
 
 
+def test_targets(binary, d):
+    """--targets: inputs and targets apart; those that are -1 are not scored."""
+    ids = tokens(f"{d}/tok", B, T, VOCAB)
+    rows = [ids[i * (T + 1):(i + 1) * (T + 1)] for i in range(B)]
+    inputs = [x for row in rows for x in row[:-1]]
+    behind = [x for row in rows for x in row[1:]]
+    some = [x if i % 3 else -1 for i, x in enumerate(behind)]
+    rest = [-1 if i % 3 else x for i, x in enumerate(behind)]
+    for name, targets in (("all", behind), ("some", some), ("rest", rest),
+                          ("none", [-1] * (B * T))):
+        t.write(struct.pack(f"<{2 * B * T}i", *inputs, *targets), d, name + ".in")
+        done = t.tenon(binary, "dump", "--targets", f"{d}/{name}.in", "--out", f"{d}/{name}",
+                       "--init", 3, "--batch", B, "--length", T)
+        t.ok(done.returncode == 0, f"targets_{name}_are_taken", t.said(done))
+    dump(binary, f"{d}/tok", f"{d}/whole", "--init", 3)
+    whole, (header, data, _) = bundle(f"{d}/whole")[1], bundle(f"{d}/some")
+    t.ok("tokens" not in header and header["inputs"]["shape"] == header["targets"]["shape"] ==
+         [B, T] and list(struct.unpack(f"<{B * T}i", data["inputs"])) == inputs and
+         list(struct.unpack(f"<{B * T}i", data["targets"])) == some,
+         "inputs_and_targets_are_the_file's")
+    every = bundle(f"{d}/all")[1]
+    t.ok(all(every[n] == x for n, x in whole.items() if n != "tokens"),
+         "the_same_batch_gives_the_same_numbers")
+    losses = [floats(bundle(f"{d}/{n}")[1]["loss"])[0] for n in ("all", "some", "rest", "none")]
+    n, of = sum(x >= 0 for x in some), B * T
+    mean = (losses[1] * n + losses[2] * (of - n)) / of
+    t.ok(abs(mean - losses[0]) < 1e-6 * losses[0] and losses[1] != losses[2] and losses[3] == 0,
+         "loss_is_the_mean_of_scored_positions", losses)
+    grads = {k: [floats(bundle(f"{d}/{b}")[1][k]) for b in ("all", "some", "rest", "none")]
+             for k in whole if k.startswith("grad.")}
+    worst = max(abs((y * n + z * (of - n)) / of - x) / max(map(abs, a))
+                for a, s, r, _ in grads.values() for x, y, z in zip(a, s, r))
+    t.ok(worst < 1e-4 and not any(any(g[3]) for g in grads.values()),
+         "gradients_are_of_scored_positions", worst)
+
+
 def test_repeat(binary, d):
     tokens(f"{d}/tok", B, T, VOCAB)
     for name, args in (("a", ["--threads", 1]), ("b", ["--threads", 2])):
@@ -73,6 +109,7 @@ def test_refusals(binary, d):
         "size_that_does_not_match": (dict(b=1), init, ("136", "68")),
         "token_beyond_vocabulary": (dict(tok="big"), init, ("256", "CONFIG_VOCAB_SIZE=256")),
         "negative_token": (dict(tok="negative"), init, ("-1",)),
+        "tokens_and_targets": ({}, (*init, "--targets", f"{d}/tok"), ("--tokens", "--targets")),
         "missing_file": (dict(tok="none"), init, ("none", "No such file")),
         "neither_seed_nor_checkpoint": ({}, (), ("--init", "--checkpoint")),
         "both_seed_and_checkpoint": ({}, (*init, "--checkpoint", d), ("--init", "--checkpoint")),
@@ -82,6 +119,14 @@ def test_refusals(binary, d):
     for name, (kw, args, words) in cases.items():
         tok = f"{d}/{kw.pop('tok', 'tok')}"
         done = dump(binary, tok, f"{d}/out", *args, **kw)
+        t.ok(t.one_line(done, *words) and t.read(d, "out") == b"old", name + "_is_refused",
+             t.said(done))
+    for name, value, words in (("target_beyond_vocabulary", VOCAB, ("256",)),
+                               ("negative_target", -2, ("-2", "-1 or below")),
+                               ("targets_that_do_not_match", None, ("targets", "256"))):
+        numbers = [1] * (B * T) + [2] * (B * T - 1) + ([] if value is None else [value])
+        t.write(struct.pack(f"<{len(numbers)}i", *numbers), d, "targets")
+        done = t.tenon(binary, "dump", "--targets", f"{d}/targets", "--out", f"{d}/out", *init)
         t.ok(t.one_line(done, *words) and t.read(d, "out") == b"old", name + "_is_refused",
              t.said(done))
 
@@ -104,7 +149,7 @@ def test_full_disk(binary, d):
 
 def main():
     binary = t.build("small")
-    for test in (test_contents, test_repeat, test_checkpoint, test_refusals, test_full_disk):
+    for test in (test_contents, test_targets, test_repeat, test_checkpoint, test_refusals, test_full_disk):
         with t.folder() as d:
             test(binary, d)
     return t.done()

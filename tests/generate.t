@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""tenon generate: repeatable, greedy at the limits, the forward's own predictions, refusals."""
+"""tenon generate: repeatable, prompts as batches, greedy at the limits, the forward's own
+predictions and losses, refusals."""
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -48,6 +50,51 @@ def test_sampling(binary, run):
     t.ok(done.stdout.startswith(b"ab" + one + b"\nab") and
          done.stdout != (b"ab" + one + b"\n") * 2, "samples_begin_with_the_first_and_differ",
          done.stdout)
+
+
+def test_prompts(binary, run, d):
+    """Prompts of a file are one batch; each continues as it does alone."""
+    greedy = ("--temperature", 0, "--max-tokens", 9)
+    prompts = [b"ab", b"a longer one", b"c", b"\xff", b"the end"]
+    t.write(b"\n".join(prompts), d, "prompts")
+    alone = [subprocess.run([binary, "generate", "--checkpoint", run, b"--prompt", p,
+                             *map(str, greedy)], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE).stdout for p in prompts]
+    done = generate(binary, run, "--prompts", f"{d}/prompts", *greedy)
+    want = b"".join(b"==> prompt %d <==\n" % (i + 1) + text for i, text in enumerate(alone))
+    t.ok(done.returncode == 0 and done.stdout == want,
+         "prompts_of_a_batch_continue_as_alone", f"{done}\n{want}")
+    free = ("--temperature", 1.5, "--top-k", 0, "--max-tokens", 4)
+    done = generate(binary, run, "--prompts", f"{d}/prompts", "--samples", 2, *free)
+    titles = [line for line in done.stdout.split(b"\n") if line.startswith(b"==> ")]
+    t.ok(titles == [b"==> prompt %d, sample %d <==" % (i, j) for i in range(1, 6) for j in (1, 2)],
+         "samples_of_prompts_come_in_order", done.stdout)
+    t.write(b"ab\n\ncd\n", d, "hole")
+    done = t.tenon(binary, "generate", "--checkpoint", run, "--prompts", f"{d}/hole")
+    t.ok(t.one_line(done, "hole line 2", "empty"), "empty_line_is_refused", t.said(done))
+    t.write(b"", d, "nothing")
+    for name in ("nothing", "missing"):
+        done = t.tenon(binary, "generate", "--checkpoint", run, "--prompts", f"{d}/{name}")
+        t.ok(t.one_line(done, name), f"prompts_{name}_is_refused", t.said(done))
+    done = t.tenon(binary, "generate", "--checkpoint", run, "--prompts", f"{d}/hole", "--prompt",
+                   "a")
+    t.ok(t.one_line(done, "exclude"), "two_kinds_of_prompts_are_refused", t.said(done))
+
+
+# Losses of one checkpoint in float, by forward and through the caches: logits differ by
+# about 1e-6 of the largest, 10 at most.
+LOSS_TOL = 1e-4
+
+
+def test_eval(binary, run):
+    """The loss through the caches is the forward's over the same positions."""
+    for start in (0, 1, 7, T - 1):
+        done = t.tenon(binary, "eval", "--checkpoint", run, "--samples", 2, "--decode", start)
+        found = re.search(r"loss ([\d.]+) from position (\d+) on, through the caches ([\d.]+)",
+                          done.stdout)
+        t.ok(found and int(found.group(2)) == start and
+             abs(float(found.group(1)) - float(found.group(3))) < LOSS_TOL,
+             f"decode_loss_is_the_forward's_from_position_{start}", t.said(done))
 
 
 def argmax(values):
@@ -101,6 +148,11 @@ def test_ids(binary, run, d):
     ids = done.stdout.split()
     t.ok(ids[:3] == ["1", "4", "2"] and len(ids) == 9 and all(int(i) < 7 for i in ids),
          "numbers_without_a_tokenizer", t.said(done))
+    t.write(b"1 4 2\n3\n", d, "ids")
+    both = t.tenon(other, "generate", "--checkpoint", numbers, "--prompts", f"{d}/ids",
+                   "--temperature", 0, "--max-tokens", 6).stdout.splitlines()
+    t.ok(len(both) == 4 and both[1] == done.stdout.strip("\n") and both[3].split()[0] == "3",
+         "prompts_of_numbers", both)
     done = t.tenon(other, "generate", "--checkpoint", numbers, "--prompt", "ab")
     t.ok(t.one_line(done, "--prompt-ids"), "text_without_tokenizer_is_refused", t.said(done))
     for bad in ("256", "-1", "9x"):
@@ -125,6 +177,8 @@ def main():
         run = f"{d}/run"
         t.train(binary, run)
         test_sampling(binary, run)
+        test_prompts(binary, run, d)
+        test_eval(binary, run)
         test_decode_is_forward(binary, run, d)
         test_end(binary, run)
         test_ids(binary, run, d)

@@ -64,7 +64,8 @@ WHOLE = len(shard(RAMP))
 # every window of 40 tokens holds the middle one
 LATE = [1] * T + [VOCAB] + [1] * 23
 
-# (kind, what is wrong, data, words); found before anything is compiled, and by the binary
+# (kind, what is wrong, data, words); found by the check before a run, unless memory is
+# refused first, as for "text"
 EARLY = (
     ("shards", "a missing folder", None, "data"),
     ("shards", "an empty folder", {}, "data", ".bin"),
@@ -93,7 +94,7 @@ EARLY = (
     ("text", "an empty folder", {}, "data", "folder"),
     ("text", "a folder of empty files", {"a.txt": b""}, "data"),
 )
-# only the binary looks so far
+# only training looks so far
 LATER = (
     ("nanogpt", "a token beyond the vocabulary", {**PLAIN, "train.bin": little(2, LATE)},
      "data/train.bin", f"token {VOCAB} at position {T}", "VOCAB_SIZE"),
@@ -107,15 +108,13 @@ def test_data(top):
         tree = f"{TREES}/{'text' if kind == 'text' else 'shards'}"
         path = ("nanogpt:" if kind == "nanogpt" else "") + place(f"{top}/data", data)
         flags = ["--data", path, "--out", f"{top}/new"]
-        if (kind, what, data, *words) in EARLY:
-            refused(f"{kind}, before the build: {what}", top,
-                    [t.PYTHON, "scripts/preflight.py", "--config", f"{tree}/.config", *flags],
-                    *words)
+        if kind != "text" and (kind, what, data, *words) in EARLY:
+            refused(f"{kind}, before a run: {what}", top,
+                    [f"{tree}/tenon", "plan", "--check", *flags], *words)
         refused(f"{kind}: {what}", top, [f"{tree}/tenon", "train", *flags], *words)
-    for kind, data in (("shards", None), ("text", b"")):
-        place(DATA, data)
-        refused(f"make, {kind}: no data", top, MAKE + [f"O={TREES}/{kind}", f"OUT={top}/new"],
-                f"tenon: {DATA}: ", "make demo")
+    place(DATA, None)
+    refused("make, shards: no data", top, MAKE + [f"O={TREES}/shards", f"OUT={top}/new"],
+            f"tenon: {DATA}: ", "make demo")
 
 
 # ---- checkpoints ------------------------------------------------------------

@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""tenon plan: the published parameter counts, and memory measured against planned."""
+"""tenon plan: the published parameter counts, what each sub-layer is and executes, whether a
+run could begin, and memory measured against planned."""
 import json
+import math
 import os
 import re
 import subprocess
 import sys
+import tempfile
 
 SRC = os.environ.get("TENON_SRC", os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PYTHON = os.environ.get("TENON_PYTHON", "/usr/bin/python3")
@@ -48,7 +51,7 @@ def build(name, defconfig, symbols):
         f.writelines(f"CONFIG_{k}={v}\n" for k, v in symbols.items())
     run(PYTHON, "scripts/kconfig.py", "--config", f"{obj}/.config", "--gen", obj, "defconfig",
         defconfig, fragment, stderr=subprocess.DEVNULL)
-    run("make", "-s", f"O={obj}", "build", "EXTRA_CFLAGS=-O1")
+    run("make", "-s", f"O={obj}", "build", "EXTRA_CFLAGS=-O1 -g0")
     return obj
 
 
@@ -58,6 +61,99 @@ def published_counts():
         plan = json.loads(run(f"{obj}/tenon", "plan", "--json"))
         ok(plan["params_published"] == counted, f"{name}: {counted} as published")
         ok(plan["params"] == counted - unread, f"{name}: {counted - unread} exist")
+
+
+def pairs(plan_part, way):
+    """Operations beyond the matrix products of one part of the stack."""
+    part = plan_part[way]
+    return part["flops"] - sum(2 * m * n * k * count for m, n, k, count in part["products"])
+
+
+def what_is_executed():
+    """Products, tensors, taps and forms of every sub-layer add up to the plan's own numbers."""
+    obj = build("tiny", "tiny-ra-mla-full", {"RA_MLA_ABLATION_MODE": "n", GATE: "y", CROSS: "y",
+                                             LATENT: "y", TYING: '"tied_transpose"'})
+    plan = json.loads(run(f"{obj}/tenon", "plan", "--json"))
+    subs, parts = plan["sublayers"], [plan["stack"], *plan["sublayers"]]
+    shapes = [x["shape"] for part in parts for x in part["tensors"]]
+    ok(sum(math.prod(s) for s in shapes) == plan["params"], "the tensors are the parameters")
+    tokens = config(obj, "BATCH_SIZE") * config(obj, "BLOCK_SIZE")
+    flops = [sum(p[way]["flops"] for p in parts) / tokens for way in ("forward", "backward")]
+    ok(math.isclose(flops[0], plan["flops_token_fwd"]) and
+       math.isclose(sum(flops), plan["flops_token"]), "the parts' operations are the step's")
+    head = plan["stack"]
+    ok(pairs(head, "forward") == pairs(head, "backward") == 0, "the head is matrix products alone")
+    ok(all(pairs(s, way) > 0 for s in subs for way in ("forward", "backward")
+           if s["mixer"] == "ra_mla"), "attention is more than products")
+    links = {(tap, subs[w]["mixer"], s["mixer"]) for s in subs
+             for tap, w in s["reads"].items() if w is not None}
+    ok(links == {("HEAD_GATE", "recip", "ra_mla"), ("LATENT_MIX", "recip", "ra_mla"),
+                 ("ROUTE", "ra_mla", "recip"), ("LATENT", "ra_mla", "recip")},
+       f"taps connect the mixers: {links}")
+    ok(all((tap in subs[w]["writes"]) for s in subs for tap, w in s["reads"].items()
+           if w is not None) and not set(subs[-1]["writes"]), "what is read is written")
+    detached = {tap["name"]: tap["detached"] for tap in plan["taps"]}
+    ok(detached == {"HEAD_GATE": False, "LATENT": True, "LATENT_MIX": False, "ROUTE": True},
+       "the plan says which taps are detached")
+    said = run(f"{obj}/tenon", "plan")
+    ok(all(re.search(rf"^tap +{tap}\b.*: {a} to {b}", said, re.M) for tap, a, b in links),
+       "taps are printed")
+    ok(all(plan["forms"][x] in said for x in ("ra_mla", "recip")), "executed forms are named")
+
+
+def decode_as_executed():
+    """The last step: absorbed attention, the MLP's equations as they stand."""
+    obj = build("tiny", "tiny-ra-mla-full", {"RA_MLA_ABLATION_MODE": "n", GATE: "y", CROSS: "y",
+                                             LATENT: "y", TYING: '"tied_transpose"'})
+    c, t, h, n, v, latent, gate, k = (config(obj, s) for s in (
+        "N_EMBD", "BLOCK_SIZE", "N_HEAD", "N_LAYER", "VOCAB_SIZE", "RA_MLA_LATENT_DIM",
+        "RA_MLA_MLP_GATE_DIM", "RA_MLA_MLP_SPARSE_K"))
+    d, f = c // h, 4 * c
+    attn = c * (c + 2 * latent) + 2 * h * d * latent + c * c + t * 2 * h * latent
+    mlp = 2 * c * f + 2 * f * latent + f * f + (c + gate) * f + gate * f + h * gate
+    mlp += k * (c + gate)
+    unread = f * latent + 2 * gate * f + h * gate + k * gate    # of the last layer
+    want = 2 * (n * (attn + mlp) - unread + -(-v // 64) * 64 * c)
+    said = json.loads(run(f"{obj}/tenon", "plan", "--json"))["flops_token_decode"]
+    ok(said == want, f"a decode step is counted as it is executed ({said:g}, {want:g})")
+
+
+def config(obj, symbol):
+    with open(f"{obj}/.config") as f:
+        return int(re.search(rf"^CONFIG_{symbol}=(\d+)$", f.read(), re.M).group(1))
+
+
+def hybrid_stack():
+    """Runs of equal layers are printed once."""
+    obj = build("tiny", "tiny-gpt2", {
+        "N_LAYER": 5, "BLOCK_ALT": '"ra_mla mlp"', "BLOCK_ALT_LAYERS": '"0,1,3"',
+        "MIXER_RA_MLA": "y", "RA_MLA_LATENT_DIM": 8})
+    said = run(f"{obj}/tenon", "plan")
+    ok("\n  layers 0-1, 3: ra_mla mlp\n  layers 2, 4: mha mlp\n" in said, "the stack by layer")
+
+
+def checks():
+    """plan --check: one line and status 2 where a run could not begin; nothing is made."""
+    obj = build("tiny", "tiny-gpt2", {"DATA_TREE": "n", "DATA_TEXT": "y", "DATA_PATH": '"none"'})
+    with tempfile.TemporaryDirectory(prefix="tenon-test-") as d:
+        for name, size in (("short", 100), ("enough", 1 << 20)):
+            with open(f"{d}/{name}", "wb") as f:
+                f.write(b"text" * (size // 4))
+
+        def check(*flags):
+            done = subprocess.run([f"{obj}/tenon", "plan", "--check", *flags], text=True,
+                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            return done.returncode, done.stdout + done.stderr
+
+        status, said = check("--data", f"{d}/enough", "--out", f"{d}/new/run")
+        ok(status == 0 and "fits" in said and not os.path.exists(f"{d}/new"), f"a run that can begin: {said.strip()}")
+        for what, flags in (("short", ["--data", f"{d}/short"]), ("none", ["--data", f"{d}/none"]),
+                            ("a file", ["--out", f"{d}/short/run"]), ("data", ["--data", d, "--out",
+                                                                              "/proc/run"])):
+            status, said = check(*flags)
+            ok(status == 2 and said.startswith("tenon: ") and said.count("\n") == 1,
+               f"{what} is refused: {said.strip()}")
+        ok(sorted(os.listdir(d)) == ["enough", "short"], "nothing is left behind")
 
 
 def measured_memory():
@@ -71,6 +167,10 @@ def measured_memory():
 
 
 published_counts()
+what_is_executed()
+decode_as_executed()
+hybrid_stack()
+checks()
 measured_memory()
 print(f"1..{count}")
 sys.exit(failed > 0)

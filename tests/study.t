@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""The study behind `make`: arms, table, repetition, signals, and what is refused before
-anything is compiled."""
+"""The study behind `make`: arms, table, repetition, signals, and what the largest arm refuses
+before the others are built."""
 import json
 import os
 import shutil
@@ -20,6 +20,9 @@ import study    # noqa: E402
 
 SCRATCH = os.path.join(os.path.dirname(t.SCRATCH), "study")
 CONFIG, RUNS = os.path.join(SCRATCH, ".config"), os.path.join(SCRATCH, "runs")
+
+# For binaries that only refuse.
+QUICK = dict(os.environ, EXTRA_CFLAGS="-O1")
 
 # Two layers, two builds, three arms; what is not named is the defconfig's.
 SYMBOLS = {
@@ -149,13 +152,14 @@ def test_interrupt():
 
 
 def refused(name, symbols, *words, out="x"):
-    """make ends with status 2 and one line, before anything is compiled."""
+    """make ends with status 2 and one line; of the arms the largest alone is built."""
     configure(**symbols)
-    shutil.rmtree(f"{SCRATCH}/arms/step2/train", ignore_errors=True)
-    done = run("make", f"O={SCRATCH}", f"OUT={RUNS}/{out}")
+    shutil.rmtree(f"{SCRATCH}/arms/step0", ignore_errors=True)
+    done = run("make", f"O={SCRATCH}", f"OUT={RUNS}/{out}", env=QUICK)
     errors = [line for line in done.stderr.splitlines() if not line.startswith("make")]
     t.ok(done.returncode == 2 and len(errors) == 1 and all(w in errors[0] for w in words) and
-         not os.path.exists(f"{SCRATCH}/arms/step2/train"), name, t.said(done))
+         not os.path.exists(f"{SCRATCH}/arms/step0") and not os.path.exists(f"{RUNS}/x"),
+         name, t.said(done))
 
 
 def test_refusals():
@@ -175,7 +179,7 @@ def test_refusals():
     refused("wrong_length_is_refused", shards, "train_0.bin", "1042")
     refused("missing_nanogpt_file_is_refused",
             {"DATA_SHARDS": "y", "DATA_PATH": f'"nanogpt:{SCRATCH}/shards"'},
-            "train.bin", "no such file")
+            "train.bin", "No such file")
     t.write(b"", SCRATCH, "file")
     refused("file_as_output_folder_is_refused", {}, "--out", out="../file/x")
 
@@ -183,26 +187,38 @@ def test_refusals():
 def test_too_large():
     """The largest arm alone is built; its plan is refused."""
     configure(BATCH_SIZE=4096, BLOCK_SIZE=65536, RA_MLA_ABLATION_STEPS='"0,2"')
-    shutil.rmtree(f"{SCRATCH}/arms", ignore_errors=True)
-    done = run(*study_command("d"), env=dict(os.environ, EXTRA_CFLAGS="-O0"))
+    shutil.rmtree(f"{SCRATCH}/arms/step0", ignore_errors=True)
+    done = run(*study_command("d"), env=QUICK)
     t.ok(done.returncode == 2 and "CONFIG_BATCH_SIZE" in done.stderr and
          not os.path.exists(f"{SCRATCH}/arms/step0/tenon"),
          "plan_of_the_largest_arm_is_checked_first", t.said(done))
 
 
+def test_leaks():
+    """An arm that sees the future says so itself."""
+    configure(RA_MLA_MLP_GATE_POOL='"sequence"', MAX_ITERS=2, RA_MLA_ABLATION_STEPS='"0,2"')
+    done = run(*study_command("e"), env=QUICK)
+    lines = table_lines(done.stdout)
+    t.ok(done.returncode == 0 and " leaks " in lines["2"] and "leaks" not in lines["0"] and
+         "step 2: recip: " in done.stdout, "leaking_arm_is_marked", t.said(done))
+
+
 def test_cells():
-    """The table from results by hand: seeds, pairs, the leaking arm."""
+    """The table from results by hand: seeds, pairs, the arm's name."""
     def results(*losses):
         return {s: {"val_loss": x, "params": 9, "peak_bytes": 1, "tok_s": 1.0}
                 for s, x in enumerate(losses)}
-    r = study.row(1, results(2.0, 3.0), results(1.5, 2.0), True)
-    t.ok(r["mechanisms"] == "gate leaks" and r["text_loss"] == "2.5000 ± 0.7071" and
+    t.ok(study.label(1) == "the gate" and study.label(5) == study.label(3) + " (= 3)",
+         "arms_are_named_by_their_fragments")
+    r = study.row(1, "the gate leaks", results(2.0, 3.0), results(1.5, 2.0))
+    t.ok(study.cells(r)[1] == "the gate leaks" and r["text_loss"] == "2.5000 ± 0.7071" and
          r["text_change"] == "+0.7500 ± 0.3536", "seeds_give_mean_and_deviation_of_pairs", r)
-    t.ok(study.cells(study.row(0, results(None), None, False))[3] == "not finite",
+    t.ok(study.cells(study.row(0, "plain", results(None), None))[3] == "not finite",
          "loss_that_is_not_finite_is_said")
 
 
 def main():
+    os.chdir(t.SRC)
     test_cells()
     first = test_table()
     test_again(first)
@@ -211,6 +227,7 @@ def main():
     test_interrupt()
     test_refusals()
     test_too_large()
+    test_leaks()
     return t.done()
 
 

@@ -3,10 +3,11 @@
 """Every mechanism in every mode: the mixer and model tests, in double, at tiny widths.
 
 54 combinations of gate pool x sparse mode x coupler tying x head average, through
-which the other options turn, then the baseline, single mechanisms and random
-configurations. Two object trees at a time; symbols of headers (widths, head average, detach) change slowest,
-so that most combinations compile the mechanisms' own files only. Compiled with -O1:
-make check runs the same programs at -O3 under the tiny defconfigs.
+which the other options turn, then the baseline, the choices of the stack, single
+mechanisms and random configurations. Two object trees at a time; symbols of headers
+(widths, head average, detach) change slowest, so that most combinations compile the
+mechanisms' own files only. Compiled with -O1: make check runs the same programs at -O3
+under the tiny defconfigs.
 
     tests/sweep.t [WORD...]     only the combinations whose name holds every WORD
 """
@@ -28,7 +29,9 @@ BASE = {
     "N_LAYER": 2, "N_HEAD": 4, "N_EMBD": 16, "VOCAB_SIZE": 70, "BATCH_SIZE": 2,
     "DATA_SHARDS": "y", "DATA_PATH": '"none"', "RA_MLA_LATENT_DIM": 8,
 }
-SHORT, LONG = 12, 33    # capacities of 24 and 66 rows: below and above the folded threshold
+SHORT, LONG = 12, 33    # capacities of 24 and 66 rows: less and more than a tile of 64
+# Latents of heads that are 4 wide: keys and values are expanded to heads, or absorbed.
+EXPANDED, ABSORBED = 8, 2
 ALL = {"RA_MLA_MLP_ATTN_GATE": "y", "RA_MLA_MLP_GATE_DIM": 3, "RA_MLA_MLP_GATE_ALPHA": "0.7",
        "RA_MLA_MLP_CROSS_TOKEN": "y", "RA_MLA_MLP_LATENT_RECIP": "y"}
 
@@ -40,6 +43,7 @@ def no_yes(bit):
 def combination(i, pool, sparse, tying, average):
     """Name and symbols of one of the 54; i turns the options beside them."""
     cfg = dict(BASE, **ALL)
+    cfg["RA_MLA_LATENT_DIM"] = ABSORBED if (average == "n") == (tying == "untied") else EXPANDED
     cfg["BLOCK_SIZE"] = SHORT if average == "n" else LONG
     cfg["RA_MLA_MLP_GATE_POOL"] = f'"{pool}"'
     cfg["RA_MLA_MLP_SPARSE_MODE"] = f'"{sparse}"'
@@ -66,27 +70,53 @@ def combinations():
 
 
 def extras():
-    """The baseline, single mechanisms, the direct form with averaged heads, odd shapes."""
+    """The baseline, single mechanisms, odd shapes."""
+    plain = dict(BASE, BLOCK_SIZE=SHORT)
+    full = combination(4, "causal", "topk", "tied_transpose", "y")[1]
+    rms = combination(9, "token", "rms", "untied", "y")[1]
+    odd = dict(full, N_LAYER=3, N_HEAD=3, N_EMBD=15, RA_MLA_LATENT_DIM=5, BLOCK_SIZE=SHORT,
+               BATCH_SIZE=1, VOCAB_SIZE=64)
+    cross = dict(plain, RA_MLA_MLP_CROSS_TOKEN="y")
+    return [
+        ("ra_mla alone", plain), ("ra_mla alone, absorbed",
+                                  dict(plain, RA_MLA_LATENT_DIM=ABSORBED)),
+        ("gate alone", dict(plain, RA_MLA_MLP_ATTN_GATE="y")),
+        ("cross alone, joined", cross),
+        ("cross alone, direct", dict(cross, RA_MLA_MLP_SPARSE_HEAD_AVERAGE="n")),
+        ("latent alone", dict(plain, RA_MLA_MLP_LATENT_RECIP="y")),
+        ("few rows, topk", dict(full, BLOCK_SIZE=SHORT)),
+        ("few rows, rms", dict(rms, BLOCK_SIZE=SHORT)),
+        ("odd widths", odd),
+    ]
+
+
+def stacks():
+    """The choices of the stack on GPT-2, then all of them on a hybrid."""
     gpt2 = {k: v for k, v in BASE.items() if not k.startswith(("RA_MLA", "MODEL"))}
     gpt2.update(MODEL_GPT2="y", BLOCK_SIZE=SHORT)
-    plain = dict(BASE, BLOCK_SIZE=SHORT)
-    direct = combination(4, "causal", "topk", "tied_transpose", "y")[1]
-    rms = combination(9, "token", "rms", "untied", "y")[1]
-    odd = dict(direct, N_LAYER=3, N_HEAD=3, N_EMBD=15, RA_MLA_LATENT_DIM=5, BLOCK_SIZE=SHORT,
-               BATCH_SIZE=1, VOCAB_SIZE=64)
-    hybrid = dict(direct, BLOCK='"mha mlp ra_mla recip"', MIXER_MHA="y", MLP_MLP="y")
-    cases = [
-        ("gpt2", gpt2), ("ra_mla alone", plain),
-        ("gpt2 attention, plain mlp, widths 15", dict(gpt2, N_HEAD=3, N_EMBD=15)),
-        ("gate alone", dict(plain, RA_MLA_MLP_ATTN_GATE="y")),
-        ("cross alone, direct", dict(plain, RA_MLA_MLP_CROSS_TOKEN="y")),
-        ("cross alone, folded", dict(plain, RA_MLA_MLP_CROSS_TOKEN="y", BLOCK_SIZE=LONG)),
-        ("latent alone", dict(plain, RA_MLA_MLP_LATENT_RECIP="y")),
-        ("averaged heads, direct, topk", dict(direct, BLOCK_SIZE=SHORT)),
-        ("averaged heads, direct, rms", dict(rms, BLOCK_SIZE=SHORT)),
-        ("odd widths", odd), ("hybrid block", hybrid),
+    choices = {
+        "RMSNorm": {"NORM_RMSNORM": "y", "NORM_EPSILON": '"1e-3"'},
+        "untied head": {"HEAD_TIED": "n"},
+        "no positions, no biases": {"LEARNED_POSITIONS": "n", "LINEAR_BIAS": "n"},
+        "narrow mlp, grouped heads": {"INTERMEDIATE_SIZE": 24, "KV_HEADS": 2},
+        "one key head, few rows of logits": {"KV_HEADS": 1, "HEAD_ROWS": 7},
+    }
+    every = {k: v for c in choices.values() for k, v in c.items()}
+    both = {"MIXER_MHA": "y", "MLP_MLP": "y"}
+    other = dict(both, BLOCK_ALT='"mha mlp"')
+    full = combination(4, "causal", "topk", "tied_transpose", "y")[1]
+    direct = combination(9, "token", "rms", "per_head_scalar", "n")[1]
+    hybrid = dict(full, **other, N_LAYER=4, BLOCK_ALT_LAYERS='"0,2"')
+    return [
+        ("gpt2", gpt2), ("gpt2, widths 15", dict(gpt2, N_HEAD=3, N_EMBD=15)),
+        *((f"gpt2, {n}", dict(gpt2, **c)) for n, c in choices.items()),
+        ("gpt2, every choice", dict(gpt2, **every)),
+        ("two mixers of a kind in a block",
+         dict(full, **both, BLOCK='"mha mlp ra_mla recip"')),
+        ("hybrid layers", hybrid), ("hybrid layers, every choice", dict(hybrid, **every)),
+        ("hybrid layers, direct, every choice",
+         dict(direct, **other, **every, N_LAYER=3, BLOCK_ALT_LAYERS='"1"')),
     ]
-    return sorted(cases, key=lambda case: case[1]["BLOCK_SIZE"])
 
 
 def random_configs():
@@ -115,7 +145,7 @@ def test(tree, case):
     os.makedirs(obj, exist_ok=True)
     steps = [configure(obj, case),
              ["make", "-s", f"O={obj}", "check-programs", f"PROGRAMS={' '.join(PROGRAMS)}",
-              "EXTRA_CFLAGS=-O1"]]
+              "EXTRA_CFLAGS=-O1 -g0"]]
     steps += [[f"{obj}/tests/{p}"] for p in PROGRAMS]
     for cmd in steps:
         done = run(cmd)
@@ -129,7 +159,8 @@ def test_list(tree, cases):
 
 
 def main():
-    cases = [c for c in combinations() + extras() + random_configs() if all(w in c[0] for w in sys.argv[1:])]
+    cases = [c for c in combinations() + extras() + stacks() + random_configs()
+             if all(w in c[0] for w in sys.argv[1:])]
     half = (len(cases) + 1) // TREES
     lists = [cases[:half], cases[half:]]
     with ThreadPoolExecutor(TREES) as pool:

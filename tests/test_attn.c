@@ -20,7 +20,7 @@ static void ref_row_back(const struct shape *s, struct ref *r, int i, int h, int
 
 	r->dgamma[row] = 0;
 	for (int u = 0; u <= t; u++) {
-		vu = (((long)i * s->t + u) * v_heads(s) + (s->one_v ? 0 : h)) * s->dv;
+		vu = (((long)i * s->t + u) * v_heads(s) + v_of(s, h)) * s->dv;
 		dp[u] = 0;
 		for (int e = 0; e < s->dv; e++) {
 			dp[u] += d_o[e] * r->v[vu + e];
@@ -32,8 +32,8 @@ static void ref_row_back(const struct shape *s, struct ref *r, int i, int h, int
 		r->dgamma[row] = mean;
 	for (int u = 0; u <= t; u++) {
 		ds = p[u] * r->gamma[row] * (dp[u] - mean);
-		ku = (((long)i * s->t + u) * k_heads(s) + (s->one_k ? 0 : h)) * s->dk;
-		kt = (((long)i * s->t + t) * k_heads(s) + (s->one_k ? 0 : h)) * s->dk;
+		ku = (((long)i * s->t + u) * k_heads(s) + k_of(s, h)) * s->dk;
+		kt = (((long)i * s->t + t) * k_heads(s) + k_of(s, h)) * s->dk;
 		qu = (((long)i * s->t + u) * s->heads + h) * s->dk;
 		for (int e = 0; e < s->dk; e++) {
 			r->dq[row * s->dk + e] += ds / sqrt(s->dk) * r->k[ku + e];
@@ -149,9 +149,9 @@ static void test_shape(const struct shape *s)
  * <o, d_o>, one element of each tensor: the error is h^2 (1e-10) times a third
  * derivative of order 10, and round-off 1e-16 * 100 / h.
  */
-static void test_differences(void)
+static void test_differences(int heads, int group)
 {
-	struct shape s = { 2, 5, 3, 4, 3, true, false, false, true, 0.7, 2 };
+	struct shape s = { 2, 5, heads, 4, 3, group == 1, false, false, true, 0.7, 2, group };
 	struct work w = work_new(&s);
 	struct ref r = ref_new(&s);
 	double *x[] = { r.q, r.k, r.v, r.gamma }, *dx[] = { r.dq, r.dk, r.dv, r.dgamma };
@@ -173,7 +173,8 @@ static void test_differences(void)
 		x[n][at[n]] = keep;
 		worst = fmax(worst, fabs((side[1] - side[0]) / (2 * FD_STEP) - dx[n][at[n]]));
 	}
-	if (!ok(worst <= FD_TOLERANCE, "attn_dense_gradient_matches_differences"))
+	if (!ok(worst <= FD_TOLERANCE, "attn_dense_gradient_matches_differences %d / %d heads",
+		heads, group))
 		diag("worst %.2e", worst);
 	ref_free(&r);
 	work_free(&w);
@@ -182,7 +183,7 @@ static void test_differences(void)
 /* A score of +-1e4 must neither overflow nor leave NaN. */
 static void test_large(void)
 {
-	struct shape s = { 1, 130, 1, 8, 8, false, false, false, false, 0, 0 };
+	struct shape s = { .b = 1, .t = 130, .heads = 1, .dk = 8, .dv = 8 };
 	struct work w = work_new(&s);
 	struct ref r = ref_new(&s);
 	double d;
@@ -212,7 +213,8 @@ int main(void)
 
 	/* a loaded machine is slow with threads that wait: threads_agree() has some */
 	omp_set_num_threads(1);
-	test_differences();
+	test_differences(3, 1);
+	test_differences(4, 2);
 	for (size_t l = 0; l < ARRAY_SIZE(length); l++)
 		for (size_t i = 0; i < ARRAY_SIZE(window); i++)
 			for (int share = 0; share < 4; share++, n++) {
@@ -223,6 +225,19 @@ int main(void)
 					.joint = n / 4 % 2, .gamma = n / 8 % 2 == 0,
 					.ra_scale = window[i] < 0 ? 0 : 0.3,
 					.window = MAX(window[i], 0),
+				};
+				test_shape(&s);
+			}
+	/* grouped heads, keys or values of which may be shared by all */
+	for (size_t l = 0; l < ARRAY_SIZE(length); l++)
+		for (int heads = 4; heads <= 6; heads += 2)
+			for (int share = 0; share < 3; share++, n++) {
+				s = (struct shape) {
+					.b = 1 + n % 2, .t = length[l], .heads = heads, .group = 2,
+					.dk = width[n % 5][0], .dv = width[n % 5][1],
+					.one_k = share == 1, .one_v = share == 2,
+					.joint = n / 2 % 2, .gamma = n / 3 % 2,
+					.ra_scale = n % 3 ? 0.3 : 0, .window = n % 4 * 20,
 				};
 				test_shape(&s);
 			}

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * k_attn_step(), position by position through a cache, against the dense forward.
+ * k_attn_step(), position by position through a cache, against the dense forward. The
+ * sequences stand at different positions, and begin again at the end.
  */
 #include <omp.h>
 #include <string.h>
@@ -23,83 +24,121 @@ static struct cache cache_new(const struct shape *s)
 	return c;
 }
 
-static void cache_append(const struct shape *s, struct cache *c, const struct work *w, int t)
+static void cache_append(const struct shape *s, struct cache *c, const struct work *w, int i, int t)
 {
+	act_t *at = c->all + i * c->stride;
 	const struct attn *a = &w->a;
-	act_t *at;
-	long row;
+	long row = (long)i * s->t + t;
 
-	for (int i = 0; i < s->b; i++) {
-		at = c->all + i * c->stride;
-		row = (long)i * s->t + t;
-		memcpy(at + (long)(t % (s->window + 1)) * s->heads * s->dk, a->q + row * a->q_row,
-		       s->heads * s->dk * sizeof(act_t));
-		memcpy(at + c->k + (long)t * k_heads(s) * s->dk, a->k + row * a->k_row,
-		       k_heads(s) * s->dk * sizeof(act_t));
-		memcpy(at + c->v + (long)t * v_heads(s) * s->dv, a->v + row * a->v_row,
-		       v_heads(s) * s->dv * sizeof(act_t));
-	}
+	memcpy(at + (long)(t % (s->window + 1)) * s->heads * s->dk, a->q + row * a->q_row,
+	       s->heads * s->dk * sizeof(act_t));
+	memcpy(at + c->k + (long)t * k_heads(s) * s->dk, a->k + row * a->k_row,
+	       k_heads(s) * s->dk * sizeof(act_t));
+	memcpy(at + c->v + (long)t * v_heads(s) * s->dv, a->v + row * a->v_row,
+	       v_heads(s) * s->dv * sizeof(act_t));
 }
 
-/* Position t through the cache; returns the distance to the reference. */
-static double step_distance(const struct shape *s, struct cache *c, const struct work *w,
-			    const struct ref *r, int t)
+/* Buffers of one step: a row of each sequence. */
+struct step {
+	struct buf q, o, gamma, route;
+	long nq, no, stride;	/* elements of a row of q, o and route */
+};
+
+static struct step step_new(const struct shape *s, const struct work *w, const int32_t *pos)
 {
-	long nq = (long)s->heads * s->dk, no = (long)s->heads * s->dv;
-	struct buf q = buf_new(s->b * nq), o = buf_new(s->b * no), gamma = buf_new(s->b * s->heads);
-	struct buf route = buf_new((size_t)s->b * s->heads * (s->t + GAP));
-	struct attn_step a = {
-		.b = s->b, .heads = s->heads, .dk = s->dk, .dv = s->dv, .pos = t,
-		.q = q.p, .k = c->all + c->k, .k_row = (long)k_heads(s) * s->dk,
-		.k_head = w->a.k_head, .v = c->all + c->v, .v_row = (long)v_heads(s) * s->dv,
-		.v_head = w->a.v_head, .cache_stride = c->stride, .o = o.p,
-		.gamma = s->gamma ? gamma.p : NULL, .scale = w->a.scale,
-		.ra_scale = s->ra_scale, .ra_window = s->window, .ring = c->all,
-		.route = route.p, .route_stride = s->t + GAP,
+	long nq = (long)s->heads * s->dk, no = (long)s->heads * s->dv, row;
+	struct step e = {
+		buf_new(s->b * nq), buf_new(s->b * no), buf_new(s->b * s->heads),
+		buf_new((size_t)s->b * s->heads * (s->t + GAP)), nq, no, s->t + GAP,
 	};
-	double worst = 0, g;
-	double *p = dense(t + 1);
-	long row;
 
 	for (int i = 0; i < s->b; i++) {
-		row = (long)i * s->t + t;
-		memcpy(q.p + i * nq, w->a.q + row * w->a.q_row, nq * sizeof(act_t));
-		memcpy(gamma.p + i * s->heads, w->gamma.p + row * s->heads,
-		       s->heads * sizeof(act_t));
+		row = (long)i * s->t + pos[i];
+		memcpy(e.q.p + i * nq, w->a.q + row * w->a.q_row, nq * sizeof(act_t));
+		memcpy(e.gamma.p + i * s->heads, w->gamma.p + row * s->heads,
+		       s->heads * sizeof(acc_t));
 	}
-	k_attn_step(&a);
-	for (int i = 0; i < s->b; i++) {
-		row = (long)i * s->t + t;
-		worst = fmax(worst, distance(r->o + row * no, o.p + i * no, 1, 0, s->heads, s->dv,
-					     s->dv));
-		for (int h = 0; h < s->heads; h++) {
-			g = r->gamma[row * s->heads + h];
-			for (int u = 0; u <= t; u++)
-				p[u] = g * ref_p(s, r, i, h, t)[u];
-			worst = fmax(worst, distance(p, route.p + ((long)i * s->heads + h) *
-						     (s->t + GAP), 1, 0, 1, 0, t + 1));
-		}
+	return e;
+}
+
+static void step_free(struct step *e)
+{
+	free(e->q.all);
+	free(e->o.all);
+	free(e->gamma.all);
+	free(e->route.all);
+}
+
+/* Distance of sequence i at position t, of outputs and rows of P. */
+static double sequence_distance(const struct shape *s, const struct step *e, const struct ref *r,
+				int i, int t)
+{
+	long row = (long)i * s->t + t;
+	double worst = distance(r->o + row * e->no, e->o.p + i * e->no, 1, 0, s->heads, s->dv,
+				s->dv);
+	acc_t *route = e->route.p + (long)i * s->heads * e->stride;
+	double *p = dense(t + 1), g;
+
+	for (int h = 0; h < s->heads; h++) {
+		g = r->gamma[row * s->heads + h];
+		for (int u = 0; u <= t; u++)
+			p[u] = g * ref_p(s, r, i, h, t)[u];
+		worst = fmax(worst, distance(p, route + h * e->stride, 1, 0, 1, 0, t + 1));
 	}
-	if (!buf_guarded(o) || !gaps_kept(route.p, s->b * s->heads, s->t + GAP, t + 1))
-		worst = 1;
 	free(p);
-	free(q.all);
-	free(o.all);
-	free(gamma.all);
-	free(route.all);
+	return gaps_kept(route, s->heads, e->stride, t + 1) ? worst : 1;
+}
+
+/* Position pos[i] of each sequence through the cache; the distance to the reference. */
+static double step_distance(const struct shape *s, struct cache *c, const struct work *w,
+			    const struct ref *r, const int32_t *pos)
+{
+	struct step e = step_new(s, w, pos);
+	double worst = 0;
+
+	k_attn_step(&(struct attn_step) {
+		.b = s->b, .heads = s->heads, .group = group_of(s), .dk = s->dk, .dv = s->dv,
+		.t_max = s->t, .pos = pos, .q = e.q.p,
+		.k = c->all + c->k, .k_row = (long)k_heads(s) * s->dk, .k_head = w->a.k_head,
+		.v = c->all + c->v, .v_row = (long)v_heads(s) * s->dv, .v_head = w->a.v_head,
+		.cache_stride = c->stride, .o = e.o.p, .gamma = s->gamma ? e.gamma.p : NULL,
+		.scale = w->a.scale, .ra_scale = s->ra_scale, .ra_window = s->window,
+		.ring = c->all, .route = e.route.p, .route_stride = e.stride,
+	});
+	for (int i = 0; i < s->b; i++)
+		worst = fmax(worst, sequence_distance(s, &e, r, i, pos[i]));
+	if (!buf_guarded(e.o) || !buf_guarded(e.route))
+		worst = 1;
+	step_free(&e);
 	return worst;
+}
+
+/* Every position at the start and around the edges of tiles, some between. */
+static bool is_checked(int t)
+{
+	return t < 4 || (t + 2) % 64 < 4 || t % 17 == 0;
 }
 
 static double step_worst(const struct shape *s, const struct work *w, const struct ref *r)
 {
 	struct cache c = cache_new(s);
+	int32_t pos[2] = { 0, 71 % s->t };
 	double worst = 0;
+	bool check;
 
-	for (int t = 0; t < s->t; t++) {
-		cache_append(s, &c, w, t);
-		/* every position at the start and around the edges of tiles, some between */
-		if (t < 4 || (t + 2) % 64 < 4 || t % 17 == 0)
-			worst = fmax(worst, step_distance(s, &c, w, r, t));
+	for (int i = 0; i < s->b; i++)
+		for (int u = 0; u < pos[i]; u++)
+			cache_append(s, &c, w, i, u);
+	for (int n = 0; n < s->t; n++) {
+		check = false;
+		for (int i = 0; i < s->b; i++) {
+			cache_append(s, &c, w, i, pos[i]);
+			check |= is_checked(pos[i]);
+		}
+		if (check)
+			worst = fmax(worst, step_distance(s, &c, w, r, pos));
+		for (int i = 0; i < s->b; i++)
+			pos[i] = (pos[i] + 1) % s->t;
 	}
 	free(c.all);
 	return worst;
@@ -134,9 +173,11 @@ int main(void)
 	omp_set_num_threads(1);
 	for (size_t l = 0; l < ARRAY_SIZE(length); l++)
 		for (size_t i = 0; i < ARRAY_SIZE(window); i++)
-			for (int share = 0; share < 4; share++, n++) {
+			for (int share = 0; share < 6; share++, n++) {
 				s = (struct shape) {
-					.b = 1 + n % 2, .t = length[l], .heads = n % 3 ? 3 : 1,
+					.b = 1 + n % 2, .t = length[l],
+					.heads = share > 3 ? 4 + n % 2 * 2 : n % 3 ? 3 : 1,
+					.group = share > 3 ? 2 : 1,
 					.dk = width[n % 5][0], .dv = width[n % 5][1],
 					.one_k = share & 1, .one_v = share & 2,
 					.gamma = n / 8 % 2 == 0,

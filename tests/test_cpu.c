@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The cpu as a device: arena, copies, threads; and its element functions.
+ * The cpu as a device: arena, copies, marks, threads; and its element functions.
  */
 #include <omp.h>
 
@@ -102,6 +102,47 @@ static void test_copies(void)
 	free(host), free(back);
 }
 
+/* A read that is waited for through a mark, which may be waited for before it was set. */
+static void test_later(void)
+{
+	char *p = arch_alloc(TENSOR_ALIGN), out[6] = "";
+	struct arch_mark mark = { 0 };
+
+	arch_mark_wait(&mark);
+	arch_put(p, "first", 6);
+	arch_get_later(out, p, 6);
+	arch_mark_set(&mark);
+	arch_mark_wait(&mark);
+	ok(!strcmp(out, "first"), "marked_read_is_there");
+	arch_free(p, TENSOR_ALIGN);
+}
+
+static void body(void *arg)
+{
+	char *p = arg;
+
+	arch_copy(p + 16, p, 8);
+	arch_zero(p + 8, 8);
+}
+
+/* Every replay works on what device memory holds then. */
+static void test_replay(void)
+{
+	char *p = arch_alloc(TENSOR_ALIGN), out[24];
+	struct arch_graph graph = { 0 };
+	bool good = true;
+
+	for (int i = 1; i <= 3; i++) {
+		memset(out, i, sizeof(out));
+		arch_put(p, out, sizeof(out));
+		arch_replay(&graph, body, p);
+		arch_get(out, p, sizeof(out));
+		good &= out[0] == i && out[8] == 0 && out[15] == 0 && out[16] == i && out[23] == i;
+	}
+	ok(good, "replays_read_device_memory");
+	arch_free(p, TENSOR_ALIGN);
+}
+
 static void open_second(const void *arg)
 {
 	(void)arg;
@@ -117,5 +158,7 @@ int main(void)
 	test_math();
 	test_arena();
 	test_copies();
+	test_later();
+	test_replay();
 	return tap_done();
 }

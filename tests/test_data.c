@@ -50,12 +50,14 @@ const char *fake_describe(void)
 	return "fake";
 }
 
-/* Every row must be t + 1 neighbours. */
+static int32_t target[2 * B * T];	/* of the batch read last */
+
+/* Every row must be t neighbours, and its targets the ones behind them. */
 static bool rows_whole(const int32_t *tok)
 {
 	for (int i = 0; i < B; i++)
-		for (int j = 0; j <= T; j++)
-			if (tok[i * (T + 1) + j] != tok[i * (T + 1)] + j)
+		for (int j = 0; j < T; j++)
+			if (tok[i * T + j] != tok[i * T] + j || target[i * T + j] != tok[i * T] + j + 1)
 				return false;
 	return true;
 }
@@ -64,16 +66,16 @@ static bool rows_whole(const int32_t *tok)
 static void train_epoch_covers_data(uint64_t tokens)
 {
 	const uint64_t windows = tokens > 2 * T ? (tokens - T) / T : 1;
-	int32_t tok[B * (T + 1)];
+	int32_t tok[B * T];
 	int bad = 0, shift = -1, epochs = 5;
 	char *seen = xcalloc(tokens + 1, 1);
 
 	fake_n[SPLIT_TRAIN] = tokens;
 	for (uint64_t i = 0; i < windows * epochs; i++) {
-		int32_t *row = tok + i % B * (T + 1);
+		int32_t *row = tok + i % B * T;
 
 		if (i % B == 0)
-			test_train_batch(7, i / B, B, T, tok);
+			test_train_batch(7, i / B, B, T, tok, target);
 		if (i % windows == 0) {
 			shift = *row % T;
 			memset(seen, 0, tokens);
@@ -88,28 +90,28 @@ static void train_epoch_covers_data(uint64_t tokens)
 
 static void train_batch_is_a_function_of_seed_and_number(void)
 {
-	int32_t a[B * (T + 1)], b[B * (T + 1)], two[2 * B * (T + 1)];
+	int32_t a[B * T], b[B * T], two[2 * B * T];
 	int same = 0, shifts[T] = { 0 }, seen = 0;
 
 	fake_n[SPLIT_TRAIN] = 10000;
-	test_train_batch(7, 123456789, B, T, a);
-	test_train_batch(7, 0, B, T, b);
-	test_train_batch(7, 123456789, B, T, b);
+	test_train_batch(7, 123456789, B, T, a, target);
+	test_train_batch(7, 0, B, T, b, target);
+	test_train_batch(7, 123456789, B, T, b, target);
 	ok(!memcmp(a, b, sizeof(a)), "train_batch: the same again");
 	for (int i = 0; i < 100; i++) {
-		test_train_batch(7, i, B, T, a);
-		test_train_batch(8, i, B, T, b);
+		test_train_batch(7, i, B, T, a, target);
+		test_train_batch(8, i, B, T, b, target);
 		same += !memcmp(a, b, sizeof(a));
 	}
 	ok(same < 3, "train_batch: another seed, another order");
-	test_train_batch(7, 5, 2 * B, T, two);
-	test_train_batch(7, 10, B, T, a);
-	test_train_batch(7, 11, B, T, b);
-	ok(!memcmp(a, two, sizeof(a)) && !memcmp(b, two + B * (T + 1), sizeof(b)),
+	test_train_batch(7, 5, 2 * B, T, two, target);
+	test_train_batch(7, 10, B, T, a, target);
+	test_train_batch(7, 11, B, T, b, target);
+	ok(!memcmp(a, two, sizeof(a)) && !memcmp(b, two + B * T, sizeof(b)),
 	   "train_batch: sequence micro * b + row");
 	fake_n[SPLIT_TRAIN] = 100;
 	for (int i = 0; i < 1000; i++) {
-		test_train_batch(7, i, B, T, a);
+		test_train_batch(7, i, B, T, a, target);
 		shifts[a[0] % T]++;
 	}
 	for (int i = 0; i < T; i++)
@@ -121,12 +123,12 @@ static void train_batch_is_a_function_of_seed_and_number(void)
 static void train_epochs_are_permuted_anew(void)
 {
 	enum { WINDOWS = 99 };
-	int32_t tok[T + 1], order[2][WINDOWS];
+	int32_t tok[T], order[2][WINDOWS];
 	int same = 0, sorted = 0;
 
 	fake_n[SPLIT_TRAIN] = (WINDOWS + 1) * T;
 	for (int i = 0; i < 2 * WINDOWS; i++) {
-		test_train_batch(7, i, 1, T, tok);
+		test_train_batch(7, i, 1, T, tok, target);
 		order[i / WINDOWS][i % WINDOWS] = tok[0] / T;
 	}
 	for (int i = 0; i < WINDOWS; i++) {
@@ -140,15 +142,15 @@ static void train_epochs_are_permuted_anew(void)
 static void eval_batches_are_spread(void)
 {
 	enum { COUNT = 10 };
-	int32_t tok[B * (T + 1)], last = -1, first = -1;
+	int32_t tok[B * T], last = -1, first = -1;
 	int bad = 0, least = 1 << 30, most = 0;
 
 	fake_n[SPLIT_VAL] = 1234;
 	for (int i = 0; i < COUNT; i++) {
-		test_eval_batch(SPLIT_VAL, i, COUNT, B, T, tok);
+		test_eval_batch(SPLIT_VAL, i, COUNT, B, T, tok, target);
 		bad += !rows_whole(tok);
 		for (int r = 0; r < B; r++) {
-			int32_t at = tok[r * (T + 1)];
+			int32_t at = tok[r * T];
 
 			if (last >= 0) {
 				least = MIN(least, at - last);
@@ -162,8 +164,8 @@ static void eval_batches_are_spread(void)
 	ok(!bad && first == 0 && last == 1234 - T - 1 && most - least <= 1,
 	   "eval_batches_are_spread: from %d to %d, %d to %d apart", first, last, least, most);
 	fake_n[SPLIT_VAL] = T + 1;
-	test_eval_batch(SPLIT_VAL, 0, 1, 1, T, tok);
-	ok(tok[0] == 0 && tok[T] == T, "eval_batch: one window");
+	test_eval_batch(SPLIT_VAL, 0, 1, 1, T, tok, target);
+	ok(tok[0] == 0 && target[T - 1] == T, "eval_batch: one window");
 }
 
 static void open_one(const void *arg)

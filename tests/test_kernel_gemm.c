@@ -1,20 +1,25 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * k_gemm(), k_gemm_grad() and k_bias_grad() against plain loops in double.
+ * k_gemm(), k_gemm_acc(), k_gemm_grad(), k_cast() and k_widen() against plain
+ * loops in double.
  */
 #include "kernel.h"
 
 enum { GAP = 3 };	/* unused elements at the end of a row */
 
+/* What a case has beside its shape. */
+enum {
+	TA = 1, TB = 2,
+	NO_BIAS = 4,
+	ONE_A = 8, ONE_B = 16,	/* all products of a batch share it */
+};
+
 static struct gemm g;
-static bool as_gradient;
+static void (*kernel)(const struct gemm *g) = k_gemm;
 
 static void call_gemm(void)
 {
-	if (as_gradient)
-		k_gemm_grad(&g);
-	else
-		k_gemm(&g);
+	kernel(&g);
 }
 
 static double gelu(double x)
@@ -54,17 +59,17 @@ static double reference(int p, int i, int j, double before, double *size)
 /* One result against its epilogue; @aux was the argument of DGELU. */
 static bool element(int p, int i, int j, double before, const act_t *aux_in)
 {
-	long at = i * g.ldc + j;
-	double got = ((act_t *)g.c)[p * g.sc + at], size, tol = SUM_TOL(g.k);
-	double want = reference(p, i, j, before, &size);
+	long at = i * g.ldaux + j;
+	double got = ((act_t *)g.c)[p * g.sc + i * g.ldc + j], size, tol = SUM_TOL(g.k);
+	double want = reference(p, i, j, before, &size), bias = g.bias ? g.bias[j] : 0;
 
 	switch (g.ep) {
 	case GEMM_PLAIN:
 		return near(got, want, size, tol);
 	case GEMM_BIAS:
-		return near(got, want + g.bias[j], size + fabs(g.bias[j]), tol);
+		return near(got, want + bias, size + fabs(bias), tol);
 	case GEMM_BIAS_GELU:
-		return near(g.aux[at], want + g.bias[j], size + fabs(g.bias[j]), tol) &&
+		return near(g.aux[at], want + bias, size + fabs(bias), tol) &&
 		       near(got, gelu(g.aux[at]), 1 + fabs((double)g.aux[at]), ELEMENT_TOL);
 	case GEMM_DGELU:	/* |gelu'| < 1.2 */
 		return near(got, want * gelu_grad(aux_in[at]), 2 * size + fabs(want),
@@ -74,9 +79,9 @@ static bool element(int p, int i, int j, double before, const act_t *aux_in)
 }
 
 /* Between rows and products nothing may be written. */
-static bool gaps_whole(const void *x, const void *was, long rows)
+static bool gaps_whole(const void *x, long ld, const void *was, long rows)
 {
-	size_t row = g.ldc * sizeof(act_t), used = g.n * sizeof(act_t);
+	size_t row = ld * sizeof(act_t), used = g.n * sizeof(act_t);
 
 	for (long i = 0; i < rows; i++)
 		if (memcmp((const char *)x + i * row + used, (const char *)was + i * row + used,
@@ -97,63 +102,102 @@ static bool elements(const act_t *before, const act_t *aux_in, int batch)
 	return true;
 }
 
-/* @beta 0: c holds NaN before the call. */
+/* The sum of the rows of a [k][m]. */
+static bool bias_gradient_right(void)
+{
+	bool good = true;
+
+	for (int j = 0; g.db && j < g.m; j++) {
+		double sum = 0, size = 0;
+
+		for (int i = 0; i < g.k; i++) {
+			sum += ((const act_t *)g.a)[i * g.lda + j];
+			size += fabs((double)((const act_t *)g.a)[i * g.lda + j]);
+		}
+		good &= near(g.db[j], sum, size, SUM_TOL(g.k));
+	}
+	return good;
+}
+
+/* @beta 0: c holds NaN before the call. A transposed a has a bias's gradient as well. */
 static void test_gemm(int m, int n, int k, int flags, double alpha, double beta, int batch,
 		      enum gemm_epilogue ep)
 {
-	bool ta = flags & 1, tb = flags & 2, gelu_out = ep == GEMM_BIAS_GELU;
-	long lda = (ta ? m : k) + GAP, ldb = (tb ? k : n) + GAP, ldc = n + GAP;
+	bool ta = flags & TA, tb = flags & TB, gelu_out = ep == GEMM_BIAS_GELU;
+	bool with_db = kernel == k_gemm_grad && ta && batch <= 1;
+	long lda = (ta ? m : k) + GAP, ldb = (tb ? k : n) + GAP, ldc = n + GAP, ldaux = ldc + GAP;
 	long sa = lda * (ta ? k : m), sb = ldb * (tb ? n : k), sc = ldc * m;
-	size_t bytes = sc * MAX(batch, 1) * sizeof(act_t);
+	size_t bytes = sc * MAX(batch, 1) * sizeof(act_t), aux_bytes = m * ldaux * sizeof(act_t);
 	act_t *a = normals(sa * MAX(batch, 1)), *b = normals(sb * MAX(batch, 1));
 	act_t *bias = normals(n), *before = normals(sc * MAX(batch, 1));
-	act_t *aux_in = normals(sc), *aux = guarded(bytes), *nan = guarded(bytes);
+	act_t *aux_in = normals(m * ldaux), *aux = guarded(aux_bytes);
+	act_t *nan = guarded(bytes + aux_bytes);
+	struct out db = { guarded(m * sizeof(grad_t)), m * sizeof(grad_t), NULL };
 	struct out out[2] = { { guarded(bytes), bytes, beta ? before : NULL },
-			      { aux, bytes, gelu_out ? NULL : aux_in } };
+			      { aux, aux_bytes, gelu_out ? NULL : aux_in } };
 
-	g = (struct gemm) { m, n, k, ta, tb, a, lda, b, ldb, out[0].x, ldc, alpha, beta, batch,
-			    sa, sb, sc, ep, bias, ep == GEMM_PLAIN ? NULL : aux };
+	if (with_db)
+		out[1] = db;
+	g = (struct gemm) {
+		.m = m, .n = n, .k = k, .ta = ta, .tb = tb, .a = a, .lda = lda, .b = b, .ldb = ldb,
+		.c = out[0].x, .ldc = ldc, .alpha = alpha, .beta = beta, .batch = batch,
+		.sa = flags & ONE_A ? 0 : sa, .sb = flags & ONE_B ? 0 : sb, .sc = sc, .ep = ep,
+		.bias = flags & NO_BIAS ? NULL : bias, .aux = ep == GEMM_PLAIN ? NULL : aux,
+		.ldaux = ldaux, .db = with_db ? db.x : NULL,
+	};
 	ok(threads_agree(call_gemm, out, batch > 1 ? 1 : 2) &&
-	   elements(before, aux_in, MAX(batch, 1)) &&
-	   gaps_whole(g.c, beta ? before : nan, (long)m * MAX(batch, 1)) &&
-	   (!gelu_out || gaps_whole(aux, nan, m)),
-	   "gemm_matches_loops %d x %d x %d%s%s alpha %g beta %g batch %d epilogue %d", m, n, k,
-	   ta ? " a^T" : "", tb ? " b^T" : "", alpha, beta, batch, ep);
+	   elements(before, aux_in, MAX(batch, 1)) && bias_gradient_right() &&
+	   gaps_whole(g.c, ldc, beta ? before : nan, (long)m * MAX(batch, 1)) &&
+	   (!gelu_out || gaps_whole(aux, ldaux, nan, m)),
+	   "gemm_matches_loops %d x %d x %d%s%s%s%s%s alpha %g beta %g batch %d epilogue %d%s", m,
+	   n, k, ta ? " a^T" : "", tb ? " b^T" : "", flags & NO_BIAS ? " no bias" : "",
+	   flags & ONE_A ? " one a" : "", flags & ONE_B ? " one b" : "", alpha, beta, batch, ep,
+	   with_db ? " db" : "");
 	unguard(a), unguard(b), unguard(bias), unguard(before);
-	unguard(aux_in), unguard(aux), unguard(nan), unguard(out[0].x);
+	unguard(aux_in), unguard(aux), unguard(nan), unguard(out[0].x), unguard(db.x);
 }
 
 static struct {
-	act_t *db, *dy;
-	int n, c;
-} bias;
+	param_t *dst;
+	const grad_t *src;
+	size_t n;
+} cast;
 
-static void call_bias(void)
+static void call_cast(void)
 {
-	k_bias_grad(bias.db, bias.dy, bias.n, bias.c);
+	k_cast(cast.dst, cast.src, cast.n);
 }
 
-static void test_bias(int n, int c)
+static void call_widen(void)
 {
-	struct out out = { guarded(c * sizeof(act_t)), c * sizeof(act_t), NULL };
+	k_widen(cast.dst, cast.src, cast.n);
+}
+
+static void test_cast(size_t n)
+{
+	struct out out = { guarded(n * sizeof(param_t)), n * sizeof(param_t), NULL };
+	act_t *src = normals(n);
 	bool good;
 
-	bias.dy = normals((size_t)n * c);
-	bias.db = out.x;
-	bias.n = n;
-	bias.c = c;
-	good = threads_agree(call_bias, &out, 1);
-	for (int j = 0; j < c; j++) {
-		double sum = 0, size = 0;
+	cast.dst = out.x, cast.src = src, cast.n = n;
+	good = threads_agree(call_cast, &out, 1);
+	for (size_t i = 0; i < n; i++)
+		good &= cast.dst[i] == (param_t)src[i];
+	ok(good, "cast_matches_loops %zu", n);
+	good = threads_agree(call_widen, &out, 1);
+	for (size_t i = 0; i < n; i++)
+		good &= cast.dst[i] == (acc_t)src[i];
+	ok(good, "widen_matches_loops %zu", n);
+	unguard(src), unguard(out.x);
+}
 
-		for (int i = 0; i < n; i++) {
-			sum += bias.dy[(size_t)i * c + j];
-			size += fabs(bias.dy[(size_t)i * c + j]);
-		}
-		good &= near(bias.db[j], sum, size, SUM_TOL(n));
-	}
-	ok(good, "bias_grad_matches_loops %d x %d", n, c);
-	unguard(bias.dy), unguard(out.x);
+static void test_workspace(void)
+{
+	void *mem = xmalloc(k_workspace() + 1);
+
+	k_workspace_use(mem);
+	test_gemm(37, 53, 29, TB, 1, 0, 0, GEMM_PLAIN);
+	free(mem);
 }
 
 int main(void)
@@ -168,22 +212,34 @@ int main(void)
 
 		for (int flags = 0; flags < 4; flags++)
 			test_gemm(s[0], s[1], s[2], flags, 1, 0, 0, GEMM_PLAIN);
-		test_gemm(s[0], s[1], s[2], 2, -0.5, 1, 0, GEMM_PLAIN);
+		test_gemm(s[0], s[1], s[2], TB, -0.5, 1, 0, GEMM_PLAIN);
 		test_gemm(s[0], s[1], s[2], 0, 2, 0.25, 1, GEMM_PLAIN);
 		for (int ep = GEMM_BIAS; ep <= GEMM_DGELU; ep++)
-			test_gemm(s[0], s[1], s[2], 2, 1, 0, 1, ep);
+			test_gemm(s[0], s[1], s[2], TB, 1, 0, 1, ep);
+		test_gemm(s[0], s[1], s[2], TB | NO_BIAS, 1, 0, 1, GEMM_BIAS);
+		test_gemm(s[0], s[1], s[2], TB | NO_BIAS, 1, 0, 1, GEMM_BIAS_GELU);
 		test_gemm(s[0], s[1], s[2], 0, 1, 0, 1, GEMM_DGELU);
 	}
 	for (int flags = 0; flags < 4; flags++) {
 		test_gemm(65, 48, 33, flags, 1, 0, 5, GEMM_PLAIN);
 		test_gemm(140, 130, 64, flags, 0.5, 1, 12, GEMM_PLAIN);
 	}
-	as_gradient = true;
-	test_gemm(300, 170, 90, 1, 1, 0, 0, GEMM_PLAIN);
-	test_gemm(300, 170, 90, 1, 1, 1, 0, GEMM_PLAIN);
-	test_bias(1, 1);
-	test_bias(7, 130);
-	test_bias(1000, 67);
-	test_bias(200, 3072);
+	test_gemm(65, 48, 33, TB | ONE_A, 1, 0, 5, GEMM_PLAIN);
+	test_gemm(140, 130, 64, ONE_B, 0.5, 1, 12, GEMM_PLAIN);
+	kernel = k_gemm_acc;
+	test_gemm(130, 70, 300, TB, 1, 0, 0, GEMM_PLAIN);
+	test_gemm(140, 130, 64, TA | ONE_B, 0.5, 1, 12, GEMM_PLAIN);
+	kernel = k_gemm_grad;
+	test_gemm(300, 170, 90, TA, 1, 0, 0, GEMM_PLAIN);
+	test_gemm(300, 170, 90, TA, 1, 1, 0, GEMM_PLAIN);
+	test_gemm(1, 1, 1, TA, 1, 0, 0, GEMM_PLAIN);
+	test_gemm(130, 5, 7, TA, 2, 0, 0, GEMM_PLAIN);
+	test_gemm(67, 40, 1000, TA, 1, 0, 1, GEMM_PLAIN);
+	test_gemm(3072, 20, 200, TA, -0.5, 1, 0, GEMM_PLAIN);
+	test_gemm(65, 48, 33, TA, 1, 0, 5, GEMM_PLAIN);
+	kernel = k_gemm;
+	test_workspace();
+	test_cast(1);
+	test_cast(50001);
 	return tap_done();
 }

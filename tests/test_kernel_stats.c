@@ -4,6 +4,7 @@
  * rows, and the statistics of a tensor.
  */
 #include "attn_ref.h"
+#include "kernels_stats.h"
 
 static double ref_entropy(const struct shape *s, const struct ref *r, int i, int h, int t)
 {
@@ -42,7 +43,7 @@ static void test_entropy(const struct shape *s)
 	ref_free(&r);
 }
 
-static void test_stats(size_t n)
+static void test_stats(size_t n, bool acc)
 {
 	struct buf x = buf_new(n);
 	double sum = 0, square = 0, size = 0, min = INFINITY, max = -INFINITY;
@@ -58,10 +59,13 @@ static void test_stats(size_t n)
 		min = fmin(min, x.p[i]);
 		max = fmax(max, x.p[i]);
 	}
-	k_stats(&s, x.p, n);
+	if (acc)
+		k_stats_acc(&s, x.p, n);
+	else
+		k_stats(&s, x.p, n);
 	ok(fabs(s.mean - sum / n) <= tol * size / n &&
 	   fabs(s.rms - sqrt(square / n)) <= tol * sqrt(square / n) && s.min == min &&
-	   s.max == max, "k_stats of %zu elements", n);
+	   s.max == max, "k_stats%s of %zu elements", acc ? "_acc" : "", n);
 	free(x.all);
 }
 
@@ -76,11 +80,15 @@ int main(void)
 		  .ra_scale = 0.4, .window = 70 },
 		{ .b = 1, .t = 20, .heads = 2, .dk = 6, .dv = 4, .joint = true, .ra_scale = 0.3,
 		  .window = 0 },
+		{ .b = 2, .t = 70, .heads = 6, .group = 2, .dk = 5, .dv = 7, .ra_scale = 0.3,
+		  .window = 9 },
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(shapes); i++)
 		test_entropy(&shapes[i]);
-	test_stats(1);
-	test_stats(1000);
+	for (int acc = 0; acc < 2; acc++) {
+		test_stats(1, acc);
+		test_stats(1000, acc);
+	}
 	return tap_done();
 }

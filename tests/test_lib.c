@@ -295,6 +295,19 @@ static void die_one(const void *arg)
 	die("%s", (const char *)arg);
 }
 
+static void note_status(int status)
+{
+	char text = '0' + status;
+
+	put_file(scratch("status"), &text, 1);
+}
+
+static void die_hooked(const void *arg)
+{
+	die_hook(note_status);
+	die_one(arg);
+}
+
 static void util_rest(void)
 {
 	char *s = xasprintf("%d-%s", 42, "x");
@@ -302,6 +315,8 @@ static void util_rest(void)
 
 	ok(!strcmp(s, "42-x"), "xasprintf");
 	ok(dies(die_one, "what and where", "tenon: what and where\n"), "die_says_one_line");
+	ok(dies(die_hooked, "last words", "last words") && file_holds(scratch("status"), "2", 1),
+	   "die_calls_its_hook");
 	ok(now() >= t && peak_rss() > 100000, "clock and memory use");
 	free(s);
 }

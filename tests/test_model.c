@@ -11,21 +11,15 @@
 
 #define LEAKS IS_ENABLED(CONFIG_RA_MLA_MLP_GATE_POOL_SEQUENCE)
 
-/*
- * Two ways to one sum of at most F terms differ by about sqrt(F) eps per layer; 1e-11
- * in double and 2e-4 in float leave two decades. Relative to the largest logit.
- */
-#define SAME_TOL (IS_ENABLED(CONFIG_REAL_DOUBLE) ? 1e-11 : 2e-4)
-
 enum { MB = B_MAX < 2 ? B_MAX : 2 };	/* sequences of these calls */
 
 struct net {
 	struct model m;
 	char *arena;
 	size_t bytes;
-	grad_t *dw;
+	grad_t *dw, *spare;		/* gradients, and where unwanted ones go */
 	int t;
-	int32_t *tok;			/* [MB][t + 1] */
+	int32_t *tok, *target;		/* [MB][t] */
 };
 
 static void net_init(struct net *n, enum phase phase)
@@ -37,36 +31,41 @@ static void net_init(struct net *n, enum phase phase)
 	ok(model_place(&n->m, n->arena, phase, MB, 0, NULL) == n->bytes,
 	   "arena of phase %d: measured is placed", phase);
 	memset(n->m.w, 0, n->m.param_elems * sizeof(param_t));
-	for (int i = 0; i < n->m.nr_entries; i++) {
-		const struct param_entry *e = &n->m.entries[i];
-
-		fill_param(e->p, n->m.w + e->offset, e->name);
-	}
+	for (int i = 0; i < n->m.nr_entries; i++)
+		fill_param(n->m.entries[i].p, n->m.w + n->m.entries[i].offset,
+			   n->m.entries[i].name);
 	n->dw = guarded_alloc(n->m.param_elems * sizeof(grad_t));
+	n->spare = guarded_alloc(n->m.param_elems * sizeof(grad_t));
 	if (phase == PHASE_TRAIN)
 		n->m.dw = n->dw;
 	n->t = T_MAX;
-	n->tok = xmalloc(MB * (T_MAX + 1) * sizeof(*n->tok));
-	for (int i = 0; i < MB * (T_MAX + 1); i++)
+	n->tok = xmalloc(MB * T_MAX * sizeof(*n->tok));
+	n->target = xmalloc(MB * T_MAX * sizeof(*n->target));
+	for (int i = 0; i < MB * T_MAX; i++) {
 		n->tok[i] = rng_u64(7, 7, i) % CONFIG_VOCAB_SIZE;
+		/* every fourth position is not scored; the first is */
+		n->target[i] = i % 4 == 3 ? -1 : (int32_t)(rng_u64(7, 8, i) % CONFIG_VOCAB_SIZE);
+	}
 }
 
 static void net_run(struct net *n, bool backward)
 {
 	memset(n->m.tmp, 0xFF, sizeof(act_t));
-	model_forward(&n->m, n->tok, MB, n->t, backward);
+	model_load(&n->m, &(struct batch){ .b = MB, .t = n->t, .tok = n->tok,
+					   .target = n->target });
+	model_forward(&n->m, backward);
 	if (backward)
-		model_backward(&n->m, MB, n->t);
+		model_backward(&n->m, NULL, NULL);
 }
 
 /* Logits [MB][t][V] of the last forward, on the host. */
-static act_t *net_logits(struct net *n)
+static acc_t *net_logits(struct net *n)
 {
 	int rows = MB * n->t;
-	act_t *all = xmalloc((size_t)rows * V * sizeof(*all));
+	acc_t *all = xmalloc((size_t)rows * V * sizeof(*all));
 
-	for (int r = 0; r < rows; r += HEAD_ROWS) {
-		int k = MIN(HEAD_ROWS, rows - r);
+	for (int r = 0; r < rows; r += LOGIT_ROWS) {
+		int k = MIN((int)LOGIT_ROWS, rows - r);
 
 		arch_get(all + (size_t)r * V, model_logits(&n->m, r, k),
 			 (size_t)k * V * sizeof(*all));
@@ -75,7 +74,7 @@ static act_t *net_logits(struct net *n)
 }
 
 /* Largest difference over the real columns of rows (i, j < upto), over the largest logit. */
-static double logits_differ(const act_t *a, int ta, const act_t *b, int tb, int upto)
+static double logits_differ(const acc_t *a, int ta, const acc_t *b, int tb, int upto)
 {
 	double diff = 0, top = 0;
 
@@ -94,9 +93,17 @@ static double logits_differ(const act_t *a, int ta, const act_t *b, int tb, int 
 static double loss_of(void *ctx)
 {
 	struct net *n = ctx;
+	grad_t *dw = n->m.dw;
+	double aux;
 
 	net_run(n, false);
-	return model_loss(&n->m);
+	if (!model_has_aux(&n->m))
+		return model_loss(&n->m);
+	n->m.dw = n->spare;
+	model_forward(&n->m, true);
+	n->m.dw = dw;
+	arch_get(&aux, n->m.aux, sizeof(aux));
+	return model_loss(&n->m) + aux;
 }
 
 /* Detached taps come from a second, unperturbed model. */
@@ -182,16 +189,16 @@ static void model_repeats(struct net *n)
 
 /* ---- causality ------------------------------------------------------------- */
 
-static void model_change(struct net *n, const act_t *full)
+static void model_change(struct net *n, const acc_t *full)
 {
 	int cut = (n->t - 1) / 2;
-	int32_t *old = xmalloc(MB * (n->t + 1) * sizeof(*old));
-	act_t *changed;
+	int32_t *old = xmalloc(MB * n->t * sizeof(*old));
+	acc_t *changed;
 	double diff;
 
-	memcpy(old, n->tok, MB * (n->t + 1) * sizeof(*old));
-	for (int i = 0; i < MB * (n->t + 1); i++)
-		if (i % (n->t + 1) > cut)
+	memcpy(old, n->tok, MB * n->t * sizeof(*old));
+	for (int i = 0; i < MB * n->t; i++)
+		if (i % n->t > cut)
 			n->tok[i] = (n->tok[i] + 1) % CONFIG_VOCAB_SIZE;
 	net_run(n, false);
 	changed = net_logits(n);
@@ -204,20 +211,20 @@ static void model_change(struct net *n, const act_t *full)
 		ok(diff == 0, "changed later tokens change no bit of earlier logits (%.2g)", diff);
 	ok(n->t == 1 || logits_differ(full, n->t, changed, n->t, n->t) > 1e-6,
 	   "and they do change later ones");
-	memcpy(n->tok, old, MB * (n->t + 1) * sizeof(*old));
+	memcpy(n->tok, old, MB * n->t * sizeof(*old));
 	free(changed);
 	free(old);
 }
 
-static void model_truncate(struct net *n, const act_t *full, int t)
+static void model_truncate(struct net *n, const acc_t *full, int t)
 {
 	int32_t *old = n->tok;
-	act_t *cut;
+	acc_t *cut;
 	double diff;
 
-	n->tok = xmalloc(MB * (t + 1) * sizeof(*old));
+	n->tok = xmalloc(MB * t * sizeof(*old));
 	for (int i = 0; i < MB; i++)
-		memcpy(n->tok + i * (t + 1), old + i * (n->t + 1), (t + 1) * sizeof(*old));
+		memcpy(n->tok + i * t, old + i * n->t, t * sizeof(*old));
 	n->t = t;
 	net_run(n, false);
 	cut = net_logits(n);
@@ -236,53 +243,136 @@ static void model_truncate(struct net *n, const act_t *full, int t)
 
 static void model_step_refuses(struct net *d)
 {
+	int32_t pos[MB] = { 0 };
 	int status = 0;
 	pid_t pid = fork();
 
 	if (!pid) {
 		fclose(stderr);
-		model_step(&d->m, d->tok, MB, 0);
+		model_step(&d->m, d->tok, pos, MB);
 		_exit(0);
 	}
 	waitpid(pid, &status, 0);
 	ok(WIFEXITED(status) && WEXITSTATUS(status) == EXIT_INPUT, "step refuses the leaking pool");
 }
 
-static void model_decode(struct net *n, const act_t *full)
+/*
+ * Prompts of @len[i] tokens, then steps: rows of logits from len[i] - 1 (0: from 0) on.
+ * A sequence at its end repeats its last position, whose logits no longer count.
+ */
+static void decode_rows(struct net *n, struct net *d, const int32_t *len, acc_t *all)
 {
-	struct net d;
-	int32_t now[MB];
-	act_t *all = xmalloc((size_t)MB * T_MAX * V * sizeof(*all));
+	int32_t now[MB], pos[MB];
+	const acc_t *row;
+
+	for (int k = len[0] ? -1 : 0; k < T_MAX; k++) {
+		for (int i = 0; i < MB; i++) {
+			pos[i] = MIN(len[i] + k, T_MAX - 1);
+			now[i] = n->tok[i * T_MAX + pos[i]];
+		}
+		if (k < 0)
+			row = model_fill(&d->m, &(struct batch){ .b = MB, .t = T_MAX, .tok = n->tok },
+					 len);
+		else
+			row = model_step(&d->m, now, pos, MB);
+		for (int i = 0; i < MB; i++)
+			if (pos[i] == len[i] + k)
+				arch_get(all + ((size_t)i * T_MAX + pos[i]) * V,
+					 row + (size_t)i * V, V * sizeof(*row));
+	}
+}
+
+static void decode_agrees(struct net *n, struct net *d, const acc_t *full, const int32_t *len,
+			  const char *what)
+{
+	size_t rows = (size_t)MB * T_MAX * V;
+	acc_t *all = xmalloc(rows * sizeof(*all));
 	double diff;
+
+	memcpy(all, full, rows * sizeof(*all));
+	decode_rows(n, d, len, all);
+	diff = logits_differ(full, T_MAX, all, T_MAX, T_MAX);
+	ok(diff <= SAME_TOL, "%s: the logits of the forward (%.2g)", what, diff);
+	free(all);
+}
+
+static void model_decode(struct net *n, const acc_t *full)
+{
+	int32_t none[MB] = { 0 }, ragged[MB];
+	struct net d;
 
 	net_init(&d, PHASE_DECODE);
 	if (LEAKS) {
 		model_step_refuses(&d);
 		return;
 	}
-	for (int again = 0; again < 2; again++) {
-		for (int pos = 0; pos < T_MAX; pos++) {
-			const act_t *row;
-
-			for (int i = 0; i < MB; i++)
-				now[i] = n->tok[i * (T_MAX + 1) + pos];
-			row = model_step(&d.m, now, MB, pos);
-			for (int i = 0; i < MB; i++)
-				arch_get(all + ((size_t)i * T_MAX + pos) * V, row + (size_t)i * V,
-					 V * sizeof(*row));
-		}
-		diff = logits_differ(full, T_MAX, all, T_MAX, T_MAX);
-		ok(diff <= SAME_TOL, "%s: %d steps give the logits of the forward (%.2g)",
-		   again ? "a second sequence in the same cache" : "decode", T_MAX, diff);
-	}
+	for (int i = 0; i < MB; i++)
+		ragged[i] = i ? MAX(1, T_MAX / 3) : MAX(1, T_MAX - 2);
+	decode_agrees(n, &d, full, none, "decode by steps");
+	decode_agrees(n, &d, full, none, "second sequences in the same caches");
+	decode_agrees(n, &d, full, ragged, "a fill of ragged prompts, then steps");
 	ok(guards_whole(d.arena, d.bytes), "decode writes inside its arena");
-	free(all);
 }
 
-static void model_eval(struct net *n, const act_t *full)
+/* ---- losses and ranges ------------------------------------------------------- */
+
+static void model_row_losses(struct net *n)
+{
+	acc_t *loss = xmalloc(MB * n->t * sizeof(*loss));
+	double sum = 0, mean;
+	int scored = 0;
+	bool zero = true;
+
+	net_run(n, false);
+	mean = model_loss(&n->m);
+	arch_get(loss, model_row_loss(&n->m), MB * n->t * sizeof(*loss));
+	for (int i = 0; i < MB * n->t; i++) {
+		sum += loss[i];
+		scored += n->target[i] >= 0;
+		zero &= n->target[i] >= 0 || loss[i] == 0;
+	}
+	ok(zero && scored && fabs(mean - sum / scored) <= 1e-12 * fabs(mean),
+	   "the loss is the mean over scored positions, others have none");
+	free(loss);
+}
+
+/* Elements that were reported complete: each once, and complete they are. */
+struct ranges {
+	const struct net *n;
+	grad_t *seen;
+	unsigned char *times;
+};
+
+static void on_ready(void *ctx, size_t offset, size_t n)
+{
+	struct ranges *r = ctx;
+
+	memcpy(r->seen + offset, r->n->dw + offset, n * sizeof(*r->seen));
+	for (size_t i = offset; i < offset + n; i++)
+		r->times[i]++;
+}
+
+static void model_reports_ranges(struct net *n)
+{
+	size_t elems = n->m.param_elems;
+	struct ranges r = { n, xcalloc(elems, sizeof(grad_t)), xcalloc(elems, 1) };
+	bool once = true;
+
+	net_run(n, false);
+	model_forward(&n->m, true);
+	model_backward(&n->m, on_ready, &r);
+	for (size_t i = 0; i < elems; i++)
+		once &= r.times[i] == 1;
+	ok(once && !memcmp(r.seen, n->dw, elems * sizeof(*r.seen)),
+	   "backward reports every element once, complete");
+	free(r.seen);
+	free(r.times);
+}
+
+static void model_eval(struct net *n, const acc_t *full)
 {
 	struct net e;
-	act_t *logits;
+	acc_t *logits;
 
 	net_init(&e, PHASE_EVAL);
 	net_run(&e, false);
@@ -296,7 +386,7 @@ static void model_eval(struct net *n, const act_t *full)
 int main(void)
 {
 	struct net n;
-	act_t *full;
+	acc_t *full;
 
 	arch_init(0, 1);
 	net_init(&n, PHASE_TRAIN);
@@ -312,6 +402,8 @@ int main(void)
 	model_truncate(&n, full, MAX(1, T_MAX - 3));
 	model_truncate(&n, full, 1);
 	model_decode(&n, full);
+	model_row_losses(&n);
+	model_reports_ranges(&n);
 	ok(guards_whole(n.arena, n.bytes), "training writes inside its arena");
 	return tap_done();
 }

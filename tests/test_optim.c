@@ -12,20 +12,21 @@
 #include "tap.h"
 #include "util.h"
 
-enum { ELEMS = 192 };
+enum { ELEMS = 256, NR_TOYS = 4, MICROS = CONFIG_GRADIENT_ACCUMULATION };
 
-static const struct param toy_params[] = {
-	{ .name = "matrix", .ndim = 2, .dims = { 3, 4 }, .decay = DECAY },
-	{ .name = "bias", .ndim = 1, .dims = { 5 }, .decay = NO_DECAY },
-	{ .name = "cube", .ndim = 3, .dims = { 2, 2, 2 }, .decay = DECAY },
+static const struct param toy_params[NR_TOYS] = {
+	{ .name = "matrix", .ndim = 2, .dims = { 3, 4 }, .flags = DECAY },
+	{ .name = "bias", .ndim = 1, .dims = { 5 }, .flags = NO_DECAY },
+	{ .name = "cube", .ndim = 3, .dims = { 2, 2, 2 }, .flags = DECAY },
+	{ .name = "frozen", .ndim = 1, .dims = { 6 }, .flags = DECAY | FROZEN },
 };
 
-static struct param_entry toy_entries[] = {
+static struct param_entry toy_entries[NR_TOYS] = {
 	{ "matrix", &toy_params[0], 0, 12 }, { "bias", &toy_params[1], 64, 5 },
-	{ "cube", &toy_params[2], 128, 8 },
+	{ "cube", &toy_params[2], 128, 8 }, { "frozen", &toy_params[3], 192, 6 },
 };
 
-static struct model toy = { .entries = toy_entries, .nr_entries = 3, .param_elems = ELEMS };
+static struct model toy = { .entries = toy_entries, .nr_entries = NR_TOYS, .param_elems = ELEMS };
 
 /* struct ref - the optimizer written down once more, in double, list by list */
 struct ref {
@@ -45,11 +46,16 @@ enum {
 
 static double toy_decay(int k)
 {
-	for (int i = 0; i < 3; i++)
+	for (int i = 0; i < NR_TOYS; i++)
 		if (k >= (int)toy_entries[i].offset &&
 		    k < (int)(toy_entries[i].offset + toy_entries[i].numel))
-			return toy_params[i].decay == DECAY ? CONFIG_WEIGHT_DECAY : 0;
+			return toy_params[i].flags & DECAY ? CONFIG_WEIGHT_DECAY : 0;
 	return 0;
+}
+
+static bool toy_frozen(int k)
+{
+	return k >= (int)toy_entries[NR_TOYS - 1].offset;
 }
 
 /* What is infinite stays so, that the update is skipped and not mended. */
@@ -66,7 +72,7 @@ static void ref_clip(struct ref *r)
 /* Whether norm n is a spike against the last norms. */
 static bool ref_spike(const struct ref *r, double n)
 {
-	int from = r->nr_norms > OPTIM_WINDOW ? r->nr_norms - OPTIM_WINDOW : 0;
+	int from = r->nr_norms > ADAM_WINDOW ? r->nr_norms - ADAM_WINDOW : 0;
 	double mean = 0, var = 0;
 
 	for (int i = from; i < r->nr_norms; i++)
@@ -85,6 +91,8 @@ static void ref_adam(struct ref *r, double lr, double scale)
 	for (int k = 0; k < ELEMS; k++) {
 		double g = r->g[k] * scale, mhat, vhat;
 
+		if (toy_frozen(k))
+			continue;
 		r->m[k] = b1 * r->m[k] + (1 - b1) * g;
 		r->v[k] = b2 * r->v[k] + (1 - b2) * g * g;
 		mhat = r->m[k] / (1 - pow(b1, r->count));
@@ -150,13 +158,16 @@ enum { GOLDEN_STEPS = 1150 };	/* past a reset of the default interval, 1000 */
 /* Rounding of one update to grad_t: a dozen operations, of values near w, m or v. */
 static const double golden_tolerance = sizeof(grad_t) == 4 ? 12 * 0x1p-24 : 12 * 0x1p-52;
 
-/* Gradients with single spikes, spikes of the norm, and NaN or infinity now and then. */
+/*
+ * Gradients with single spikes, spikes of the norm, and NaN or infinity now and then. What
+ * stands at frozen elements does not count.
+ */
 static void golden_grad(grad_t *g, int step, double *loss)
 {
 	double size = step % 137 == 60 ? 20 : 0.1;
 
 	*loss = step == 333 ? NAN : 2;
-	for (int i = 0; i < 3; i++)
+	for (int i = 0; i < NR_TOYS; i++)
 		for (size_t k = toy_entries[i].offset;
 		     k < toy_entries[i].offset + toy_entries[i].numel; k++)
 			g[k] = (grad_t)(size * CONFIG_GRADIENT_ACCUMULATION *
@@ -167,6 +178,8 @@ static void golden_grad(grad_t *g, int step, double *loss)
 		g[65] = NAN;
 	if (step == 201)
 		g[130] = INFINITY;
+	if (step == 202)
+		g[194] = NAN;
 }
 
 /* Compare one buffer with the reference and take it over; whether it was close. */
@@ -183,27 +196,90 @@ static bool compare(double *ref, const void *device, double floor)
 	return close;
 }
 
-static void nonfinite_is_named(const struct optim *o, grad_t *dg)
+/* The state after the update that was started last. */
+static struct adam_state *get_state(const struct optim *o)
+{
+	static union optim_memory st;
+	static struct arch_mark mark;
+	double loss[2];
+
+	optim_get_later(o, &st, loss);
+	arch_mark_set(&mark);
+	arch_mark_wait(&mark);
+	return (struct adam_state *)&st;
+}
+
+/* Losses of micro-batches whose mean is @loss. */
+static void put_losses(const struct optim *o, double loss)
+{
+	double x[2 * MICROS] = { 0 };
+
+	for (int i = 0; i < MICROS; i++) {
+		x[i] = loss + (MICROS % 2 && i == MICROS - 1 ? 0 : i % 2 ? 0.5 : -0.5);
+		x[MICROS + i] = i;
+	}
+	arch_put(o->losses, x, sizeof(x));
+}
+
+static void nonfinite_is_named(struct optim *o, grad_t *dg)
 {
 	grad_t g[ELEMS] = { 0 };
 
+	put_losses(o, 2);
+	g[193] = NAN;
 	arch_put(dg, g, sizeof(g));
-	ok(!optim_nonfinite(o, &toy, dg), "optim_nonfinite_finds_nothing_in_finite_gradients");
+	optim_update(o, &toy, dg, 1e-3);
+	ok(!optim_nonfinite(o, &toy), "optim_nonfinite_finds_nothing_in_finite_gradients");
 	g[66] = INFINITY;
 	g[129] = NAN;
 	arch_put(dg, g, sizeof(g));
-	ok(!strcmp(optim_nonfinite(o, &toy, dg), "bias"), "optim_nonfinite_names_the_first_tensor");
+	optim_update(o, &toy, dg, 1e-3);
+	ok(!strcmp(optim_nonfinite(o, &toy), "bias"), "optim_nonfinite_names_the_first_tensor");
+}
+
+static void losses_are_means_of_micro_batches(struct optim *o)
+{
+	double x[2 * MICROS], got[2];
+	union optim_memory st;
+
+	for (int i = 0; i < 2 * MICROS; i++)
+		x[i] = i;
+	arch_put(o->losses, x, sizeof(x));
+	optim_update(o, &toy, (grad_t *)toy.w + ELEMS, 0);
+	optim_get_later(o, &st, got);
+	arch_sync();
+	ok(got[0] == (MICROS - 1) / 2.0 && got[1] == MICROS + (MICROS - 1) / 2.0 &&
+	   st.common.loss == got[0], "losses_are_means_of_micro_batches: %g %g", got[0], got[1]);
+}
+
+/* The scalars' table covers the state: what is written and read is all of it. */
+static void scalars_cover_the_state(void)
+{
+	size_t bytes = sizeof(struct optim_state);
+
+	for (int i = 0; i < optim_rule.nr_scalars; i++) {
+		const struct optim_scalar *s = &optim_rule.scalars[i];
+
+		bytes += (size_t)s->count * (s->real ? sizeof(double) : sizeof(int64_t));
+		for (int j = 0; j < i; j++)
+			if (s->offset == optim_rule.scalars[j].offset)
+				bytes = 0;
+	}
+	ok(bytes == optim_rule.state_size && bytes <= OPTIM_STATE_MAX &&
+	   optim_rule.nr_buffers <= OPTIM_BUFFERS, "scalars_cover_the_state: %zu of %zu bytes",
+	   bytes, optim_rule.state_size);
 }
 
 static void optim_follows_the_update_rule(void)
 {
-	size_t bytes = ROUND_UP(optim_bytes(ELEMS, 3) + 2 * ELEMS * sizeof(grad_t), TENSOR_ALIGN);
+	size_t bytes = ROUND_UP(optim_bytes(ELEMS, NR_TOYS) + 2 * ELEMS * sizeof(grad_t), TENSOR_ALIGN);
 	char *mem = arch_alloc(bytes);
 	int bad_w = -1, bad_m = -1, bad_v = -1, bad_norm = -1, bad_skip = -1;
+	bool changed = false;
 	static struct ref r;
-	grad_t g[ELEMS] = { 0 }, *dg = (grad_t *)mem + ELEMS;
-	struct optim_state st;
-	struct optim o;
+	grad_t g[ELEMS] = { 0 }, after[ELEMS], *dg = (grad_t *)mem + ELEMS;
+	struct adam_state *st;
+	struct optim o = { 0 };
 
 	toy.w = (param_t *)mem;
 	for (int k = 0; k < ELEMS; k++)
@@ -217,36 +293,42 @@ static void optim_follows_the_update_rule(void)
 		memset(g, 0, sizeof(g));
 		golden_grad(g, step, &loss);
 		for (int k = 0; k < ELEMS; k++)
-			r.g[k] = (double)g[k] / CONFIG_GRADIENT_ACCUMULATION;
+			r.g[k] = toy_frozen(k) ? 0 : (double)g[k] / CONFIG_GRADIENT_ACCUMULATION;
 		arch_put(dg, g, sizeof(g));
-		optim_update(&o, &toy, dg, lr, loss);
-		optim_get(&o, &st);
+		put_losses(&o, loss);
+		optim_update(&o, &toy, dg, lr);
+		arch_get(after, dg, sizeof(after));
+		changed |= memcmp(after, g, sizeof(g)) != 0;
+		st = get_state(&o);
 		norm = ref_update(&r, lr, loss);
 		bad_w = compare(r.w, toy.w, lr) ? bad_w : step;
-		bad_m = compare(r.m, o.m, 0.1) ? bad_m : step;
-		bad_v = compare(r.v, o.v, 0.01) ? bad_v : step;
-		if (isfinite(norm) && fabs(st.norm - norm) > golden_tolerance * norm)
+		bad_m = compare(r.m, o.buf[0], 0.1) ? bad_m : step;
+		bad_v = compare(r.v, o.buf[1], 0.01) ? bad_v : step;
+		if (isfinite(norm) && fabs(st->common.norm - norm) > golden_tolerance * norm)
 			bad_norm = step;
-		if (st.skip != (!isfinite(norm) || !isfinite(loss)))
+		if (st->common.skip != (!isfinite(norm) || !isfinite(loss)))
 			bad_skip = step;
 	}
 	ok(bad_w < 0, "optim_follows_the_update_rule: weights (%d)", bad_w);
 	ok(bad_m < 0 && bad_v < 0, "optim_follows_the_update_rule: moments (%d %d)", bad_m, bad_v);
 	ok(bad_norm < 0, "optim_follows_the_update_rule: norm (%d)", bad_norm);
-	ok(bad_skip < 0 && st.skipped == 3 && r.skipped == 3 && !st.skipped_row,
+	ok(bad_skip < 0 && st->common.skipped == 3 && r.skipped == 3 && !st->common.skipped_row,
 	   "optim_skips_what_is_not_finite (%d)", bad_skip);
-	ok(st.applied == r.applied && st.count == r.count && st.resets == r.resets &&
-	   st.spikes == r.spikes, "optim_counts: applied %d, count %d, resets %d, spikes %d",
+	ok(st->common.applied == r.applied && st->count == r.count && st->resets == r.resets &&
+	   st->spikes == r.spikes, "optim_counts: applied %d, count %d, resets %d, spikes %d",
 	   r.applied, r.count, r.resets, r.spikes);
 	ok(!SPAM || !(CONFIG_SPAM_SPIKE_THRESHOLD > 0) || r.spikes, "optim_golden_run_has_spikes");
 	ok(!RESET || GOLDEN_STEPS <= CONFIG_SPAM_INTERVAL || r.resets, "optim_golden_run_has_resets");
+	ok(!changed, "optim_changes_no_gradient");
 	nonfinite_is_named(&o, dg);
+	losses_are_means_of_micro_batches(&o);
 	arch_free(mem, bytes);
 }
 
 int main(void)
 {
 	arch_init(0, 1);
+	scalars_cover_the_state();
 	optim_follows_the_update_rule();
 	return tap_done();
 }

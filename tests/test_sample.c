@@ -9,7 +9,7 @@
 
 enum { N = 6, DRAWS = 20000 };
 
-static const act_t logits[N] = { 1, 0, 2, 2, -1, 0.5 };
+static const acc_t logits[N] = { 1, 0, 2, 2, -1, 0.5 };
 
 /* How often each token is drawn. */
 static void count(const struct sampler *s, int hits[N])

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /*
- * TensorBoard event files: known bytes, appending, cutting back, torn records.
+ * TensorBoard event files: known bytes, one file a folder, faults.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -25,18 +25,10 @@ static const char *event_file(const char *name, int *count)
 	return path;
 }
 
-static size_t size_of(const char *path)
-{
-	size_t n = 0;
-
-	free(file_read(path, &n));
-	return n;
-}
-
 /* Open, log steps from..to of one tag, close. */
 static void log_steps(const char *name, int from, int to)
 {
-	struct tfevents *t = tfevents_open(scratch(name));
+	struct tfevents *t = tfevents_create(scratch(name));
 
 	for (int i = from; i <= to; i++)
 		tfevents_scalar(t, i, "train/loss", 1.5);
@@ -70,73 +62,39 @@ static void tfevents_bytes(void)
 	free(p);
 }
 
-static void tfevents_cut_and_append(void)
+/* A new file takes the place of those there, whole, torn or many; nothing else goes. */
+static void tfevents_create_begins_anew(void)
 {
-	size_t five, ten;
-	const char *path;
+	size_t n, again;
+	uint8_t *p, *q;
 	int count;
 
-	dir_make(scratch("cut"));
-	log_steps("cut", 1, 5);
-	path = event_file("cut", &count);
-	five = size_of(path);
-	log_steps("cut", 6, 10);
-	event_file("cut", &count);
-	ten = size_of(path);
-	ok(count == 1 && ten == 2 * five - 40, "tfevents_open goes on with the file");
-	ok(!tfevents_cut(scratch("cut"), 10, NULL) && size_of(path) == ten,
-	   "tfevents_cut: nothing later");
-	ok(!tfevents_cut(scratch("cut"), 5, NULL) && size_of(path) == five,
-	   "tfevents_cut to a step");
-	log_steps("cut", 6, 10);
-	ok(size_of(path) == ten, "tfevents_open after a cut");
-	ok(!tfevents_cut(scratch("cut"), 10, "val/loss") && size_of(path) == ten,
-	   "tfevents_cut: no such tag");
-	ok(!tfevents_cut(scratch("cut"), 6, "train/loss") && size_of(path) == five,
-	   "tfevents_cut: the last step's tag as well");
-	ok(!tfevents_cut(scratch("cut"), 0, NULL) && size_of(path) == 40,
-	   "tfevents_cut to the start");
-	ok(!tfevents_cut(scratch("nowhere"), 3, NULL), "tfevents_cut: no folder is fine");
-	ok(!tfevents_open(scratch("nowhere")) && errno == ENOENT, "tfevents_open: errno");
-}
-
-/* Cut the file at every length: what stays is whole records, and it goes on. */
-static void tfevents_cut_drops_torn_records(void)
-{
-	const size_t record = 16 + 32;	/* steps below 128 take one byte */
-	const char *path;
-	int count, bad = 0;
-	uint8_t *whole;
-	size_t n;
-
-	dir_make(scratch("torn"));
-	log_steps("torn", 1, 3);
-	path = event_file("torn", &count);
-	whole = file_read(path, &n);
-	for (size_t size = 0; size <= n; size++) {
-		put_file(path, whole, size);
-		bad += tfevents_cut(scratch("torn"), 100, NULL) ||
-		       size_of(path) != (size < 40 ? 0 : 40 + (size - 40) / record * record);
+	dir_make(scratch("anew"));
+	put_file(scratch("anew/metrics.jsonl"), "{}", 2);
+	put_file(scratch("anew/events.out.tfevents.0000000001.old"), "torn", 4);
+	put_file(scratch("anew/events.out.tfevents.0000000002.old"), "", 0);
+	log_steps("anew", 1, 5);
+	p = file_read(event_file("anew", &count), &n);
+	ok(count == 1 && n == 40 + 5 * 48, "tfevents_create: one file, from the start, %zu", n);
+	log_steps("anew", 1, 5);
+	q = file_read(event_file("anew", &count), &again);
+	ok(count == 1 && again == n, "tfevents_create: the same again");
+	for (size_t at = 0; at < n; at += 16 + p[at]) {
+		memset(p + at + 13, 0, 8);	/* wall time, and the checksum over it */
+		memset(q + at + 13, 0, 8);
+		memset(p + at + 12 + p[at], 0, 4);
+		memset(q + at + 12 + q[at], 0, 4);
 	}
-	ok(!bad, "tfevents_cut_drops_torn_records: %d lengths wrong", bad);
-	bad = 0;
-	for (size_t at = 40 + record; at < 40 + 2 * record; at++) {
-		put_file(path, whole, n);
-		whole[at] ^= 1;
-		put_file(path, whole, n);
-		whole[at] ^= 1;
-		bad += tfevents_cut(scratch("torn"), 100, NULL) || size_of(path) != 40 + record;
-	}
-	ok(!bad, "tfevents_cut drops from a damaged record on: %d bytes missed", bad);
-	put_file(path, "", 0);
-	log_steps("torn", 1, 3);
-	ok(size_of(path) == n, "tfevents_open begins an empty file anew");
-	free(whole);
+	ok(!memcmp(p, q, n), "tfevents_create: the same bytes but for wall times");
+	ok(file_holds(scratch("anew/metrics.jsonl"), "{}", 2), "tfevents_create: other files stay");
+	ok(!tfevents_create(scratch("nowhere")) && errno == ENOENT, "tfevents_create: errno");
+	free(p);
+	free(q);
 }
 
 static void tfevents_long_tag(void)
 {
-	struct tfevents *t = tfevents_open(scratch("torn"));
+	struct tfevents *t = tfevents_create(scratch("anew"));
 	char tag[300];
 
 	memset(tag, 'x', sizeof(tag));
@@ -151,8 +109,7 @@ int main(void)
 {
 	scratch_open();
 	tfevents_bytes();
-	tfevents_cut_and_append();
-	tfevents_cut_drops_torn_records();
+	tfevents_create_begins_anew();
 	tfevents_long_tag();
 	scratch_close();
 	return tap_done();

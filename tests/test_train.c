@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: MIT
 /*
- * Training, piece by piece: schedules, the accumulation tree, plans that do not fit,
- * the guard against what is not finite, checkpoints and their state, and which
- * configurations may go on with one.
+ * Training, piece by piece: schedules, the accumulation tree, rows and events of a
+ * resumed run, plans that do not fit, and which configurations may go on with a
+ * checkpoint.
  */
+#include <dirent.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "arch.h"
+#include "../ckpt/ckpt.h"
 #include "../train/train.h"
 #include "scratch.h"
 
@@ -94,120 +96,68 @@ static void fold_apart(grad_t *sum, int from, int n)
 		sum[k] += rest[k];
 }
 
+/* Merges of whole buffers, or by ranges from the last to the first, as backward ends. */
+static void merge_all(const struct accum *a, const struct accum_merge *merges, int nr, bool ranges)
+{
+	for (int i = 0; i < nr && !ranges; i++)
+		accum_merge(a, merges[i], 0, a->elems);
+	for (size_t at = ranges ? a->elems : 0, n; at; at -= n) {
+		n = MIN(at, (size_t)50);
+		for (int i = 0; i < nr; i++)
+			accum_merge(a, merges[i], at - n, n);
+	}
+}
+
+/* Sum of leaves 0..n-1, the last one merged and folded by ranges. */
+static void accumulate(struct accum *a, int n, bool ranges, grad_t got[ELEMS])
+{
+	struct accum_merge merges[2 * ACCUM_MAX_SLOTS];
+	grad_t leaf[ELEMS];
+	int nr, sum;
+
+	for (int i = 0; i < n; i++) {
+		int at = accum_leaf(a);
+
+		leaf_values(leaf, i);
+		arch_put(a->buf[at], leaf, sizeof(leaf));
+		nr = accum_push(a, at, merges);
+		if (i < n - 1)
+			merge_all(a, merges, nr, false);
+	}
+	nr += accum_fold(a, merges + nr, &sum);
+	merge_all(a, merges, nr, ranges);
+	arch_get(got, a->buf[sum], ELEMS * sizeof(*got));
+}
+
 static void accum_is_the_fixed_tree(void)
 {
 	grad_t *mem = arch_alloc(ROUND_UP(6 * ELEMS * sizeof(*mem), TENSOR_ALIGN));
-	grad_t want[ELEMS], got[ELEMS], leaf[ELEMS];
+	struct accum_merge merges[ACCUM_MAX_SLOTS];
+	grad_t want[ELEMS], got[ELEMS];
+	int wrong = 0, wrong_ranges = 0;
 	struct accum a;
-	int wrong = 0;
 
 	for (int n = 1; n <= 33; n++) {
 		accum_place(&a, accum_slots(n), ELEMS, mem);
-		for (int i = 0; i < n; i++) {
-			grad_t *at = accum_leaf(&a);
-
-			leaf_values(leaf, i);
-			arch_put(at, leaf, sizeof(leaf));
-			accum_push(&a, at);
-		}
-		arch_get(got, accum_fold(&a), sizeof(got));
 		fold_apart(want, 0, n);
+		accumulate(&a, n, false, got);
 		if (memcmp(got, want, sizeof(want)))
 			wrong = n;
+		accumulate(&a, n, true, got);
+		if (memcmp(got, want, sizeof(want)))
+			wrong_ranges = n;
 	}
 	ok(!wrong, "accum_is_the_fixed_tree (1 to 33 leaves)");
+	ok(!wrong_ranges, "accum_by_ranges_gives_the_same_bits (1 to 33 leaves)");
 	ok(accum_slots(1) == 1 && accum_slots(2) == 2 && accum_slots(7) == 3 &&
 	   accum_slots(8) == 4, "accum_slots_is_log2_plus_1");
-	leaf_values(leaf, 0);
-	arch_put(accum_leaf(&a), leaf, sizeof(leaf));
-	accum_push(&a, accum_leaf(&a));
+	accum_push(&a, accum_leaf(&a), merges);
 	accum_drop(&a);
-	ok(accum_leaf(&a) == mem, "accum_drop_frees_every_buffer");
+	ok(a.buf[accum_leaf(&a)] == mem, "accum_drop_frees_every_buffer");
 	arch_free(mem, ROUND_UP(6 * ELEMS * sizeof(*mem), TENSOR_ALIGN));
 }
 
-/* ---- the real model --------------------------------------------------------- */
-
-static struct run run = { .dir = scratch_dir, .saved = -1 };
-
-/* Gradient of micro-batch i by itself. */
-static void leaf_apart(int i, grad_t *leaf)
-{
-	struct model *m = &run.m;
-
-	data_train_batch(5, i, B_MAX, T_MAX, run.tok);
-	m->dw = leaf;
-	model_forward(m, run.tok, B_MAX, T_MAX, true);
-	model_backward(m, B_MAX, T_MAX);
-	arch_sync();
-}
-
-static void accum_of_eight_equals_eight_apart(void)
-{
-	size_t n = run.m.param_elems, size = n * sizeof(grad_t), bytes = ROUND_UP(12 * size, 256);
-	grad_t *mem = arch_alloc(bytes), *sum, *leaf = mem + 4 * n;
-	struct accum a;
-	grad_t *got = xmalloc(size), *want = xmalloc(size);
-
-	accum_place(&a, accum_slots(8), n, mem);
-	for (int i = 0; i < 8; i++) {
-		sum = accum_leaf(&a);
-		leaf_apart(i, sum);
-		accum_push(&a, sum);
-	}
-	arch_get(got, accum_fold(&a), size);
-	for (int i = 7; i >= 0; i--)	/* another order: a leaf depends on its number alone */
-		leaf_apart(i, leaf + i * n);
-	for (int gap = 1; gap < 8; gap *= 2)
-		for (int i = 0; i < 8; i += 2 * gap)
-			k_sum_grad(leaf + i * n, leaf + (i + gap) * n, n);
-	arch_get(want, leaf, size);
-	ok(!memcmp(got, want, size), "accum_of_eight_equals_eight_apart");
-	free(got);
-	free(want);
-	arch_free(mem, bytes);
-}
-
-static bool same_weights(const param_t *copy)
-{
-	size_t size = run.m.param_elems * sizeof(*copy);
-	param_t *now = xmalloc(size);
-	bool same;
-
-	arch_get(now, run.m.w, size);
-	same = !memcmp(now, copy, size);
-	free(now);
-	return same;
-}
-
-static void checkpoint_round_trip(void)
-{
-	size_t size = run.m.param_elems * sizeof(param_t);
-	param_t *copy = xmalloc(size);
-	struct ckpt_state was = run.st, st;
-	char *folder, *config;
-
-	arch_get(copy, run.m.w, size);
-	was.eval_step = was.step;
-	was.eval_loss = 1.0 / 3;
-	was.best_loss = NAN;
-	was.optim.norms[3] = 0.1;
-	was.optim.z = -INFINITY;
-	was.optim.norm = 5e-324;
-	ckpt_save(scratch_dir, &run.m, &run.optim, &was);
-	ok(ckpt_newest(scratch_dir, &folder, &config, &st), "checkpoint_is_found");
-	ok(!memcmp(&st, &was, sizeof(st)) ||
-	   (isnan(st.best_loss) && (st.best_loss = was.best_loss, !memcmp(&st, &was, sizeof(st)))),
-	   "checkpoint_state_comes_back_bit_for_bit");
-	ok(!strcmp(config, config_text()), "checkpoint_keeps_the_configuration");
-	arch_zero(run.m.w, size);
-	ckpt_load(folder, &run.m, &run.optim, &st);
-	ok(same_weights(copy), "checkpoint_weights_come_back_bit_for_bit");
-	optim_put(&run.optim, &run.st.optim);
-	free(folder);
-	free(config);
-	free(copy);
-}
+/* ---- rows and events --------------------------------------------------------- */
 
 /* The rows of step 2 and its evaluation, opened again before or after that was kept. */
 static size_t rows_again(bool evaluated)
@@ -241,89 +191,70 @@ static void evaluation_is_logged_once(void)
 	ok(before && after > before && rows_again(false) == before, "evaluation_is_logged_once");
 }
 
-/* A weight that is not finite: updates are skipped, then the run stops. */
-static void nonfinite_never_enters_the_weights(void)
+/* The event file of @dir without its wall times; the files there must be one. */
+static uint8_t *events(const char *dir, size_t *n)
 {
-	size_t n = run.m.param_elems, size = n * sizeof(param_t);
-	param_t *copy = xmalloc(size), bad = NAN;
-	grad_t *m = xmalloc(size), *after = xmalloc(size);
-	const struct param_entry *e = model_find(&run.m, "ln_f.bias");
-	const char *name;
-	struct step_row row;
+	struct dirent *e;
+	DIR *d = opendir(dir);
+	uint8_t *p = NULL;
+	char *path;
 
-	arch_put(run.m.w + e->offset, &bad, sizeof(bad));
-	arch_get(copy, run.m.w, size);
-	arch_get(m, run.optim.m, size);
-	step_run(&run, &row, &name);
-	ok(run.st.optim.skip && name && row.skipped == 1, "nonfinite_step_is_skipped (%s)",
-	   name ? name : "-");
-	arch_get(after, run.optim.m, size);
-	ok(same_weights(copy) && !memcmp(m, after, size), "nonfinite_never_enters_the_weights");
-	run.metrics = metrics_open(scratch_dir, run.st.step - 1, false);
-	diag("what follows on stderr is meant to");
-	ok(train_loop(&run) == 1 && run.st.optim.skipped_row == CONFIG_SPAM_MAX_SKIPS,
-	   "nonfinite_stops_after_max_skips");
-	metrics_close(run.metrics);
-	free(copy);
-	free(m);
-	free(after);
-}
-
-static void accept_other_data(const void *folder)
-{
-	struct ckpt_state is = run.st;
-
-	is.data[0] ^= 1;
-	ckpt_accept(folder, config_text(), &run.m, &run.st, &is, false);
-}
-
-static void other_data_is_refused(int64_t step)
-{
-	char *folder = ckpt_folder(scratch_dir, step);
-
-	ok(dies(accept_other_data, folder, "the data (sha256 was "), "resume_refuses_other_data");
-	free(folder);
-}
-
-static void last_checkpoint_is_good_after_the_stop(int64_t step)
-{
-	struct ckpt_state st;
-	char *folder, *config;
-
-	ok(ckpt_newest(scratch_dir, &folder, &config, &st) && st.step == step,
-	   "last_checkpoint_is_good_after_the_stop");
-	free(folder);
-	free(config);
-}
-
-static void model_tests(void)
-{
-	struct ckpt_state want;
-	struct step_row row;
-	const char *name;
-	int64_t step;
-
-	data_open(CONFIG_DATA_PATH);
-	model_layout(&run.m);
-	model_plan(&run.m, &run.plan, PHASE_TRAIN, 0);
-	want = run_want(5, 1000000);
-	run_begin(&run, &want);
-	accum_of_eight_equals_eight_apart();
-	for (int i = 0; i < 3; i++) {
-		bool done = step_run(&run, &row, &name);
-
-		ok(done && !name && isfinite(row.loss), "step %d: loss %.4f", i + 1, row.loss);
+	while ((e = readdir(d))) {
+		if (strncmp(e->d_name, "events.", 7))
+			continue;
+		path = xasprintf("%s/%s", dir, e->d_name);
+		if (p)
+			die("two event files in %s", dir);
+		p = file_read(path, n);
+		free(path);
 	}
-	ok(row.step == 3 && row.tokens == 3L * CONFIG_GRADIENT_ACCUMULATION * BT,
-	   "step_counts_tokens");
-	step = run.st.step;
-	checkpoint_round_trip();
-	other_data_is_refused(step);
-	evaluation_is_logged_once();
-	nonfinite_never_enters_the_weights();
-	if (CONFIG_CHECKPOINT_INTERVAL > CONFIG_SPAM_MAX_SKIPS + 3 &&
-	    CONFIG_EVAL_INTERVAL > CONFIG_SPAM_MAX_SKIPS + 3)
-		last_checkpoint_is_good_after_the_stop(step);
+	closedir(d);
+	/* a record: length 8, checksum 4, a key, wall time 8, the rest, checksum 4 */
+	for (size_t at = 0; p && at < *n; at += 16 + p[at]) {
+		memset(p + at + 13, 0, 8);
+		memset(p + at + 12 + p[at], 0, 4);
+	}
+	return p;
+}
+
+static void log_rows(struct metrics *t, int from, int to)
+{
+	const struct metric values[] = { { "gate", 0.5 }, { "whole", 3 } };
+
+	for (int i = from; i <= to; i++) {
+		struct step_row row = { .step = i, .loss = i == 3 ? NAN : 1.0 / i, .has_aux = true };
+
+		metrics_stats(t, i, 1, "recip", values, 2);
+		metrics_step(t, &row);
+		metrics_eval(t, i, "val", 2);
+	}
+}
+
+/* A run that resumes writes the event file anew, as if it had never stopped. */
+static void events_are_written_anew(void)
+{
+	const char *whole = scratch("whole"), *torn = scratch("torn");
+	size_t n, again;
+	struct metrics *t;
+	uint8_t *p, *q;
+
+	dir_make(whole);
+	dir_make(torn);
+	t = metrics_open(whole, 0, false);
+	log_rows(t, 1, 6);
+	metrics_close(t);
+	t = metrics_open(torn, 0, false);
+	log_rows(t, 1, 5);
+	metrics_close(t);
+	t = metrics_open(torn, 4, true);
+	log_rows(t, 5, 6);
+	metrics_close(t);
+	p = events(whole, &n);
+	q = events(torn, &again);
+	ok(IS_ENABLED(CONFIG_TENSORBOARD) ? p && q && n == again && !memcmp(p, q, n) : !p && !q,
+	   "events_are_written_anew");
+	free(p);
+	free(q);
 }
 
 /* ---- plans that do not fit --------------------------------------------------- */
@@ -373,6 +304,8 @@ static void compat_sorts_symbols(void)
 	   "compat_quotes_of_a_real_do_not_matter");
 	ok(diff_is(a, b, COMPAT_WEIGHTS, "N_EMBD (was 64, is 32)"),
 	   "compat_weights_ignores_training");
+	ok(diff_is("CONFIG_EVAL_SAMPLES_TOO=1\n", "", COMPAT_WEIGHTS,
+		   "EVAL_SAMPLES_TOO (was 1, is n)"), "compat_names_are_whole");
 	ok(diff_is("CONFIG_NEW=y\n", "", COMPAT_WEIGHTS, "NEW (was y, is n)"),
 	   "compat_unlisted_symbol_matters");
 }
@@ -380,13 +313,14 @@ static void compat_sorts_symbols(void)
 int main(void)
 {
 	scratch_open();
-	arch_init(0, 1);	/* other numbers of threads: tests/train.t */
+	arch_init(0, 1);
 	schedule_follows_formulas();
 	schedule_corners();
 	accum_is_the_fixed_tree();
 	compat_sorts_symbols();
 	plan_that_does_not_fit_names_symbols();
-	model_tests();
+	evaluation_is_logged_once();
+	events_are_written_anew();
 	scratch_close();
 	return tap_done();
 }

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: MIT
 """Logits, loss and every gradient against an independent PyTorch model, in double.
 
-Every mode of every mechanism at least once, folded and direct form, shared and
-per-head projections, the rules of the last layer, batches below capacity.
+Every mode of every mechanism at least once, joined and direct form, expanded and
+absorbed attention, shared and per-head projections, the rules of the last layer, every
+choice of the stack, hybrids, targets that are not scored, batches below capacity.
 
     tests/torch.t [WORD...]     only the configurations whose name holds every WORD
 """
@@ -15,12 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import training as t    # noqa: E402
-from bundle import tokens    # noqa: E402
+from bundle import masked, tokens    # noqa: E402
 
 SCRATCH = os.path.join(os.path.dirname(t.SCRATCH), "torch")
 TREES = 2
 VOCAB = 70                   # padded to 128: columns that must not win
-SHORT, LONG = 12, 33         # positions: 24 and 66 rows, below and above the folded form's 27
+SHORT, LONG = 12, 33         # positions: fewer and more than a block of the kernels
 
 GPT2 = {
     "MODEL_GPT2": "y", "ARCH_CPU": "y", "REAL_DOUBLE": "y", "GPT2_MODEL_CUSTOM": "y",
@@ -58,16 +59,25 @@ def reciprocal(window):
 
 RAW = {"RA_MLA_MLP_SPARSE_NORMALIZE": "n"}
 SHARED_Q, SHARED_V = {"RA_MLA_PER_HEAD_Q_LATENT": "n"}, {"RA_MLA_PER_HEAD_V_UP": "n"}
-FOLDED = {"BLOCK_SIZE": LONG}
+MORE = {"BLOCK_SIZE": LONG}
+MASKED = "masked targets"    # in a case: not a symbol, but how it is dumped
 
 # Neighbours in a list share what most files read: widths, positions, the gate.
 CASES = [
     ("gpt2", GPT2, {}),
+    ("gpt2, targets that are not scored", GPT2, {MASKED: True}),
+    ("gpt2, RMSNorm, another epsilon", GPT2, {"NORM_RMSNORM": "y", "NORM_EPSILON": '"1e-3"'}),
+    ("gpt2, LayerNorm, another epsilon, no biases", GPT2,
+     {"NORM_EPSILON": '"1e-2"', "LINEAR_BIAS": "n"}),
+    ("gpt2, untied head, no positions", GPT2, {"HEAD_TIED": "n", "LEARNED_POSITIONS": "n"}),
+    ("gpt2, two key heads, another width", GPT2, {"KV_HEADS": 2, "INTERMEDIATE_SIZE": 22}),
+    ("gpt2, one key head, RMSNorm, no biases, long", GPT2,
+     {**MORE, "KV_HEADS": 1, "NORM_RMSNORM": "y", "LINEAR_BIAS": "n"}),
     ("latent attention alone", PLAIN, {}),
     ("reciprocal term, window 0", PLAIN, {**reciprocal(0), **SHARED_V}),
     ("latent alone, untied", PLAIN, latent("untied")),
-    ("cross alone, topk, direct", PLAIN, cross("topk", "y")),
-    ("gate token, cross topk direct, tied", PLAIN,
+    ("cross alone, topk", PLAIN, cross("topk", "y")),
+    ("gate token, cross topk, tied", PLAIN,
      {**gate("token"), **cross("topk", "y"), **latent("tied_transpose")}),
     ("gate causal, cross topk per head, untied, not detached", PLAIN,
      {**gate("causal"), **cross("topk", "n"), **latent("untied", "n"), **SHARED_Q}),
@@ -76,19 +86,29 @@ CASES = [
       **reciprocal(5)}),
     ("gate causal, cross none per head, scalars", PLAIN,
      {**gate("causal"), **cross("none", "n"), **latent("per_head_scalar"), **SHARED_V}),
-    ("one layer, cross rms direct", PLAIN, {**cross("rms", "y"), "N_LAYER": 1}),
-    ("gate causal, cross topk folded, tied, not detached", PLAIN,
-     {**FOLDED, **gate("causal"), **cross("topk", "y"), **latent("tied_transpose", "n"),
+    ("one layer, cross rms", PLAIN, {**cross("rms", "y"), "N_LAYER": 1}),
+    ("gate causal, cross topk, tied, not detached, long", PLAIN,
+     {**MORE, **gate("causal"), **cross("topk", "y"), **latent("tied_transpose", "n"),
       **reciprocal(40)}),
-    ("gate token, cross rms folded, untied", PLAIN,
-     {**FOLDED, **gate("token"), **cross("rms", "y"), **latent("untied"), **SHARED_Q}),
-    ("gate sequence, cross none folded, scalars", PLAIN,
-     {**FOLDED, **gate("sequence"), **cross("none", "y", **RAW), **latent("per_head_scalar")}),
-    ("cross alone, more kept than visible, folded", PLAIN,
-     {**FOLDED, **cross("topk", "y", RA_MLA_MLP_SPARSE_K=64)}),
+    ("gate token, cross rms, untied, long", PLAIN,
+     {**MORE, **gate("token"), **cross("rms", "y"), **latent("untied"), **SHARED_Q}),
+    ("gate sequence, cross none, scalars, long", PLAIN,
+     {**MORE, **gate("sequence"), **cross("none", "y", **RAW), **latent("per_head_scalar")}),
+    ("cross alone, more kept than visible", PLAIN,
+     {**MORE, **cross("topk", "y", RA_MLA_MLP_SPARSE_K=64)}),
     ("hybrid block", PLAIN,
-     {**FOLDED, **gate("causal"), **cross("topk", "y"), **latent("tied_transpose"),
+     {**MORE, **gate("causal"), **cross("topk", "y"), **latent("tied_transpose"),
       "BLOCK": '"mha mlp ra_mla recip"', "MIXER_MHA": "y", "MLP_MLP": "y", "N_LAYER": 2}),
+    ("layers of another block", PLAIN,
+     {**gate("causal"), **cross("topk", "y"), **latent("tied_transpose"), "N_LAYER": 4,
+      "BLOCK_ALT": '"mha mlp"', "BLOCK_ALT_LAYERS": '"1,3"', "MIXER_MHA": "y", "MLP_MLP": "y",
+      "KV_HEADS": 2}),
+    ("latent narrower than a head, every mechanism", PLAIN,
+     {**gate("causal"), **cross("topk", "y"), **latent("untied", "n"), **reciprocal(5),
+      "RA_MLA_LATENT_DIM": 3}),
+    ("every mechanism in another stack", PLAIN,
+     {**gate("causal"), **cross("rms", "y"), **latent("per_head_scalar"), "NORM_RMSNORM": "y",
+      "HEAD_TIED": "n", "LEARNED_POSITIONS": "n", "LINEAR_BIAS": "n", "INTERMEDIATE_SIZE": 24}),
     ("odd widths", PLAIN,
      {**gate("causal"), **cross("topk", "y"), **latent("tied_transpose"), "N_HEAD": 3,
       "N_EMBD": 15, "RA_MLA_LATENT_DIM": 5, "BATCH_SIZE": 1, "VOCAB_SIZE": 64}),
@@ -108,22 +128,32 @@ def run(*cmd):
 
 
 def dump(tree, number, cfg):
-    """Build and dump one configuration; (bundle, what failed)."""
+    """Build, plan and dump one configuration; (bundle, what failed). The plan stands
+    beside the bundle."""
     obj, path = os.path.join(SCRATCH, str(tree)), os.path.join(SCRATCH, f"{number}.safetensors")
     os.makedirs(obj, exist_ok=True)
+    unscored = cfg.pop(MASKED, False)
     with open(f"{obj}/defconfig", "w") as f:
         f.writelines(f"CONFIG_{k}={v}\n" for k, v in cfg.items())
     b, length = cfg["BATCH_SIZE"], cfg["BLOCK_SIZE"] - number % 2
-    tokens(f"{obj}/tokens", b, length, cfg["VOCAB_SIZE"])
+    (masked if unscored else tokens)(f"{obj}/tokens", b, length, cfg["VOCAB_SIZE"])
     for cmd in ([t.PYTHON, "scripts/kconfig.py", "--config", f"{obj}/.config", "--gen", obj,
                  "defconfig", f"{obj}/defconfig"],
-                ["make", "-s", f"O={obj}", "EXTRA_CFLAGS=-O1", "build"],
-                [f"{obj}/tenon", "dump", "--tokens", f"{obj}/tokens", "--out", path, "--init",
-                 "7", "--batch", str(b), "--length", str(length)]):
+                ["make", "-s", f"O={obj}", "EXTRA_CFLAGS=-O1 -g0", "build"],
+                [f"{obj}/tenon", "dump", "--targets" if unscored else "--tokens",
+                 f"{obj}/tokens", "--out", path, "--init", "7", "--batch", str(b), "--length",
+                 str(length)],
+                [f"{obj}/tenon", "plan", "--json"]):
         done = run(*cmd)
         if done.returncode:
             return path, f"{' '.join(cmd)}\n{done.stdout}"
+    t.write(done.stdout.encode(), path + ".json")
     return path, ""
+
+
+def torch_ref(python, path, bundle):
+    """Compare a bundle; @path: the one that the plan stands beside."""
+    return run(python, "scripts/torch_ref.py", path + ".json", bundle)
 
 
 def dump_list(tree, cases):
@@ -136,7 +166,7 @@ def test_altered(python, path):
     value = struct.unpack("<d", blob[-8:])[0]
     blob[-8:] = struct.pack("<d", value * (1 + 1e-6))
     t.write(bytes(blob), path + ".altered")
-    done = run(python, "scripts/torch_ref.py", path + ".altered")
+    done = torch_ref(python, path, path + ".altered")
     t.ok(done.returncode == 1 and "DIFFERS grad.ln_f.bias" in done.stdout,
          "torch_ref_sees_an_altered_gradient", done.stdout)
 
@@ -152,7 +182,7 @@ def main():
     with ThreadPoolExecutor(TREES) as pool:
         bundles = sum(pool.map(dump_list, range(TREES), lists), [])
     for (_, (name, _, _)), (path, failed) in zip(cases, bundles):
-        done = None if failed else run(python, "scripts/torch_ref.py", path)
+        done = None if failed else torch_ref(python, path, path)
         t.ok(done and done.returncode == 0, f"torch_agrees: {name}",
              failed or done and done.stdout)
     test_altered(python, bundles[0][0])

@@ -16,7 +16,9 @@
 /**
  * struct dump - one bundle in the making
  * @m: model in PHASE_TRAIN
- * @tok: [b][t + 1]
+ * @file: the tokens as they were given: [b][t + 1], or with @apart inputs [b][t] and then
+ *	targets [b][t]
+ * @apart: which of the two
  * @b: sequences
  * @t: positions
  * @path: final name
@@ -24,7 +26,8 @@
  */
 struct dump {
 	struct model m;
-	int32_t *tok;
+	int32_t *file;
+	bool apart;
 	int b, t;
 	const char *path;
 	struct st_writer *st;
@@ -38,29 +41,68 @@ static void check_capacity(int b, int t)
 		die("dump: --length %d is more than CONFIG_BLOCK_SIZE=%d", t, T_MAX);
 }
 
-/* Raw little-endian int32, b * (t + 1) of them. */
-static int32_t *read_tokens(const char *path, int b, int t)
+/* Raw little-endian int32, @n of them. */
+static int32_t *read_numbers(const char *path, size_t n, const char *what)
 {
-	size_t want = (size_t)b * (t + 1), size;
+	size_t size;
 	uint8_t *raw = file_read(path, &size);
-	int32_t *tok;
+	int32_t *x;
 
 	if (!raw)
 		die("dump: cannot read %s: %s", path, strerror(errno));
-	if (size != want * 4)
-		die("dump: %s has %zu bytes; %d sequences of %d + 1 tokens are %zu (little-endian int32)",
-		    path, size, b, t, want * 4);
-	tok = xcalloc(want, sizeof(*tok));
-	for (size_t i = 0; i < want; i++) {
+	if (size != n * 4)
+		die("dump: %s has %zu bytes; %s are %zu (little-endian int32)", path, size, what,
+		    n * 4);
+	x = xcalloc(n, sizeof(*x));
+	for (size_t i = 0; i < n; i++) {
 		const uint8_t *p = raw + 4 * i;
 
-		tok[i] = (int32_t)(p[0] | p[1] << 8 | p[2] << 16 | (uint32_t)p[3] << 24);
-		if (tok[i] < 0 || tok[i] >= CONFIG_VOCAB_SIZE)
-			die("dump: %s: token %zu is %d, not below CONFIG_VOCAB_SIZE=%d", path, i,
-			    tok[i], CONFIG_VOCAB_SIZE);
+		x[i] = (int32_t)(p[0] | p[1] << 8 | p[2] << 16 | (uint32_t)p[3] << 24);
 	}
 	free(raw);
-	return tok;
+	return x;
+}
+
+/* Numbers [from, to) of a file must be tokens, or targets, which may be -1. */
+static void check_tokens(const char *path, const int32_t *x, size_t from, size_t to, int least)
+{
+	for (size_t i = from; i < to; i++)
+		if (x[i] < least || x[i] >= CONFIG_VOCAB_SIZE)
+			die("dump: %s: token %zu is %d, not %sbelow CONFIG_VOCAB_SIZE=%d", path, i,
+			    x[i], least < 0 ? "-1 or " : "", CONFIG_VOCAB_SIZE);
+}
+
+static void read_file(struct dump *d, const char *path)
+{
+	size_t n = (size_t)d->b * d->t, all = d->apart ? 2 * n : n + d->b;
+	char *what = xasprintf(d->apart ? "%d sequences of %d inputs and as many targets" :
+					  "%d sequences of %d + 1 tokens", d->b, d->t);
+
+	d->file = read_numbers(path, all, what);
+	check_tokens(path, d->file, 0, d->apart ? n : all, 0);
+	check_tokens(path, d->file, d->apart ? n : all, all, -1);
+	free(what);
+}
+
+/* The batch goes up. */
+static void load(struct dump *d)
+{
+	size_t n = (size_t)d->b * d->t;
+	int32_t *tok = d->file, *target = d->file + n;
+
+	if (!d->apart) {
+		tok = xmalloc(2 * n * sizeof(*tok));
+		target = tok + n;
+		for (int i = 0; i < d->b; i++) {
+			const int32_t *row = d->file + (size_t)i * (d->t + 1);
+
+			memcpy(tok + (size_t)i * d->t, row, d->t * sizeof(*row));
+			memcpy(target + (size_t)i * d->t, row + 1, d->t * sizeof(*row));
+		}
+	}
+	model_load(&d->m, &(struct batch){ d->b, d->t, tok, target });
+	if (!d->apart)
+		free(tok);
 }
 
 /* A training arena with one gradient leaf and no optimizer. */
@@ -73,8 +115,8 @@ static void place(struct model *m)
 	leaf = m->param_elems * sizeof(grad_t);
 	bytes = model_place(m, NULL, PHASE_TRAIN, 0, leaf, NULL);
 	if (bytes > arch_memory())
-		die("dump: needs %zu MiB of memory, %zu MiB are free; lower CONFIG_BATCH_SIZE or CONFIG_BLOCK_SIZE",
-		    bytes >> 20, arch_memory() >> 20);
+		die("dump: needs %zu MiB of memory, %zu MiB are free; lower CONFIG_BATCH_SIZE or "
+		    "CONFIG_BLOCK_SIZE", bytes >> 20, arch_memory() >> 20);
 	arena = arch_alloc(bytes);
 	model_place(m, arena, PHASE_TRAIN, 0, leaf, &extra);
 	m->dw = extra;
@@ -88,71 +130,65 @@ static void __attribute__((noreturn)) fail(const struct dump *d, int error)
 	    strerror(-error));
 }
 
-static void write_data(const struct dump *d, const void *buf, size_t bytes)
+static void check(const struct dump *d, int error)
 {
-	int error = st_data(d->st, buf, bytes);
-
-	if (error) {
-		st_finish(d->st, NULL, NULL);	/* removes what was written */
-		fail(d, error);
-	}
+	if (!error)
+		return;
+	st_finish(d->st, NULL, NULL);	/* removes what was written */
+	fail(d, error);
 }
 
-static void declare_entries(const struct dump *d, const char *prefix)
+static void declare(const struct dump *d, const struct tensor_set *param,
+		    const struct tensor_set *grad)
 {
-	for (int i = 0; i < d->m.nr_entries; i++) {
-		const struct param_entry *e = &d->m.entries[i];
-		char *name = xasprintf("%s%s", prefix, e->name);
-		int64_t shape[ARRAY_SIZE(e->p->dims)];
+	const int64_t bt[] = { d->b, d->t }, whole[] = { d->b, d->t + 1 }, one = 1;
 
-		for (int j = 0; j < e->p->ndim; j++)
-			shape[j] = e->p->dims[j];
-		st_declare(d->st, name, REAL_NAME, e->p->ndim, shape);
-		free(name);
-	}
-}
-
-static void declare(const struct dump *d)
-{
 	st_meta(d->st, "config", config_text());
 	st_meta(d->st, "build", build_text());
-	st_declare(d->st, "tokens", "I32", 2, (int64_t[]){ d->b, d->t + 1 });
-	declare_entries(d, "param.");
-	st_declare(d->st, "logits", REAL_NAME, 3, (int64_t[]){ d->b, d->t, V });
-	st_declare(d->st, "loss", REAL_NAME, 1, (int64_t[]){ 1 });
-	declare_entries(d, "grad.");
-}
-
-/* The tensors of a flat device buffer, without its padding. */
-static void write_entries(const struct dump *d, const grad_t *flat)
-{
-	for (int i = 0; i < d->m.nr_entries; i++) {
-		const struct param_entry *e = &d->m.entries[i];
-		grad_t *host = xmalloc(e->numel * sizeof(*host));
-
-		arch_get(host, flat + e->offset, e->numel * sizeof(*host));
-		write_data(d, host, e->numel * sizeof(*host));
-		free(host);
+	if (d->apart) {
+		st_declare(d->st, "inputs", "I32", 2, bt);
+		st_declare(d->st, "targets", "I32", 2, bt);
+	} else {
+		st_declare(d->st, "tokens", "I32", 2, whole);
 	}
+	tensors_declare(d->st, &d->m, param);
+	st_declare(d->st, "logits", REAL_NAME, 3, (int64_t[]){ d->b, d->t, V });
+	st_declare(d->st, "loss", REAL_NAME, 1, &one);
+	if (model_has_aux(&d->m))
+		st_declare(d->st, "loss_aux", REAL_NAME, 1, &one);
+	tensors_declare(d->st, &d->m, grad);
 }
 
 static void write_logits(struct dump *d)
 {
-	act_t *host = xmalloc(sizeof(*host) * HEAD_ROWS * V);
+	acc_t *host = xmalloc(sizeof(*host) * LOGIT_ROWS * V);
 	int rows = d->b * d->t;
 
-	for (int row = 0; row < rows; row += HEAD_ROWS) {
-		int n = MIN(HEAD_ROWS, rows - row);
+	for (int row = 0; row < rows; row += LOGIT_ROWS) {
+		int n = MIN((int)LOGIT_ROWS, rows - row);
 
 		arch_get(host, model_logits(&d->m, row, n), sizeof(*host) * n * V);
-		write_data(d, host, sizeof(*host) * n * V);
+		check(d, st_data(d->st, host, sizeof(*host) * n * V));
 	}
 	free(host);
 }
 
+static void write_losses(const struct dump *d, double loss)
+{
+	double aux;
+	grad_t x[2] = { loss };
+
+	arch_get(&aux, d->m.aux, sizeof(aux));
+	x[1] = aux;
+	check(d, st_data(d->st, x, sizeof(*x) * (model_has_aux(&d->m) ? 2 : 1)));
+}
+
 static void write_bundle(struct dump *d)
 {
-	act_t loss = model_loss(&d->m);
+	const struct tensor_set param = { .prefix = "param.", .weights = true };
+	const struct tensor_set grad = { .prefix = "grad.", .buf = d->m.dw };
+	size_t numbers = (size_t)d->b * (d->apart ? 2 * d->t : d->t + 1);
+	double loss = model_loss(&d->m);
 	uint64_t size;
 	char hex[65];
 	int error;
@@ -160,25 +196,27 @@ static void write_bundle(struct dump *d)
 	d->st = st_create(d->path);
 	if (!d->st)
 		fail(d, -errno);
-	declare(d);
-	write_data(d, d->tok, sizeof(*d->tok) * d->b * (d->t + 1));
-	write_entries(d, d->m.w);
+	declare(d, &param, &grad);
+	check(d, st_data(d->st, d->file, sizeof(*d->file) * numbers));
+	check(d, tensors_stream(d->st, &d->m, &param));
 	write_logits(d);
-	write_data(d, &loss, sizeof(loss));
-	write_entries(d, d->m.dw);
+	write_losses(d, loss);
+	check(d, tensors_stream(d->st, &d->m, &grad));
 	error = st_finish(d->st, &size, hex);
 	if (error)
 		fail(d, error);
-	printf("%s: loss %.6f, %llu bytes, sha256 %s\n", d->path, (double)loss,
-	       (unsigned long long)size, hex);
+	printf("%s: loss %.6f, %llu bytes, sha256 %s\n", d->path, loss, (unsigned long long)size,
+	       hex);
 }
 
 int verb_dump(int argc, char **argv)
 {
-	const char *tokens = NULL, *out = NULL, *checkpoint = NULL;
+	const char *tokens = NULL, *targets = NULL, *out = NULL, *checkpoint = NULL;
 	int64_t seed = -1, batch = B_MAX, length = T_MAX, device = 0, threads = 0;
 	const struct opt opts[] = {
 		{ "tokens", OPT_STRING, &tokens, 0, 0, "batch x (length + 1) raw int32 tokens" },
+		{ "targets", OPT_STRING, &targets, 0, 0,
+		  "or: batch x length inputs, then as many targets, -1 not scored" },
 		{ "out", OPT_STRING, &out, 0, 0, "file to write" },
 		{ "init", OPT_INT, &seed, 0, INT64_MAX, "initial weights of this seed" },
 		{ "checkpoint", OPT_STRING, &checkpoint, 0, 0, "or: weights of a checkpoint" },
@@ -190,24 +228,26 @@ int verb_dump(int argc, char **argv)
 	static struct dump d;
 
 	options_parse("dump", "", opts, ARRAY_SIZE(opts), argc, argv);
-	if (!tokens || !out)
-		die("dump: --tokens FILE and --out BUNDLE.safetensors are needed");
+	if (!tokens == !targets || !out)
+		die("dump: --tokens FILE or --targets FILE, and --out BUNDLE.safetensors are needed");
 	if ((seed >= 0) == (checkpoint != NULL))
 		die("dump: give either --init SEED or --checkpoint DIR");
 	check_capacity(batch, length);
 	d.b = batch;
 	d.t = length;
 	d.path = out;
-	d.tok = read_tokens(tokens, d.b, d.t);
+	d.apart = targets != NULL;
+	read_file(&d, d.apart ? targets : tokens);
 	arch_init(device, threads);
 	place(&d.m);
 	if (checkpoint)
 		ckpt_load_weights(checkpoint, &d.m);
 	else
-		model_init_params(&d.m, seed);
-	model_forward(&d.m, d.tok, d.b, d.t, true);
-	model_backward(&d.m, d.b, d.t);
+		model_init_params(&d.m, NULL, seed);
+	load(&d);
+	model_forward(&d.m, true);
+	model_backward(&d.m, NULL, NULL);
 	write_bundle(&d);
-	free(d.tok);
+	free(d.file);
 	return 0;
 }

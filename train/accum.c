@@ -39,45 +39,50 @@ static bool in_use(const struct accum *a, int buffer)
 	return false;
 }
 
-grad_t *accum_leaf(struct accum *a)
+int accum_leaf(const struct accum *a)
 {
 	int i = 0;
 
 	while (i < a->nr && in_use(a, i))
 		i++;
 	assert(i < a->nr);
-	return a->buf[i];
+	return i;
 }
 
-void accum_push(struct accum *a, grad_t *leaf)
+int accum_push(struct accum *a, int leaf, struct accum_merge merges[ACCUM_MAX_SLOTS])
 {
-	int buffer = 0, j;
+	int j;
 
-	while (a->buf[buffer] != leaf)
-		buffer++;
 	for (j = 0; j < a->nr && a->slot[j] >= 0; j++) {
-		k_sum_grad(a->buf[a->slot[j]], a->buf[buffer], a->elems);
-		buffer = a->slot[j];
+		merges[j] = (struct accum_merge){ .older = a->slot[j], .newer = leaf };
+		leaf = a->slot[j];
 		a->slot[j] = -1;
 	}
 	assert(j < a->nr);
-	a->slot[j] = buffer;
+	a->slot[j] = leaf;
+	return j;
 }
 
-grad_t *accum_fold(struct accum *a)
+int accum_fold(struct accum *a, struct accum_merge merges[ACCUM_MAX_SLOTS], int *sum)
 {
-	int sum = -1;
+	int nr = 0;
 
+	*sum = -1;
 	for (int j = 0; j < a->nr; j++) {
 		if (a->slot[j] < 0)
 			continue;
-		if (sum >= 0)
-			k_sum_grad(a->buf[a->slot[j]], a->buf[sum], a->elems);
-		sum = a->slot[j];
+		if (*sum >= 0)
+			merges[nr++] = (struct accum_merge){ .older = a->slot[j], .newer = *sum };
+		*sum = a->slot[j];
 	}
-	assert(sum >= 0);
+	assert(*sum >= 0);
 	accum_drop(a);
-	return a->buf[sum];
+	return nr;
+}
+
+void accum_merge(const struct accum *a, struct accum_merge x, size_t offset, size_t n)
+{
+	k_sum_grad(a->buf[x.older] + offset, a->buf[x.newer] + offset, n);
 }
 
 void accum_drop(struct accum *a)

@@ -3,9 +3,9 @@
  * AdamW (Loshchilov and Hutter 2017, arXiv 1711.05101) with the limit on the
  * global norm and the guard against what is not finite.
  */
-#include "train.h"
+#include "adam.h"
 
-static const struct optim_hyper hyper = {
+static const struct adam_hyper hyper = {
 	.beta1 = CONFIG_ADAM_BETA1,
 	.beta2 = CONFIG_ADAM_BETA2,
 	.epsilon = CONFIG_ADAM_EPSILON,
@@ -13,7 +13,14 @@ static const struct optim_hyper hyper = {
 	.inv_accum = 1.0 / CONFIG_GRADIENT_ACCUMULATION,
 };
 
-void optim_update(struct optim *o, struct model *m, grad_t *grad, double lr, double loss)
+static void norm(struct optim *o, const struct model *m, const grad_t *grad)
 {
-	optim_apply(o, m, grad, lr, loss, &hyper);
+	adam_norm(o, m, grad, &hyper);
 }
+
+static void update(struct optim *o, struct model *m, const grad_t *grad)
+{
+	adam_update(o, m, grad, &hyper);
+}
+
+const struct optim_rule optim_rule = { ADAM_RULE, .norm = norm, .update = update };

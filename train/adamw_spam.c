@@ -5,17 +5,17 @@
  * moments, followed by a warmup.
  *
  * Huang et al. 2025, arXiv 2501.06842. The paper takes theta 5000, interval 500
- * and warmup 150, and has no detector of norm spikes; the order of an update is
- * k_spam_clip(), k_grad_norm(), k_optim_decide(), k_adamw().
+ * and warmup 150, and has no detector of norm spikes. The kernels clip the elements
+ * that they read; the gradient itself is not changed.
  */
-#include "train.h"
+#include "adam.h"
 
 enum {
 	RESETS = IS_ENABLED(CONFIG_SPAM_PERIODIC_RESET),
 	CLIPS = IS_ENABLED(CONFIG_SPAM_ENABLE_CLIP),
 };
 
-static const struct optim_hyper hyper = {
+static const struct adam_hyper hyper = {
 	.beta1 = CONFIG_ADAM_BETA1,
 	.beta2 = CONFIG_ADAM_BETA2,
 	.epsilon = CONFIG_ADAM_EPSILON,
@@ -28,9 +28,14 @@ static const struct optim_hyper hyper = {
 	.warmup = RESETS && IS_ENABLED(CONFIG_SPAM_WARMUP) ? CONFIG_SPAM_WARMUP_STEPS : 0,
 };
 
-void optim_update(struct optim *o, struct model *m, grad_t *grad, double lr, double loss)
+static void norm(struct optim *o, const struct model *m, const grad_t *grad)
 {
-	if (CLIPS)
-		k_spam_clip(grad, o->v, m->param_elems, &hyper, o->state);
-	optim_apply(o, m, grad, lr, loss, &hyper);
+	adam_norm(o, m, grad, &hyper);
 }
+
+static void update(struct optim *o, struct model *m, const grad_t *grad)
+{
+	adam_update(o, m, grad, &hyper);
+}
+
+const struct optim_rule optim_rule = { ADAM_RULE, .norm = norm, .update = update };

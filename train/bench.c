@@ -2,6 +2,9 @@
 /*
  * tenon bench: time training steps of this binary on random tokens: as many
  * micro-batches and sequences as the configuration says, without data and log.
+ *
+ * Whole steps first, started as a run starts them; then a few more whose stages are
+ * started one by one and waited for.
  */
 #include <jansson.h>
 #include <stdlib.h>
@@ -12,17 +15,26 @@
 #include "train.h"
 #include "util.h"
 
-enum { FORWARD, BACKWARD, MERGE, UPDATE, WHOLE, STAGES };
-
-static const char *const stage_names[STAGES] = {
-	[FORWARD] = "forward", [BACKWARD] = "backward", [MERGE] = "merge",
-	[UPDATE] = "update", [WHOLE] = "step",
+enum {
+	POOL = 8,		/* different batches, drawn before anything is timed */
+	STAGED_STEPS = 5,	/* steps whose stages are timed, at most */
 };
 
-/* seconds[stage][step] */
+static const char *const stage_names[NR_STAGES] = {
+	[STAGE_FORWARD] = "forward", [STAGE_BACKWARD] = "backward", [STAGE_MERGE] = "merge",
+	[STAGE_UPDATE] = "update",
+};
+
+/* Seconds of whole steps, and of each stage by step. */
 struct times {
-	double *seconds[STAGES];
+	double *whole, *stage[NR_STAGES];
+	int steps, staged;
 };
+
+static struct {
+	double *stage[NR_STAGES];	/* of the running step, added to */
+	double from;
+} lap;
 
 static int ascending(const void *a, const void *b)
 {
@@ -37,72 +49,96 @@ static double median(double *x, int n)
 	return (x[(n - 1) / 2] + x[n / 2]) / 2;
 }
 
-/* Tokens of micro-batch @micro, uniform over the vocabulary. */
-static void random_tokens(int32_t *tok, uint64_t seed, uint64_t micro)
+/* Tokens uniform over the vocabulary: [POOL][BT] and their targets. */
+static struct batch *random_batches(uint64_t seed)
 {
-	const int n = B_MAX * (T_MAX + 1);
+	struct batch *x = xcalloc(POOL, sizeof(*x));
+	int32_t *tok = xmalloc(sizeof(*tok) * (POOL * (size_t)BT + 1));
 
-	for (int i = 0; i < n; i++)
-		tok[i] = rng_u64(seed, hash_name("bench"), micro * n + i) % CONFIG_VOCAB_SIZE;
+	for (size_t i = 0; i <= POOL * (size_t)BT; i++)
+		tok[i] = rng_u64(seed, hash_name("bench"), i) % CONFIG_VOCAB_SIZE;
+	for (int i = 0; i < POOL; i++)
+		x[i] = (struct batch){ .b = B_MAX, .t = T_MAX, .tok = tok + (size_t)i * BT,
+				       .target = tok + (size_t)i * BT + 1 };
+	return x;
 }
 
-/* The time since *@from goes to a stage. */
-static void lap(struct times *t, int stage, int step, double *from)
+static void step(struct run *r, const struct batch *pool)
+{
+	struct step_row row;
+	const char *nonfinite;
+
+	arch_mark_set(&r->begun);
+	for (int j = 0; j < step_micros(); j++)
+		step_micro(r, j, &pool[(r->st.micro + j) % POOL]);
+	step_late(r, &row, &nonfinite);
+	step_update(r);
+}
+
+/* The device's seconds of each step, read one step late; before them @warmup steps. */
+static void time_steps(struct run *r, const struct batch *pool, double *seconds, int warmup,
+		       int steps)
+{
+	struct arch_mark mark[3] = { };
+	struct step_row row;
+	const char *nonfinite;
+
+	for (int i = 0; i < warmup; i++)
+		step(r, pool);
+	arch_mark_set(&mark[0]);
+	for (int i = 0; i < steps; i++) {
+		step(r, pool);
+		arch_mark_set(&mark[(i + 1) % 3]);
+		if (i)
+			seconds[i - 1] = arch_mark_seconds(&mark[(i - 1) % 3], &mark[i % 3]);
+	}
+	seconds[steps - 1] = arch_mark_seconds(&mark[(steps - 1) % 3], &mark[steps % 3]);
+	step_late(r, &row, &nonfinite);
+}
+
+static void end_lap(enum stage s)
 {
 	double at;
 
 	arch_sync();
 	at = now();
-	t->seconds[stage][step] += at - *from;
-	*from = at;
+	*lap.stage[s] += at - lap.from;
+	lap.from = at;
 }
 
-static void time_step(struct run *r, struct times *t, int step)
+static void time_stages(struct run *r, const struct batch *pool, struct times *t)
 {
-	int n = CONFIG_GRADIENT_ACCUMULATION / dist_size();
-	double start = now(), at = start, loss = 0;
-	grad_t *grad;
-
-	for (int j = 0; j < n; j++) {
-		r->m.dw = accum_leaf(&r->accum);
-		random_tokens(r->tok, r->st.seed, (uint64_t)step * n + j);
-		at = now();
-		model_forward(&r->m, r->tok, B_MAX, T_MAX, true);
-		lap(t, FORWARD, step, &at);
-		model_backward(&r->m, B_MAX, T_MAX);
-		lap(t, BACKWARD, step, &at);
-		accum_push(&r->accum, r->m.dw);
-		loss += model_loss(&r->m) / n;
-		lap(t, MERGE, step, &at);
+	r->stage = end_lap;
+	for (int i = 0; i < t->staged; i++) {
+		for (int s = 0; s < NR_STAGES; s++)
+			lap.stage[s] = &t->stage[s][i];
+		lap.from = now();
+		step(r, pool);
 	}
-	grad = accum_fold(&r->accum);
-	lap(t, MERGE, step, &at);
-	optim_update(&r->optim, &r->m, grad, schedule_lr(step, r->st.total), loss);
-	lap(t, UPDATE, step, &at);
-	for (int i = 0; i < WHOLE; i++)
-		t->seconds[WHOLE][step] += t->seconds[i][step];
+	r->stage = NULL;
 }
 
-static void print_times(struct times *t, int steps, double tokens)
+static void print_times(struct times *t, double tokens)
 {
-	double whole = median(t->seconds[WHOLE], steps);
+	double whole = median(t->whole, t->steps), seconds[NR_STAGES], sum = 0;
 
 	printf("%.0f tok/s, %.3f ms/step (median of %d steps of %.0f tokens)\n", tokens / whole,
-	       whole * 1e3, steps, tokens);
-	for (int i = 0; i < WHOLE; i++) {
-		double s = median(t->seconds[i], steps);
-
-		printf("  %-9s %10.3f ms  %4.1f %%\n", stage_names[i], s * 1e3, 100 * s / whole);
-	}
+	       whole * 1e3, t->steps, tokens);
+	for (int s = 0; s < NR_STAGES; s++)
+		sum += seconds[s] = median(t->stage[s], t->staged);
+	for (int s = 0; s < NR_STAGES; s++)
+		printf("  %-9s %10.3f ms  %4.1f %%\n", stage_names[s], seconds[s] * 1e3,
+		       100 * seconds[s] / sum);
 }
 
-static void print_json(const struct run *r, struct times *t, int steps, double tokens)
+static void print_json(const struct run *r, struct times *t, double tokens)
 {
 	json_t *o = json_object();
 
-	for (int i = 0; i < STAGES; i++)
-		json_object_set_new(o, stage_names[i], json_real(median(t->seconds[i], steps)));
-	json_object_set_new(o, "steps", json_integer(steps));
+	for (int s = 0; s < NR_STAGES; s++)
+		json_object_set_new(o, stage_names[s], json_real(median(t->stage[s], t->staged)));
+	json_object_set_new(o, "step", json_real(median(t->whole, t->steps)));
+	json_object_set_new(o, "steps", json_integer(t->steps));
 	json_object_set_new(o, "tokens", json_real(tokens));
 	json_object_set_new(o, "elements", json_integer(r->m.param_elems));
 	json_object_set_new(o, "flops", json_real(r->plan.flops_token * tokens));
@@ -124,7 +160,10 @@ int verb_bench(int argc, char **argv)
 		{ "device", OPT_INT, &device, 0, 1023, "device number" },
 		{ "threads", OPT_INT, &threads, 0, 4096, "cpu threads, 0 = all" },
 	};
+	double tokens = (double)BT * CONFIG_GRADIENT_ACCUMULATION;
+	struct ckpt_state want = { .eval_step = -1, .best_step = -1 };
 	static struct run r;
+	struct batch *pool;
 	struct times t;
 
 	options_parse("bench", "", opts, ARRAY_SIZE(opts), argc, argv);
@@ -133,18 +172,20 @@ int verb_bench(int argc, char **argv)
 	model_layout(&r.m);
 	model_plan(&r.m, &r.plan, PHASE_TRAIN, 0);
 	plan_refuse(&r.plan);
-	r.st = (struct ckpt_state){ .seed = seed, .total = warmup + steps };
-	run_place(&r);
-	model_init_params(&r.m, seed);
-	for (int i = 0; i < STAGES; i++)
-		t.seconds[i] = xcalloc(warmup + steps, sizeof(double));
-	for (int i = 0; i < warmup + steps; i++)
-		time_step(&r, &t, i);
-	for (int i = 0; i < STAGES; i++)
-		t.seconds[i] += warmup;
+	t.steps = steps;
+	t.staged = MIN(steps, STAGED_STEPS);
+	want.seed = seed;
+	want.total = warmup + steps + t.staged;
+	run_begin(&r, &want);
+	pool = random_batches(seed);
+	t.whole = xcalloc(steps, sizeof(double));
+	for (int s = 0; s < NR_STAGES; s++)
+		t.stage[s] = xcalloc(t.staged, sizeof(double));
+	time_steps(&r, pool, t.whole, warmup, steps);
+	time_stages(&r, pool, &t);
 	if (json)
-		print_json(&r, &t, steps, (double)BT * CONFIG_GRADIENT_ACCUMULATION / dist_size());
+		print_json(&r, &t, tokens);
 	else
-		print_times(&t, steps, (double)BT * CONFIG_GRADIENT_ACCUMULATION / dist_size());
+		print_times(&t, tokens);
 	return 0;
 }

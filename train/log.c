@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "arch.h"
+#include "dist.h"
 #include "train.h"
 #include "util.h"
 
@@ -34,6 +35,8 @@ void log_line(const char *fmt, ...)
 {
 	va_list ap;
 
+	if (!dist_leads())
+		return;
 	wipe();
 	va_start(ap, fmt);
 	vprintf(fmt, ap);
@@ -101,6 +104,8 @@ void log_step(const struct run *r, const struct step_row *row)
 	double s = row->ms / 1e3;
 	char text[32];
 
+	if (!dist_leads())
+		return;
 	progress.seconds = progress.steps > 1 ? 0.9 * progress.seconds + 0.1 * s : s;
 	progress.steps++;
 	if (progress.steps == ESTIMATE_AFTER)
@@ -121,8 +126,11 @@ void log_step(const struct run *r, const struct step_row *row)
 
 void log_skip(const struct run *r, const struct step_row *row, const char *tensor)
 {
+	if (!dist_leads())
+		return;
 	wipe();
 	fflush(stdout);
 	warn("step %" PRId64 ": update skipped, first not finite: %s (%" PRId64 " in a row, %" PRId64
-	     " in all)", row->step, tensor, r->st.optim.skipped_row, r->st.optim.skipped);
+	     " in all)", row->step, tensor, r->st.optim.common.skipped_row,
+	     r->st.optim.common.skipped);
 }

@@ -22,7 +22,8 @@ enum { EXIT_SKIPS = 1 };
 static void save(struct run *r)
 {
 	metrics_sync(r->metrics);
-	ckpt_save(r->dir, &r->m, &r->optim, &r->st);
+	if (dist_leads())
+		ckpt_save(r->dir, &r->m, &r->optim, &r->st);
 	r->saved = r->st.step;
 }
 
@@ -31,7 +32,7 @@ static bool evaluate(struct run *r)
 {
 	double loss;
 
-	if (!eval_loss(&r->m, SPLIT_VAL, CONFIG_EVAL_SAMPLES, r->tok, &loss))
+	if (!eval_loss(&r->m, SPLIT_VAL, CONFIG_EVAL_SAMPLES, &loss))
 		return false;
 	r->st.eval_step = r->st.step;
 	r->st.eval_loss = loss;
@@ -47,7 +48,8 @@ static bool evaluate(struct run *r)
 
 /*
  * What the number of completed steps asks for: evaluation, checkpoint. A run that
- * a signal ended between step and evaluation makes up for it when it resumes.
+ * a signal ended between step and evaluation makes up for it when it resumes. The step
+ * has been read.
  */
 static void settle(struct run *r, bool last)
 {
@@ -82,41 +84,72 @@ static int end_by_skips(const struct run *r, const char *tensor)
 	return EXIT_SKIPS;
 }
 
-/* One step and its log; false where a signal came. */
-static bool advance(struct run *r, const char **nonfinite)
+/* Whether settle() has something to do after the last step. */
+static bool due(const struct run *r, bool last)
 {
-	struct step_row row;
-	double start = now(), seconds;
+	return last || r->st.step % CONFIG_EVAL_INTERVAL == 0 ||
+	       r->st.step % CONFIG_CHECKPOINT_INTERVAL == 0;
+}
 
-	if (!step_run(r, &row, nonfinite))
-		return false;
-	seconds = now() - start;
-	row.ms = seconds * 1e3;
-	row.tok_s = (double)BT * CONFIG_GRADIENT_ACCUMULATION / seconds;
+/*
+ * Read and log the step whose update was started last, where that is still to do. Returns:
+ * NULL, or where the run must end for too many skips, what was not finite.
+ */
+static const char *report(struct run *r)
+{
+	const char *nonfinite;
+	struct step_row row;
+
+	if (!step_late(r, &row, &nonfinite))
+		return NULL;
 	metrics_step(r->metrics, &row);
-	if (*nonfinite)
-		log_skip(r, &row, *nonfinite);
+	if (nonfinite)
+		log_skip(r, &row, nonfinite);
 	log_step(r, &row);
-	return true;
+	return r->st.optim.common.skipped_row >= CONFIG_SPAM_MAX_SKIPS ? nonfinite : NULL;
+}
+
+/*
+ * One step. The one before is logged while this one's micro-batches run; this one itself
+ * only where what follows needs it. False where a signal or too many skips (*tensor) end
+ * the run.
+ */
+static bool advance(struct run *r, double start, bool *late, const char **tensor)
+{
+	bool begun = step_begin(r);
+
+	*tensor = report(r);
+	if (!begun || *tensor) {
+		accum_drop(&r->accum);
+		return false;
+	}
+	if ((r->st.step + 1) % CONFIG_LOG_INTERVAL == 0)
+		stats_log(r, r->st.step + 1);
+	step_update(r);
+	*late = CONFIG_MAX_TIME && dist_agree(now() - start >= CONFIG_MAX_TIME);
+	if (!due(r, *late || r->st.step >= r->st.total))
+		return true;
+	*tensor = report(r);
+	if (!*tensor)
+		settle(r, *late || r->st.step >= r->st.total);
+	return !*tensor;
 }
 
 int train_loop(struct run *r)
 {
 	double start = now();
-	const char *nonfinite;
+	const char *tensor = NULL;
 	bool late = false, ended;
 
 	if (r->st.step)
 		settle(r, r->st.step >= r->st.total);
-	while (r->st.step < r->st.total && !late && advance(r, &nonfinite)) {
-		if (r->st.optim.skipped_row >= CONFIG_SPAM_MAX_SKIPS)
-			return end_by_skips(r, nonfinite);
-		late = CONFIG_MAX_TIME && now() - start >= CONFIG_MAX_TIME;
-		settle(r, late || r->st.step >= r->st.total);
-	}
+	while (r->st.step < r->st.total && !late && advance(r, start, &late, &tensor))
+		;
+	if (tensor)
+		return end_by_skips(r, tensor);
 	ended = late || r->st.step >= r->st.total;
-	if (stop_signal() && !(ended && r->st.eval_step == r->st.step))
-		return end_by_signal(r, stop_signal());
+	if (stop_agreed() && !(ended && r->st.eval_step == r->st.step))
+		return end_by_signal(r, stop_agreed());
 	if (late && r->st.step < r->st.total)
 		log_line("stopped  by CONFIG_MAX_TIME=%d after step %" PRId64 "; run again to go on",
 			 CONFIG_MAX_TIME, r->st.step);
@@ -179,6 +212,8 @@ static bool resume_or_begin(struct run *r, const struct ckpt_state *want, bool a
 	r->st.seed = want->seed;
 	memcpy(r->st.data, want->data, sizeof(want->data));
 	r->saved = r->st.step;
+	if (dist_leads())
+		ckpt_link_best(r->dir, r->st.best_step);
 	if (r->st.step >= want->total && result_show(r->dir, want->total))
 		return false;
 	run_place(r);
@@ -192,12 +227,13 @@ static int train(struct run *r)
 {
 	int status;
 
-	r->metrics = metrics_open(r->dir, r->st.step, r->st.eval_step == r->st.step);
+	if (dist_leads())
+		r->metrics = metrics_open(r->dir, r->st.step, r->st.eval_step == r->st.step);
 	log_start(r, r->st.step);
 	stop_install();
 	status = train_loop(r);
 	metrics_close(r->metrics);
-	if (!status)
+	if (!status && dist_leads())
 		result_write(r);
 	return status;
 }
@@ -228,7 +264,8 @@ int verb_train(int argc, char **argv)
 	model_plan(&r.m, &r.plan, PHASE_TRAIN, 0);
 	plan_refuse(&r.plan);
 	r.bigram = data_bigram_loss();
-	open_folder(r.dir, restart);
+	if (dist_leads())
+		open_folder(r.dir, restart);
 	want = run_want(seed, steps);
 	if (!resume_or_begin(&r, &want, allow)) {
 		log_line("finished %s has all its %" PRId64 " steps; --restart trains it again",

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 /*
- * metrics.jsonl and, with TENSORBOARD, the event file beside it. A row is in the
- * file when the call returns. Reals have 17 digits, so that two runs can be
+ * metrics.jsonl and, with TENSORBOARD, the event file beside it, which has nothing that
+ * the rows do not have: a run that resumes writes it anew from those that stay. A row is
+ * in the file when the call returns. Reals have 17 digits, so that two runs can be
  * compared bit by bit; what is not finite or not known is null.
  */
 #include <errno.h>
@@ -28,50 +29,81 @@ static void must(int err, const char *path)
 		    "resumes from the last checkpoint", path, strerror(-err));
 }
 
-/* Whether a whole line is a row that stays; evaluations only up to step @last_eval. */
-static bool stays(const char *line, size_t n, int64_t step, int64_t last_eval)
+/* ---- events of a row --------------------------------------------------------- */
+
+static void put_scalar(struct metrics *t, int64_t step, char *tag, const json_t *value)
 {
-	json_t *row = json_loadb(line, n, 0, NULL);
+	double x = json_is_number(value) ? json_number_value(value) : NAN;
+
+	must(tfevents_scalar(t->events, step, tag, x), t->dir);
+	free(tag);
+}
+
+/* The scalars that a row has for people who look at curves. */
+static void put_events(struct metrics *t, json_t *row)
+{
+	static const char *const curves[] = { "loss", "loss_aux", "lr", "grad_norm", "tok_s" };
+	const char *split = json_string_value(json_object_get(row, "split")), *key;
+	const char *mixer = json_string_value(json_object_get(row, "mixer"));
+	int layer = json_integer_value(json_object_get(row, "layer"));
+	int64_t step = json_integer_value(json_object_get(row, "step"));
+	json_t *value;
+
+	if (split) {
+		put_scalar(t, step, xasprintf("%s/loss", split), json_object_get(row, "loss"));
+		return;
+	}
+	json_object_foreach(row, key, value) {
+		bool curve = false;
+
+		for (size_t i = 0; i < ARRAY_SIZE(curves); i++)
+			curve |= !strcmp(key, curves[i]);
+		if (mixer && strcmp(key, "step") && strcmp(key, "layer") && strcmp(key, "mixer"))
+			put_scalar(t, step, xasprintf("h.%d.%s/%s", layer, mixer, key), value);
+		else if (!mixer && curve)
+			put_scalar(t, step, xasprintf("train/%s", key), value);
+	}
+}
+
+/* ---- opening ------------------------------------------------------------------ */
+
+/* Whether a row stays; evaluations only up to step @last_eval. */
+static bool stays(json_t *row, int64_t step, int64_t last_eval)
+{
 	json_t *at = json_object_get(row, "step");
 	int64_t last = json_object_get(row, "split") ? last_eval : step;
-	bool keep = json_is_integer(at) && json_integer_value(at) <= last;
 
+	return json_is_integer(at) && json_integer_value(at) <= last;
+}
+
+/* One whole line: its events where it stays. */
+static bool keep_line(struct metrics *t, const char *line, size_t n, int64_t step,
+		      int64_t last_eval)
+{
+	json_t *row = json_loadb(line, n, 0, NULL);
+	bool keep = stays(row, step, last_eval);
+
+	if (keep && t->events)
+		put_events(t, row);
 	json_decref(row);
 	return keep;
 }
 
 /* Rows of later steps go, and with them a torn last line. */
-static void cut(const char *path, int64_t step, int64_t last_eval)
+static void cut(struct metrics *t, int64_t step, int64_t last_eval)
 {
 	size_t size, keep = 0;
-	char *text = (char *)file_read(path, &size), *end;
+	char *text = (char *)file_read(t->path, &size), *end;
 
 	if (!text && errno == ENOENT)
 		return;
-	must(text ? 0 : -errno, path);
+	must(text ? 0 : -errno, t->path);
 	while ((end = memchr(text + keep, '\n', size - keep)) &&
-	       stays(text + keep, end - (text + keep), step, last_eval))
+	       keep_line(t, text + keep, end - (text + keep), step, last_eval))
 		keep = end + 1 - text;
 	if (keep < size)
-		must(file_truncate(path, keep), path);
+		must(file_truncate(t->path, keep), t->path);
 	free(text);
-}
-
-static void open_files(struct metrics *t)
-{
-	t->file = file_append(t->path);
-	must(t->file ? 0 : -errno, t->path);
-	if (!IS_ENABLED(CONFIG_TENSORBOARD))
-		return;
-	t->events = tfevents_open(t->dir);
-	must(t->events ? 0 : -errno, t->dir);
-}
-
-static void close_files(struct metrics *t)
-{
-	must(file_finish(t->file), t->path);
-	if (t->events)
-		must(tfevents_close(t->events), t->dir);
 }
 
 struct metrics *metrics_open(const char *dir, int64_t step, bool evaluated)
@@ -80,14 +112,20 @@ struct metrics *metrics_open(const char *dir, int64_t step, bool evaluated)
 
 	t->dir = xstrdup(dir);
 	t->path = xasprintf("%s/metrics.jsonl", dir);
-	cut(t->path, step, evaluated ? step : step - 1);
-	must(tfevents_cut(dir, step, evaluated ? NULL : "val/loss"), dir);
-	open_files(t);
+	if (IS_ENABLED(CONFIG_TENSORBOARD)) {
+		t->events = tfevents_create(dir);
+		must(t->events ? 0 : -errno, dir);
+	}
+	cut(t, step, evaluated ? step : step - 1);
+	t->file = file_append(t->path);
+	must(t->file ? 0 : -errno, t->path);
 	return t;
 }
 
 void metrics_sync(struct metrics *t)
 {
+	if (!t)
+		return;
 	must(file_sync(t->file), t->path);
 	if (t->events)
 		must(tfevents_sync(t->events), t->dir);
@@ -95,7 +133,11 @@ void metrics_sync(struct metrics *t)
 
 void metrics_close(struct metrics *t)
 {
-	close_files(t);
+	if (!t)
+		return;
+	must(file_finish(t->file), t->path);
+	if (t->events)
+		must(tfevents_close(t->events), t->dir);
 	free(t->path);
 	free(t->dir);
 	free(t);
@@ -113,47 +155,48 @@ static const char *real(char text[32], double x)
 
 static void put_row(struct metrics *t, char *line)
 {
-	must(file_write(t->file, line, strlen(line)), t->path);
-	free(line);
-}
+	json_t *row;
 
-static void put_scalar(struct metrics *t, int64_t step, const char *tag, double value)
-{
-	if (t->events)
-		must(tfevents_scalar(t->events, step, tag, value), t->dir);
+	must(file_write(t->file, line, strlen(line)), t->path);
+	if (t->events) {
+		row = json_loads(line, 0, NULL);
+		put_events(t, row);
+		json_decref(row);
+	}
+	free(line);
 }
 
 void metrics_step(struct metrics *t, const struct step_row *r)
 {
-	char loss[32], lr[32], norm[32], tok_s[32], ms[32];
+	char loss[32], lr[32], norm[32], tok_s[32], ms[32], aux[32], *more;
 
+	if (!t)
+		return;
+	more = r->has_aux ? xasprintf(", \"loss_aux\": %s", real(aux, r->loss_aux)) : xstrdup("");
 	/* mfu is null: no peak of the cpu is known */
 	put_row(t, xasprintf("{\"step\": %" PRId64 ", \"tokens\": %" PRId64 ", \"loss\": %s, "
 			     "\"lr\": %s, \"grad_norm\": %s, \"tok_s\": %s, \"ms\": %s, "
-			     "\"mfu\": null, \"peak_bytes\": %zu, \"skipped\": %" PRId64 "}\n",
+			     "\"mfu\": null, \"peak_bytes\": %zu, \"skipped\": %" PRId64 "%s}\n",
 			     r->step, r->tokens, real(loss, r->loss), real(lr, r->lr),
 			     real(norm, r->grad_norm), real(tok_s, r->tok_s), real(ms, r->ms),
-			     peak_rss(), r->skipped));
-	put_scalar(t, r->step, "train/loss", r->loss);
-	put_scalar(t, r->step, "train/lr", r->lr);
-	put_scalar(t, r->step, "train/grad_norm", r->grad_norm);
-	put_scalar(t, r->step, "train/tok_s", r->tok_s);
+			     peak_rss(), r->skipped, more));
+	free(more);
 }
 
 void metrics_stats(struct metrics *t, int64_t step, int layer, const char *mixer,
 		   const struct metric *values, int nr)
 {
-	char *row = xasprintf("{\"step\": %" PRId64 ", \"layer\": %d, \"mixer\": \"%s\"", step,
-			      layer, mixer), text[32];
+	char *row, text[32];
 
+	if (!t)
+		return;
+	row = xasprintf("{\"step\": %" PRId64 ", \"layer\": %d, \"mixer\": \"%s\"", step, layer,
+			mixer);
 	for (int i = 0; i < nr; i++) {
-		char *tag = xasprintf("h.%d.%s/%s", layer, mixer, values[i].name);
 		char *longer = xasprintf("%s, \"%s\": %s", row, values[i].name,
 					 real(text, values[i].value));
 
-		put_scalar(t, step, tag, values[i].value);
 		free(row);
-		free(tag);
 		row = longer;
 	}
 	put_row(t, xasprintf("%s}\n", row));
@@ -162,10 +205,10 @@ void metrics_stats(struct metrics *t, int64_t step, int layer, const char *mixer
 
 void metrics_eval(struct metrics *t, int64_t step, const char *split, double loss)
 {
-	char *tag = xasprintf("%s/loss", split), a[32], b[32];
+	char a[32], b[32];
 
-	put_row(t, xasprintf("{\"step\": %" PRId64 ", \"split\": \"%s\", \"loss\": %s, "
-			     "\"ppl\": %s}\n", step, split, real(a, loss), real(b, exp(loss))));
-	put_scalar(t, step, tag, loss);
-	free(tag);
+	if (t)
+		put_row(t, xasprintf("{\"step\": %" PRId64 ", \"split\": \"%s\", \"loss\": %s, "
+				     "\"ppl\": %s}\n", step, split, real(a, loss),
+				     real(b, exp(loss))));
 }

@@ -62,7 +62,7 @@ static json_t *describe(const struct run *r)
 	char hex[65];
 	int64_t peak;
 
-	tensors_sha256(&r->m, hex);
+	tensors_sha256(&r->m, &r->optim, hex);
 	scan_metrics(r->dir, &tok_s, &peak);
 	return json_pack("{s:s,s:I,s:I,s:I,s:I,s:o,s:o,s:I,s:o,s:I,s:I,s:f,s:I,s:I,s:s,s:o,s:s,s:s,s:s}",
 			 "run", CONFIG_RUN_NAME, "seed", (json_int_t)r->st.seed,
@@ -75,7 +75,7 @@ static json_t *describe(const struct run *r)
 			 "params", (json_int_t)r->plan.params,
 			 "params_published", (json_int_t)r->plan.params_published,
 			 "tok_s", tok_s, "peak_bytes", (json_int_t)peak,
-			 "skipped", (json_int_t)r->st.optim.skipped,
+			 "skipped", (json_int_t)r->st.optim.common.skipped,
 			 "weights_sha256", hex, "bigram_loss", real_or_null(r->bigram),
 			 "data", source_describe(), "config_sha256", config_hash(),
 			 "build", build_text());

@@ -24,7 +24,8 @@ void run_place(struct run *r)
 	model_place(&r->m, arch_alloc(bytes), PHASE_TRAIN, 0, extra, &at);
 	accum_place(&r->accum, slots, r->m.param_elems, at);
 	optim_place(&r->optim, &r->m, (char *)at + grads);
-	r->tok = xmalloc(sizeof(*r->tok) * B_MAX * (T_MAX + 1));
+	r->tok = xmalloc(sizeof(*r->tok) * BT);
+	r->target = xmalloc(sizeof(*r->target) * BT);
 }
 
 /* The digest is the last word of the source's description. */
@@ -43,5 +44,5 @@ void run_begin(struct run *r, const struct ckpt_state *want)
 {
 	r->st = *want;
 	run_place(r);
-	model_init_params(&r->m, want->seed);
+	model_init_params(&r->m, r->optim.master, want->seed);
 }

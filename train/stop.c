@@ -8,6 +8,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include "dist.h"
 #include "train.h"
 
 static volatile sig_atomic_t caught;
@@ -28,7 +29,11 @@ void stop_install(void)
 	sigaction(SIGINT, &sa, NULL);
 }
 
-int stop_signal(void)
+int stop_agreed(void)
 {
-	return caught;
+	static int agreed;
+
+	if (!agreed)
+		agreed = dist_agree(caught);
+	return agreed;
 }

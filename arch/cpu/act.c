@@ -30,24 +30,25 @@ void k_gelu_bwd(act_t *dpre, const act_t *pre, const act_t *dh, size_t n)
 			dpre[j] = dh[j] * r_gelu_grad(pre[j]);
 }
 
-void k_axpby(act_t *y, const act_t *x, size_t n, double alpha, double beta)
+/* One row of k_axpby(). */
+static void axpby_row(act_t *y, const act_t *x, int c, act_t p, act_t q)
 {
-	const act_t p = alpha, q = beta;
-
-#pragma omp parallel for schedule(static) if (n >= SPLIT_MIN)
-	for (size_t i = 0; i < n; i += BLOCK) {
-		size_t end = MIN(i + BLOCK, n);
-
-		if (beta == 0) {
+	if (q == 0) {
 #pragma omp simd simdlen(LANES_WIDE)
-			for (size_t j = i; j < end; j++)
-				y[j] = p * x[j];
-		} else {
+		for (int j = 0; j < c; j++)
+			y[j] = p * x[j];
+	} else {
 #pragma omp simd simdlen(LANES_WIDE)
-			for (size_t j = i; j < end; j++)
-				y[j] = p * x[j] + q * y[j];
-		}
+		for (int j = 0; j < c; j++)
+			y[j] = p * x[j] + q * y[j];
 	}
+}
+
+void k_axpby(act_t *y, long ldy, const act_t *x, long ldx, int n, int c, double alpha, double beta)
+{
+#pragma omp parallel for schedule(static) if ((long)n * c >= SPLIT_MIN)
+	for (int i = 0; i < n; i++)
+		axpby_row(y + i * ldy, x + i * ldx, c, alpha, beta);
 }
 
 void k_sum_grad(grad_t *older, const grad_t *newer, size_t n)

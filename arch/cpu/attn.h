@@ -30,16 +30,34 @@ static inline long attn_q(const struct attn *a, int i, int pos, int h)
 	return ((long)i * a->t + pos) * a->q_row + h * a->q_head;
 }
 
-/** attn_k() - the same for keys */
+/** attn_k() - the same for the key that head @h uses */
 static inline long attn_k(const struct attn *a, int i, int pos, int h)
 {
-	return ((long)i * a->t + pos) * a->k_row + h * a->k_head;
+	return ((long)i * a->t + pos) * a->k_row + h / a->group * a->k_head;
 }
 
-/** attn_v() - the same for values */
+/** attn_v() - the same for the value that head @h uses */
 static inline long attn_v(const struct attn *a, int i, int pos, int h)
 {
-	return ((long)i * a->t + pos) * a->v_row + h * a->v_head;
+	return ((long)i * a->t + pos) * a->v_row + h / a->group * a->v_head;
+}
+
+/** attn_sharers() - heads with one key, or value, whose head stride is @stride */
+static inline int attn_sharers(int heads, int group, long stride)
+{
+	return stride ? group : heads;
+}
+
+/** attn_first_k() - is head @h the first of those that share its key? */
+static inline bool attn_first_k(const struct attn *a, int h)
+{
+	return h % attn_sharers(a->heads, a->group, a->k_head) == 0;
+}
+
+/** attn_first_v() - the same for values */
+static inline bool attn_first_v(const struct attn *a, int h)
+{
+	return h % attn_sharers(a->heads, a->group, a->v_head) == 0;
 }
 
 /** attn_o() - the same for outputs */

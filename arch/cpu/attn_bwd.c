@@ -24,7 +24,7 @@ struct grads {
 	const acc_t *delta;	/* [b*t][heads] */
 };
 
-/* Scratch of a tile; k and v of all heads where these share them. */
+/* Scratch of a tile; k and v of all heads that share them. */
 struct bwd {
 	act_t (*s)[TILE];	/* [TILE] scores, then gamma P */
 	act_t (*ds)[TILE];	/* [TILE] dP, then scale ds */
@@ -103,14 +103,14 @@ static void bwd_products(struct bwd *w, const struct grads *g, int i, int h, int
 		.m = nu, .n = a->dv, .k = nt, .b = w->d_o, .ldb = tile_width(a->dv),
 		.a = w->s[0], .a_row = 1, .a_col = TILE,
 		.c = g->dv + attn_v(a, i, u0, h), .ldc = a->v_row,
-		.add = !diagonal || (h && !a->v_head),
+		.add = !diagonal || !attn_first_v(a, h),
 		.shape = diagonal ? TILE_A_UPPER : TILE_FULL,
 	});
 	tile_mul(&(struct tile_mul) {
 		.m = nu, .n = a->dk, .k = nt, .b = w->q, .ldb = tile_width(a->dk),
 		.a = w->ds[0], .a_row = 1, .a_col = TILE,
 		.c = g->dk + attn_k(a, i, u0, h), .ldc = a->k_row,
-		.add = !diagonal || (h && !a->k_head),
+		.add = !diagonal || !attn_first_k(a, h),
 		.shape = diagonal ? TILE_A_UPPER : TILE_FULL,
 	});
 	tile_mul(&(struct tile_mul) {
@@ -154,11 +154,11 @@ static void bwd_tile(const struct grads *g, int i, int h0, int h1, int t0, int u
 	for (int h = h0; h < h1; h++) {
 		key = a->k + attn_k(a, i, u0, h);
 		d_o = g->d_o + attn_o(a, i, t0, h);
-		if (h == h0 || a->k_head)
+		if (attn_first_k(a, h))
 			tile_pack_t(w.kt, key, a->k_row, nu, a->dk, a->scale);
-		if (h == h0 || a->k_head || band)
+		if (attn_first_k(a, h) || band)
 			tile_pack(w.k, key, a->k_row, nu, a->dk);
-		if (h == h0 || a->v_head)
+		if (attn_first_v(a, h))
 			tile_pack_t(w.vt, a->v + attn_v(a, i, u0, h), a->v_row, nu, a->dv, 1);
 		tile_pack(w.q, a->q + attn_q(a, i, t0, h), a->q_row, nt, a->dk);
 		tile_pack(w.d_o, d_o, a->o_row, nt, a->dv);
@@ -177,7 +177,7 @@ static void bwd_tile(const struct grads *g, int i, int h0, int h1, int t0, int u
 }
 
 /* delta = <d_o, o>; dgamma = delta / gamma */
-static void bwd_delta(const struct attn *a, acc_t *delta, act_t *dgamma, const act_t *d_o)
+static void bwd_delta(const struct attn *a, acc_t *delta, acc_t *dgamma, const act_t *d_o)
 {
 	long row, at;
 
@@ -201,23 +201,24 @@ static void bwd_delta(const struct attn *a, acc_t *delta, act_t *dgamma, const a
 static void bwd_diagonal(const struct grads *g, int step, int half)
 {
 	const struct attn *a = g->a;
-	bool apart = a->k_head && a->v_head;	/* no head adds to another's dk or dv */
-	int groups = apart ? a->b * a->heads : a->b, tiles = attn_blocks(a) - step, i, h0;
+	/* heads that add to the same dk or dv go one after the other */
+	int together = attn_sharers(a->heads, a->group, MIN(a->k_head, a->v_head));
+	int groups = a->heads / together, tiles = attn_blocks(a) - step;
 
-#pragma omp for collapse(2) schedule(dynamic) private(i, h0)
-	for (int n = 0; n < groups; n++) {
-		for (int block = 0; block < tiles; block++) {
-			if (half >= 0 && block / step % 2 != half)
-				continue;
-			i = apart ? n / a->heads : n;
-			h0 = apart ? n % a->heads : 0;
-			bwd_tile(g, i, h0, apart ? h0 + 1 : a->heads, (block + step) * TILE,
-				 block * TILE);
+#pragma omp for collapse(3) schedule(dynamic)
+	for (int i = 0; i < a->b; i++) {
+		for (int n = 0; n < groups; n++) {
+			for (int block = 0; block < tiles; block++) {
+				if (half >= 0 && block / step % 2 != half)
+					continue;
+				bwd_tile(g, i, n * together, (n + 1) * together,
+					 (block + step) * TILE, block * TILE);
+			}
 		}
 	}
 }
 
-void k_attn_bwd(const struct attn *a, act_t *dq, act_t *dk, act_t *dv, act_t *dgamma,
+void k_attn_bwd(const struct attn *a, act_t *dq, act_t *dk, act_t *dv, acc_t *dgamma,
 		const act_t *d_o, acc_t *delta)
 {
 	const struct grads g = { a, dq, dk, dv, d_o, delta };

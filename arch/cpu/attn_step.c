@@ -6,7 +6,6 @@
  * near.
  */
 #include <omp.h>
-#include <string.h>
 
 #include "attn.h"
 #include "math.h"
@@ -23,9 +22,14 @@ struct step {
 	act_t *v;		/* [TILE][tile_width(dv)] */
 };
 
+/* Runs that the longest sequence takes; shorter ones leave their last ones empty. */
 static int step_runs(const struct attn_step *a)
 {
-	return a->pos / RUN + 1;
+	int most = 0;
+
+	for (int i = 0; i < a->b; i++)
+		most = MAX(most, a->pos[i]);
+	return most / RUN + 1;
 }
 
 /* Elements of a run's result, and of a thread's scratch. */
@@ -39,15 +43,15 @@ static size_t step_work(const struct attn_step *a)
 	return TILE * ((size_t)a->heads + a->dk + tile_width(a->dv));
 }
 
-static struct step step_at(const struct attn_step *a, act_t *scratch, int part, int thread)
+static struct step step_at(const struct attn_step *a, act_t *scratch, int parts, int part,
+			   int thread)
 {
-	size_t parts = (size_t)a->b * step_runs(a);
 	struct step w;
 
 	w.max = scratch + part * step_part(a);
 	w.sum = w.max + a->heads;
 	w.o = w.sum + a->heads;
-	w.s = scratch + parts * step_part(a) + thread * step_work(a);
+	w.s = scratch + (size_t)parts * step_part(a) + thread * step_work(a);
 	w.kt = w.s + (size_t)a->heads * TILE;
 	w.v = w.kt + (size_t)a->dk * TILE;
 	return w;
@@ -56,12 +60,12 @@ static struct step step_at(const struct attn_step *a, act_t *scratch, int part, 
 /* Scores of keys [u0, u0 + nu) for all heads. */
 static void step_scores(struct step *w, const struct attn_step *a, int i, int u0, int nu)
 {
-	const act_t *k = a->k + i * a->cache_stride, *own = k + a->pos * a->k_row, *ring;
-	int group = a->k_head ? 1 : a->heads, slots;
+	const act_t *k = a->k + i * a->cache_stride, *own = k + a->pos[i] * a->k_row, *ring;
+	int group = attn_sharers(a->heads, a->group, a->k_head), slots;
 
 	for (int h = 0; h < a->heads; h += group) {
-		tile_pack_t(w->kt, k + u0 * a->k_row + h * a->k_head, a->k_row, nu, a->dk,
-			    a->scale);
+		tile_pack_t(w->kt, k + u0 * a->k_row + h / a->group * a->k_head, a->k_row, nu,
+			    a->dk, a->scale);
 		tile_mul(&(struct tile_mul) {
 			.m = group, .n = nu, .k = a->dk, .b = w->kt, .ldb = TILE,
 			.a = a->q + ((long)i * a->heads + h) * a->dk, .a_row = a->dk, .a_col = 1,
@@ -72,11 +76,11 @@ static void step_scores(struct step *w, const struct attn_step *a, int i, int u0
 		return;
 	ring = a->ring + i * a->cache_stride;
 	slots = a->ra_window + 1;
-	for (int u = MAX(0, a->pos - a->ra_window - u0); u < nu; u++)
+	for (int u = MAX(0, a->pos[i] - a->ra_window - u0); u < nu; u++)
 		for (int h = 0; h < a->heads; h++)
 			w->s[h * TILE + u] += (act_t)a->ra_scale *
 				tile_dot(ring + ((long)((u0 + u) % slots) * a->heads + h) * a->dk,
-					 own + h * a->k_head, a->dk);
+					 own + h / a->group * a->k_head, a->dk);
 }
 
 /* Scores of one head to exponentials; its older sums follow the new maximum. */
@@ -103,8 +107,10 @@ static void step_softmax(struct step *w, const struct attn_step *a, int h, int n
 /* One run of keys: its maxima, sums and outputs; scores go to route as they are. */
 static void step_run(struct step *w, const struct attn_step *a, int i, int run)
 {
-	int end = MIN((run + 1) * RUN, a->pos + 1), group = a->v_head ? 1 : a->heads, nu;
+	int end = MIN((run + 1) * RUN, a->pos[i] + 1), nu;
+	int group = attn_sharers(a->heads, a->group, a->v_head);
 	const act_t *v = a->v + i * a->cache_stride;
+	acc_t *route;
 
 	for (int h = 0; h < a->heads; h++) {
 		w->max[h] = -INFINITY;
@@ -116,13 +122,16 @@ static void step_run(struct step *w, const struct attn_step *a, int i, int run)
 		nu = MIN(TILE, end - u0);
 		step_scores(w, a, i, u0, nu);
 		for (int h = 0; h < a->heads; h++) {
-			if (a->route)
-				memcpy(a->route + ((long)i * a->heads + h) * a->route_stride + u0,
-				       w->s + (long)h * TILE, nu * sizeof(act_t));
+			if (a->route) {
+				route = a->route + ((long)i * a->heads + h) * a->route_stride + u0;
+				for (int u = 0; u < nu; u++)
+					route[u] = w->s[(long)h * TILE + u];
+			}
 			step_softmax(w, a, h, nu);
 		}
 		for (int h = 0; h < a->heads; h += group) {
-			tile_pack(w->v, v + u0 * a->v_row + h * a->v_head, a->v_row, nu, a->dv);
+			tile_pack(w->v, v + u0 * a->v_row + h / a->group * a->v_head, a->v_row,
+				  nu, a->dv);
 			tile_mul(&(struct tile_mul) {
 				.m = group, .n = a->dv, .k = nu,
 				.b = w->v, .ldb = tile_width(a->dv),
@@ -134,23 +143,24 @@ static void step_run(struct step *w, const struct attn_step *a, int i, int run)
 }
 
 /* Puts the runs of one head together. */
-static void step_join(const struct attn_step *a, act_t *scratch, int i, int h)
+static void step_join(const struct attn_step *a, act_t *scratch, int parts, int i, int h)
 {
+	int first = parts / a->b * i, last = first + a->pos[i] / RUN;
 	act_t max = -INFINITY, sum = 0, gamma, fix;
 	long row = (long)i * a->heads + h;
-	act_t *o = a->o + row * a->dv, *route;
-	int runs = step_runs(a);
+	act_t *o = a->o + row * a->dv;
+	acc_t *route;
 	struct step w;
 
 	gamma = a->gamma ? a->gamma[row] : 1;
-	for (int run = 0; run < runs; run++) {
-		w = step_at(a, scratch, i * runs + run, 0);
+	for (int part = first; part <= last; part++) {
+		w = step_at(a, scratch, parts, part, 0);
 		max = MAX(max, w.max[h]);
 	}
 	for (int e = 0; e < a->dv; e++)
 		o[e] = 0;
-	for (int run = 0; run < runs; run++) {
-		w = step_at(a, scratch, i * runs + run, 0);
+	for (int part = first; part <= last; part++) {
+		w = step_at(a, scratch, parts, part, 0);
 		fix = r_exp(w.max[h] - max);
 		sum += w.sum[h] * fix;
 		for (int e = 0; e < a->dv; e++)
@@ -161,7 +171,7 @@ static void step_join(const struct attn_step *a, act_t *scratch, int i, int h)
 	if (!a->route)
 		return;
 	route = a->route + row * a->route_stride;
-	for (int u = 0; u <= a->pos; u++)
+	for (int u = 0; u <= a->pos[i]; u++)
 		route[u] = gamma / sum * r_exp(route[u] - max);
 }
 
@@ -174,14 +184,16 @@ void k_attn_step(const struct attn_step *a)
 
 #pragma omp parallel if (parts > 1) private(w)
 	{
-#pragma omp for
+#pragma omp for schedule(dynamic)
 		for (int part = 0; part < parts; part++) {
-			w = step_at(a, scratch, part, omp_get_thread_num());
+			if (part % runs * RUN > a->pos[part / runs])
+				continue;
+			w = step_at(a, scratch, parts, part, omp_get_thread_num());
 			step_run(&w, a, part / runs, part % runs);
 		}
 #pragma omp for collapse(2)
 		for (int i = 0; i < a->b; i++)
 			for (int h = 0; h < a->heads; h++)
-				step_join(a, scratch, i, h);
+				step_join(a, scratch, parts, i, h);
 	}
 }

@@ -1,120 +1,65 @@
 // SPDX-License-Identifier: MIT
 /*
- * One scalar per head between the latent (width l) and the MLP hidden (width fdim):
- * element f belongs to head f heads / fdim and meets latent f mod l.
+ * A matrix given by one factor per head, and transposed copies. The transposed side is
+ * the written one: its rows are spread over the threads.
  */
-#include <string.h>
-
-#include "kernels.h"
-#include "util.h"
+#include "kernels_couple.h"
 
 enum { SPLIT_MIN = 16384 };	/* elements below which threads cost more than they gain */
 
-/* A run of elements of one head against consecutive latents. */
-struct run {
-	int f, len, head, latent;
-};
-
-/* The run that starts at element @f. */
-static struct run run_at(int f, int fdim, int l, int heads)
+static int couple_head(const struct couple *c, int f)
 {
-	int head = (long)f * heads / fdim;
-	int head_end = ((long)(head + 1) * fdim + heads - 1) / heads;
-	int latent_end = (f / l + 1) * l;
-
-	return (struct run) { f, MIN(MIN(head_end, latent_end), fdim) - f, head, f % l };
+	return (long)f * c->heads / c->fdim;
 }
 
-#define for_each_run(r, fdim, l, heads) \
-	for (struct run r = run_at(0, fdim, l, heads); r.f < (fdim); \
-	     r = run_at(r.f + r.len, fdim, l, heads))
-
-/* y += factor x */
-static void add_scaled(act_t *y, const act_t *x, act_t factor, int n)
+void k_couple_fill(const struct couple *c, param_t *w, const param_t *p)
 {
-#pragma omp simd
-	for (int i = 0; i < n; i++)
-		y[i] += factor * x[i];
-}
+#pragma omp parallel for schedule(static) if ((long)c->fdim * c->l >= SPLIT_MIN)
+	for (int f = 0; f < c->fdim; f++) {
+		param_t *row = w + f * c->f_stride;
 
-static act_t dot(const act_t *x, const act_t *y, int n)
-{
-	act_t sum = 0;
-
-#pragma omp simd reduction(+ : sum)
-	for (int i = 0; i < n; i++)
-		sum += x[i] * y[i];
-	return sum;
-}
-
-/* wide[r][f] += factor s[head] narrow[r][f mod l] */
-static void spread(act_t *wide, const act_t *narrow, const param_t *s, int n, int fdim, int l,
-		   int heads, double factor)
-{
-#pragma omp parallel for schedule(static) if ((long)n * fdim >= SPLIT_MIN)
-	for (int i = 0; i < n; i++)
-		for_each_run(r, fdim, l, heads)
-			add_scaled(wide + (long)i * fdim + r.f, narrow + (long)i * l + r.latent,
-				   factor * s[r.head], r.len);
-}
-
-/* narrow[r][j] = factor sum over f mod l = j of s[head] wide[r][f] */
-static void fold(act_t *narrow, const act_t *wide, const param_t *s, int n, int fdim, int l,
-		 int heads, double factor)
-{
-#pragma omp parallel for schedule(static) if ((long)n * fdim >= SPLIT_MIN)
-	for (int i = 0; i < n; i++) {
-		memset(narrow + (long)i * l, 0, l * sizeof(*narrow));
-		for_each_run(r, fdim, l, heads)
-			add_scaled(narrow + (long)i * l + r.latent, wide + (long)i * fdim + r.f,
-				   factor * s[r.head], r.len);
+		for (int j = 0; j < c->l; j++)
+			row[j * c->l_stride] = 0;
+		row[f % c->l * c->l_stride] = (param_t)c->factor * p[couple_head(c, f)];
 	}
 }
 
-/*
- * ds[head] = factor sum over rows and the head's f of wide[r][f] narrow[r][f mod l].
- * A head is one thread's, its rows are summed in ascending order, in double.
- */
-static void head_dots(grad_t *ds, const act_t *wide, const act_t *narrow, int n, int fdim, int l,
-		      int heads, double factor)
+/* First element of a head. */
+static int couple_first(const struct couple *c, int head)
 {
-#pragma omp parallel for schedule(static) if ((long)n * fdim >= SPLIT_MIN)
-	for (int h = 0; h < heads; h++) {
-		int first = ((long)h * fdim + heads - 1) / heads;
+	return ((long)head * c->fdim + c->heads - 1) / c->heads;
+}
+
+/* A head is summed in ascending f, in double. */
+void k_couple_grad(const struct couple *c, grad_t *dp, const grad_t *dw)
+{
+	for (int head = 0; head < c->heads; head++) {
 		double sum = 0;
 
-		for (int i = 0; i < n; i++)
-			for (struct run r = run_at(first, fdim, l, heads);
-			     r.f < fdim && r.head == h; r = run_at(r.f + r.len, fdim, l, heads))
-				sum += dot(wide + (long)i * fdim + r.f,
-					   narrow + (long)i * l + r.latent, r.len);
-		ds[h] = factor * sum;
+		for (int f = couple_first(c, head); f < couple_first(c, head + 1); f++)
+			sum += dw[f * c->f_stride + f % c->l * c->l_stride];
+		dp[head] = c->factor * sum;
 	}
 }
 
-void k_couple_up_fwd(act_t *h, const act_t *a, const param_t *p, int n, int fdim, int l,
-		     int heads, double alpha)
+void k_transpose(param_t *dst, long ldd, const param_t *src, long lds, int rows, int cols)
 {
-	spread(h, a, p, n, fdim, l, heads, alpha);
+#pragma omp parallel for schedule(static) if ((long)rows * cols >= SPLIT_MIN)
+	for (int j = 0; j < cols; j++)
+		for (int i = 0; i < rows; i++)
+			dst[j * ldd + i] = src[i * lds + j];
 }
 
-void k_couple_up_bwd(grad_t *dp, act_t *da, const act_t *dh, const act_t *a, const param_t *p,
-		     int n, int fdim, int l, int heads, double alpha)
+void k_transpose_grad(grad_t *dst, long ldd, const grad_t *src, long lds, int rows, int cols,
+		      double beta)
 {
-	head_dots(dp, dh, a, n, fdim, l, heads, alpha);
-	if (da)
-		fold(da, dh, p, n, fdim, l, heads, alpha);
-}
+	const grad_t q = beta;
 
-void k_couple_down_fwd(act_t *c, const act_t *h, const param_t *s, int n, int fdim, int l,
-		       int heads)
-{
-	fold(c, h, s, n, fdim, l, heads, (double)l / fdim);
-}
+#pragma omp parallel for schedule(static) if ((long)rows * cols >= SPLIT_MIN)
+	for (int j = 0; j < cols; j++)
+		for (int i = 0; i < rows; i++) {
+			grad_t *to = dst + j * ldd + i;
 
-void k_couple_down_bwd(grad_t *ds, act_t *dh, const act_t *dc, const act_t *h, const param_t *s,
-		       int n, int fdim, int l, int heads)
-{
-	head_dots(ds, h, dc, n, fdim, l, heads, (double)l / fdim);
-	spread(dh, dc, s, n, fdim, l, heads, (double)l / fdim);
+			*to = src[i * lds + j] + (beta == 0 ? 0 : q * *to);
+		}
 }

@@ -181,7 +181,33 @@ void arch_get(void *dst, const void *src, size_t bytes)
 	arch_copy(dst, src, bytes);
 }
 
-/* Kernels and copies are done when they return. */
+void arch_get_later(void *dst, const void *src, size_t bytes)
+{
+	arch_copy(dst, src, bytes);
+}
+
+/* Kernels and copies are done when they return: there is nothing to wait for. */
 void arch_sync(void)
 {
+}
+
+void arch_mark_set(struct arch_mark *m)
+{
+	m->time = now();
+}
+
+void arch_mark_wait(struct arch_mark *m)
+{
+	(void)m;
+}
+
+double arch_mark_seconds(struct arch_mark *from, struct arch_mark *to)
+{
+	return to->time - from->time;
+}
+
+void arch_replay(struct arch_graph *g, void (*body)(void *arg), void *arg)
+{
+	(void)g;
+	body(arg);
 }

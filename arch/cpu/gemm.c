@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 /*
  * Matrix products: cut into blocks of the result, one BLAS call of one thread per
- * block, the epilogue while the block is in cache.
+ * block, the epilogue while the block is in cache. The libraries take no workspace, and
+ * the results of k_gemm(), k_gemm_acc() and k_gemm_grad() are of one type.
  *
  * The cut is a function of the shape alone, so that the thread count changes no
  * bit. Every block packs its own rows of a and columns of b: few, square blocks
@@ -21,6 +22,9 @@ enum {
 	THIN_ROWS = 8,			/* up to here b is read once and not packed */
 	THIN_COLUMNS = 256,		/* columns of a block of a thin product */
 	BATCH_MANY = 8,			/* products enough without cutting them */
+	STRIP = 64,			/* columns that one thread sums */
+	GROUP = 64,			/* rows summed in act_t; the groups in double */
+	CAST_MIN = 16384,		/* elements below which threads cost more than they gain */
 };
 
 #define SPLIT_FLOPS 2e6		/* below, starting threads costs more than it gains */
@@ -65,46 +69,52 @@ static struct cut cut_of(const struct gemm *g, int batch)
 	return s;
 }
 
+/* y += x */
+static inline void row_add(act_t *y, const act_t *x, int n)
+{
+#pragma omp simd simdlen(LANES_WIDE)
+	for (int j = 0; j < n; j++)
+		y[j] += x[j];
+}
+
 static void epilogue_bias(act_t *c, long ldc, const param_t *bias, int m, int n)
 {
-	for (int i = 0; i < m; i++)
+	for (int i = 0; bias && i < m; i++)
+		row_add(c + i * ldc, bias, n);
+}
+
+static void epilogue_bias_gelu(act_t *c, long ldc, act_t *aux, long ldaux, const param_t *bias,
+			       int m, int n)
+{
+	for (int i = 0; i < m; i++) {
+		if (bias)
+			row_add(aux + i * ldaux, bias, n);
 #pragma omp simd simdlen(LANES_WIDE)
 		for (int j = 0; j < n; j++)
-			c[i * ldc + j] += bias[j];
+			c[i * ldc + j] = r_gelu(aux[i * ldaux + j]);
+	}
 }
 
-static void epilogue_bias_gelu(act_t *c, act_t *aux, long ld, const param_t *bias, int m, int n)
-{
-	for (int i = 0; i < m; i++)
-#pragma omp simd simdlen(LANES_WIDE)
-		for (int j = 0; j < n; j++) {
-			act_t x = aux[i * ld + j] + bias[j];
-
-			aux[i * ld + j] = x;
-			c[i * ld + j] = r_gelu(x);
-		}
-}
-
-static void epilogue_dgelu(act_t *c, const act_t *aux, long ld, int m, int n)
+static void epilogue_dgelu(act_t *c, long ldc, const act_t *aux, long ldaux, int m, int n)
 {
 	for (int i = 0; i < m; i++)
 #pragma omp simd simdlen(LANES_WIDE)
 		for (int j = 0; j < n; j++)
-			c[i * ld + j] *= r_gelu_grad(aux[i * ld + j]);
+			c[i * ldc + j] *= r_gelu_grad(aux[i * ldaux + j]);
 }
 
 /*
  * A few rows of a against weights: packing b would cost more than the product, so
  * every row of b is read once and multiplied with all rows of a.
  */
-static void thin(const struct gemm *g, const act_t *a, const act_t *b, act_t *c, int n)
+static void thin(const struct gemm *g, const act_t *a, const act_t *b, act_t *c, long ldc, int n)
 {
 	const act_t alpha = g->alpha, beta = g->beta;
 
 	for (int j = 0; j < n; j++) {
 		for (int i = 0; i < g->m; i++) {
 			const act_t *x = a + i * g->lda, *y = b + j * g->ldb;
-			act_t *to = c + i * g->ldc + j, sum = 0;
+			act_t *to = c + i * ldc + j, sum = 0;
 
 #pragma omp simd simdlen(LANES_WIDE) reduction(+ : sum)
 			for (int l = 0; l < g->k; l++)
@@ -128,25 +138,48 @@ static void block(const struct gemm *g, const struct cut *s, int at)
 	const act_t *a = (const act_t *)g->a + p * g->sa + (g->ta ? i : i * g->lda);
 	const act_t *b = (const act_t *)g->b + p * g->sb + (g->tb ? j * g->ldb : j);
 	act_t *c = (act_t *)g->c + p * g->sc + i * g->ldc + j;
-	act_t *aux = g->aux ? g->aux + i * g->ldc + j : NULL;
-	act_t *to = g->ep == GEMM_BIAS_GELU ? aux : c;
+	act_t *aux = g->aux ? g->aux + i * g->ldaux + j : NULL;
+	bool gelu = g->ep == GEMM_BIAS_GELU;
+	act_t *to = gelu ? aux : c;
+	long ld = gelu ? g->ldaux : g->ldc;
 
 	if (is_thin(g))
-		thin(g, a, b, to, n);
+		thin(g, a, b, to, ld, n);
 	else
 		blas_gemm(g->ta, g->tb, m, n, g->k, g->alpha, a, g->lda, b, g->ldb, g->beta,
-			  to, g->ldc);
+			  to, ld);
 	if (g->ep == GEMM_BIAS)
-		epilogue_bias(c, g->ldc, g->bias + j, m, n);
-	else if (g->ep == GEMM_BIAS_GELU)
-		epilogue_bias_gelu(c, aux, g->ldc, g->bias + j, m, n);
+		epilogue_bias(c, g->ldc, g->bias ? g->bias + j : NULL, m, n);
+	else if (gelu)
+		epilogue_bias_gelu(c, g->ldc, aux, ld, g->bias ? g->bias + j : NULL, m, n);
 	else if (g->ep == GEMM_DGELU)
-		epilogue_dgelu(c, aux, g->ldc, m, n);
+		epilogue_dgelu(c, g->ldc, aux, g->ldaux, m, n);
+}
+
+/*
+ * Elements [j, j + STRIP) of the bias's gradient: the rows of a[k][m] in ascending
+ * order, GROUP rows in act_t, the groups in double.
+ */
+static void bias_strip(const struct gemm *g, int j)
+{
+	int width = MIN(STRIP, g->m - j);
+	double total[STRIP] = { 0 };
+
+	for (int i0 = 0; i0 < g->k; i0 += GROUP) {
+		act_t sum[STRIP] = { 0 };
+
+		for (int i = i0; i < MIN(i0 + GROUP, g->k); i++)
+			row_add(sum, (const act_t *)g->a + i * g->lda + j, width);
+		for (int l = 0; l < width; l++)
+			total[l] += sum[l];
+	}
+	for (int l = 0; l < width; l++)
+		g->db[j + l] = total[l];
 }
 
 void k_gemm(const struct gemm *g)
 {
-	int batch = MAX(g->batch, 1), blocks;
+	int batch = MAX(g->batch, 1), blocks, strips = g->db ? (g->m + STRIP - 1) / STRIP : 0;
 	struct cut s;
 
 	if (!g->m || !g->n)
@@ -157,14 +190,47 @@ void k_gemm(const struct gemm *g)
 	else
 		s = cut_of(g, batch);
 	blocks = batch * s.rows * s.columns;
-#pragma omp parallel for schedule(dynamic) if (blocks > 1 && \
+	/* strips are small: behind the blocks they fill the threads that are done */
+#pragma omp parallel for schedule(dynamic) if (blocks + strips > 1 && \
 	2.0 * batch * g->m * g->n * g->k >= SPLIT_FLOPS)
-	for (int at = 0; at < blocks; at++)
-		block(g, &s, at);
+	for (int at = 0; at < blocks + strips; at++) {
+		if (at < blocks)
+			block(g, &s, at);
+		else
+			bias_strip(g, (at - blocks) * STRIP);
+	}
 }
 
-/* grad_t is act_t on the cpu. */
+void k_gemm_acc(const struct gemm *g)
+{
+	k_gemm(g);
+}
+
 void k_gemm_grad(const struct gemm *g)
 {
 	k_gemm(g);
+}
+
+void k_cast(param_t *dst, const grad_t *src, size_t n)
+{
+#pragma omp parallel for simd schedule(static) if (n >= CAST_MIN)
+	for (size_t i = 0; i < n; i++)
+		dst[i] = src[i];
+}
+
+void k_widen(acc_t *dst, const act_t *src, size_t n)
+{
+#pragma omp parallel for simd schedule(static) if (n >= CAST_MIN)
+	for (size_t i = 0; i < n; i++)
+		dst[i] = src[i];
+}
+
+size_t k_workspace(void)
+{
+	return 0;
+}
+
+void k_workspace_use(void *mem)
+{
+	(void)mem;
 }

@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: MIT
 /*
- * LayerNorm with the residual add, and sums over rows.
+ * LayerNorm and RMSNorm with the residual add.
  *
  * The variance is that of the centred row, never E[x^2] - E[x]^2, which cancels.
+ * RMSNorm is LayerNorm with a mean of 0 and no bias.
  */
 #include "kernels.h"
 #include "math.h"
 #include "util.h"
-
-#define EPSILON 1e-5
 
 enum {
 	SPLIT_MIN = 16384,	/* elements below which threads cost more than they gain */
@@ -36,78 +35,97 @@ static act_t row_sum_sq(const act_t *x, act_t mean, int c)
 	return sum;
 }
 
-void k_add_norm_fwd(act_t *xo, act_t *xn, acc_t *mean, acc_t *rstd, const act_t *x,
-		    const act_t *y, const param_t *w, const param_t *bias, int n, int c)
+/* The norm of row @i, whose input is @x. */
+static void row_fwd(const struct norm *a, int i, const act_t *x)
 {
-#pragma omp parallel for schedule(static) if ((long)n * c >= SPLIT_MIN)
-	for (int i = 0; i < n; i++) {
-		const act_t *in = x + (long)i * c;
-		act_t *out = xn + (long)i * c, mu, r;
+	act_t *xn = a->xn + (long)i * a->c;
+	act_t mu = a->rms ? 0 : row_sum(x, a->c) / a->c;
+	act_t r = 1 / sqrt(row_sum_sq(x, mu, a->c) / (double)a->c + a->epsilon);
+	const acc_t *w = a->w, *bias = a->bias;
 
-		if (y) {
-			const act_t *add = y + (long)i * c;
-			act_t *sum = xo + (long)i * c;
+	a->rstd[i] = r;
+	if (a->rms) {
+#pragma omp simd simdlen(LANES_WIDE)
+		for (int j = 0; j < a->c; j++)
+			xn[j] = x[j] * r * w[j];
+		return;
+	}
+	a->mean[i] = mu;
+#pragma omp simd simdlen(LANES_WIDE)
+	for (int j = 0; j < a->c; j++)
+		xn[j] = (x[j] - mu) * r * w[j] + bias[j];
+}
+
+void k_add_norm_fwd(const struct norm *a)
+{
+#pragma omp parallel for schedule(static) if ((long)a->n * a->c >= SPLIT_MIN)
+	for (int i = 0; i < a->n; i++) {
+		const act_t *in = a->x + (long)i * a->c;
+
+		if (a->y) {
+			const act_t *add = a->y + (long)i * a->c;
+			act_t *sum = a->xo + (long)i * a->c;
 
 #pragma omp simd simdlen(LANES_WIDE)
-			for (int j = 0; j < c; j++)
+			for (int j = 0; j < a->c; j++)
 				sum[j] = in[j] + add[j];
 			in = sum;
 		}
-		mu = row_sum(in, c) / c;
-		r = 1 / sqrt(row_sum_sq(in, mu, c) / (double)c + EPSILON);
-#pragma omp simd simdlen(LANES_WIDE)
-		for (int j = 0; j < c; j++)
-			out[j] = (in[j] - mu) * r * w[j] + bias[j];
-		mean[i] = mu;
-		rstd[i] = r;
+		row_fwd(a, i, in);
 	}
 }
 
-/* dx += r (g - mean(g) - xhat mean(g xhat)), g = dxn w */
-static void row_bwd(act_t *dx, const act_t *dxn, const act_t *x, act_t mu, act_t r,
-		    const param_t *w, int c)
+/* dx = dres + r (g - mean(g) - xhat mean(g xhat)), g = dxn w; no mean(g) in RMSNorm */
+static void row_bwd(const struct norm *a, act_t *dx, const act_t *dres, const act_t *dxn, int i)
 {
-	act_t sum = 0, dot = 0;
+	const act_t *x = a->x + (long)i * a->c;
+	act_t mu = a->rms ? 0 : a->mean[i], r = a->rstd[i], sum = 0, dot = 0;
+	const acc_t *w = a->w;
 
 #pragma omp simd simdlen(LANES_WIDE) reduction(+ : sum, dot)
-	for (int j = 0; j < c; j++) {
+	for (int j = 0; j < a->c; j++) {
 		act_t g = dxn[j] * w[j];
 
 		sum += g;
 		dot += g * ((x[j] - mu) * r);
 	}
-	sum /= c;
-	dot /= c;
+	sum = a->rms ? 0 : sum / a->c;
+	dot /= a->c;
+	if (!dres) {
 #pragma omp simd simdlen(LANES_WIDE)
-	for (int j = 0; j < c; j++)
-		dx[j] += r * (dxn[j] * w[j] - sum - (x[j] - mu) * r * dot);
+		for (int j = 0; j < a->c; j++)
+			dx[j] = r * (dxn[j] * w[j] - sum - (x[j] - mu) * r * dot);
+		return;
+	}
+#pragma omp simd simdlen(LANES_WIDE)
+	for (int j = 0; j < a->c; j++)
+		dx[j] = dres[j] + r * (dxn[j] * w[j] - sum - (x[j] - mu) * r * dot);
 }
 
 /*
- * Sums of rows for a strip of columns, in ascending order: GROUP rows in act_t,
- * the groups in double. Without @x dw is not wanted. A strip belongs to one
- * thread: one sum per column whatever their number, and no buffer of partial sums.
+ * Columns [j0, j0 + width) of dw and db: the rows in ascending order, GROUP rows in
+ * act_t, the groups in double. A strip belongs to one thread: one sum per column
+ * whatever their number, and no buffer of partial sums.
  */
-static void strip_sums(grad_t *dw, grad_t *db, const act_t *dy, const act_t *x, const acc_t *mean,
-		       const acc_t *rstd, int n, int c, int width)
+static void strip_sums(const struct norm *a, grad_t *dw, grad_t *db, const act_t *dxn, int j0,
+		       int width)
 {
 	double total[2][STRIP] = { 0 };
 
-	for (int i0 = 0; i0 < n; i0 += GROUP) {
+	for (int i0 = 0; i0 < a->n; i0 += GROUP) {
 		act_t sum[2][STRIP] = { 0 };
 
-		for (int i = i0; i < MIN(i0 + GROUP, n); i++) {
-			const act_t *dyi = dy + (long)i * c, *xi;
+		for (int i = i0; i < MIN(i0 + GROUP, a->n); i++) {
+			const act_t *dy = dxn + (long)i * a->c + j0;
+			const act_t *x = a->x + (long)i * a->c + j0;
+			act_t mu = a->rms ? 0 : a->mean[i], r = a->rstd[i];
 
 #pragma omp simd simdlen(LANES_WIDE)
 			for (int j = 0; j < width; j++)
-				sum[0][j] += dyi[j];
-			if (!x)
-				continue;
-			xi = x + (long)i * c;
+				sum[0][j] += dy[j];
 #pragma omp simd simdlen(LANES_WIDE)
 			for (int j = 0; j < width; j++)
-				sum[1][j] += dyi[j] * ((xi[j] - mean[i]) * rstd[i]);
+				sum[1][j] += dy[j] * ((x[j] - mu) * r);
 		}
 		for (int j = 0; j < width; j++) {
 			total[0][j] += sum[0][j];
@@ -115,31 +133,23 @@ static void strip_sums(grad_t *dw, grad_t *db, const act_t *dy, const act_t *x, 
 		}
 	}
 	for (int j = 0; j < width; j++) {
-		db[j] = total[0][j];
-		if (x)
-			dw[j] = total[1][j];
+		dw[j0 + j] = total[1][j];
+		if (!a->rms)
+			db[j0 + j] = total[0][j];
 	}
 }
 
-void k_norm_bwd(act_t *dx, grad_t *dw, grad_t *db, const act_t *dxn, const act_t *x,
-		const acc_t *mean, const acc_t *rstd, const param_t *w, int n, int c)
+void k_norm_bwd(const struct norm *a, act_t *dx, const act_t *dres, const act_t *dxn, grad_t *dw,
+		grad_t *db)
 {
-#pragma omp parallel if ((long)n * c >= SPLIT_MIN)
+#pragma omp parallel if ((long)a->n * a->c >= SPLIT_MIN)
 	{
 #pragma omp for schedule(static) nowait
-		for (int i = 0; i < n; i++)
-			row_bwd(dx + (long)i * c, dxn + (long)i * c, x + (long)i * c, mean[i],
-				rstd[i], w, c);
+		for (int i = 0; i < a->n; i++)
+			row_bwd(a, dx + (long)i * a->c, dres ? dres + (long)i * a->c : NULL,
+				dxn + (long)i * a->c, i);
 #pragma omp for schedule(static)
-		for (int j = 0; j < c; j += STRIP)
-			strip_sums(dw + j, db + j, dxn + j, x + j, mean, rstd, n, c,
-				   MIN(STRIP, c - j));
+		for (int j = 0; j < a->c; j += STRIP)
+			strip_sums(a, dw, db, dxn, j, MIN(STRIP, a->c - j));
 	}
-}
-
-void k_bias_grad(grad_t *db, const act_t *dy, int n, int c)
-{
-#pragma omp parallel for schedule(static) if ((long)n * c >= SPLIT_MIN)
-	for (int j = 0; j < c; j += STRIP)
-		strip_sums(NULL, db + j, dy + j, NULL, NULL, NULL, n, c, MIN(STRIP, c - j));
 }

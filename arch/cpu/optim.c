@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
- * The optimizer's kernels: element clip, global norm, decision, AdamW.
+ * The optimizer's kernels: mean loss, global norm, decision, AdamW with SPAM's element
+ * clip.
  *
  * Huang et al. 2025, arXiv 2501.06842 (SPAM), with a spike detector on the global
  * norm. Elements are independent except in the norm, whose partial sums have a
@@ -18,36 +19,78 @@ enum {
 	BLOCK = 16384,		/* elements of one step of work */
 	SPLIT_MIN = 32768,	/* below, threads cost more than they gain */
 	NORMS_MIN = 10,		/* norms that a z-score needs */
+	TREE_SLOTS = 32,	/* of a counter of int values */
 };
 
 #define WARM_FLOOR 1e-3		/* smallest factor of the warmup after a reset */
 #define SPIKE_M 0.5		/* what a spike leaves of the first moments */
 #define SPIKE_V 0.9		/* and of the second */
 
-/*
- * (g inv_accum)^2 > theta v^ is g^2 > limit v. An infinite gradient is left as it
- * is: it must show in the norm, so that the update is skipped and not mended.
- */
-void k_spam_clip(grad_t *g, const grad_t *v, size_t n, const struct optim_hyper *hp,
-		 const struct optim_state *st)
+void k_loss_tree(double *dst, const double *x, int n)
 {
-	double corr2 = 1 - pow(hp->beta2, st->count);
-	grad_t limit = hp->theta / (corr2 * hp->inv_accum * hp->inv_accum);
-	const grad_t huge = sizeof(grad_t) == sizeof(double) ? DBL_MAX : FLT_MAX;
+	double slot[TREE_SLOTS], sum = 0;
+	unsigned int full = 0;	/* bit j: slot j holds a sum */
 
-	if (!hp->theta || st->count < MAX(hp->clip_after, 1))
-		return;
-#pragma omp parallel for schedule(static) if (n >= SPLIT_MIN)
-	for (size_t i = 0; i < n; i += BLOCK)
-#pragma omp simd
-		for (size_t j = i; j < MIN(i + BLOCK, n); j++) {
-			grad_t x = g[j], most = limit * v[j];
-			grad_t clipped = r_sqrt(most);
+	for (int i = 0; i < n; i++) {
+		double carry = x[i];
+		int j = 0;
 
-			clipped = x < 0 ? -clipped : clipped;
-			g[j] = (x * x > most) & (v[j] > 0) & (x <= huge) & (x >= -huge) ?
-				clipped : x;
+		for (; full & 1u << j; j++) {
+			carry = slot[j] + carry;
+			full &= ~(1u << j);
 		}
+		slot[j] = carry;
+		full |= 1u << j;
+	}
+	for (int j = 0, some = 0; j < TREE_SLOTS; j++)
+		if (full & 1u << j) {
+			sum = some ? slot[j] + sum : slot[j];
+			some = 1;
+		}
+	*dst = sum / n;
+}
+
+/* ---- walking a span ---------------------------------------------------------- */
+
+/*
+ * The next piece of [*at, end) that lies in one trained tensor, from range *r on:
+ * elements [*at, return value) of range *r. No piece is left where that is *at.
+ */
+static size_t next_piece(const struct optim_span *s, int *r, size_t *at, size_t end)
+{
+	for (; *r < s->nr && *at < end && s->ranges[*r].offset < end; (*r)++) {
+		const struct optim_range *x = &s->ranges[*r];
+		size_t from = MAX(*at, x->offset), to = MIN(end, x->offset + x->numel);
+
+		if (x->frozen || from >= to)
+			continue;
+		*at = from;
+		return to;
+	}
+	return *at;
+}
+
+/* ---- norm -------------------------------------------------------------------- */
+
+/* Where an element g is clipped: g^2 > clip v, in g's own scale. 0: nowhere. */
+static double clip_of(const struct adam_hyper *hp, const struct adam_state *st)
+{
+	if (!hp->theta || st->count < MAX(hp->clip_after, 1))
+		return 0;
+	return hp->theta / ((1 - pow(hp->beta2, st->count)) * hp->inv_accum * hp->inv_accum);
+}
+
+/*
+ * An infinite gradient is left as it is: it must show in the norm, so that the update is
+ * skipped and not mended.
+ */
+static inline grad_t clipped(grad_t g, grad_t v, grad_t clip)
+{
+	const grad_t huge = sizeof(grad_t) == sizeof(double) ? DBL_MAX : FLT_MAX;
+	grad_t most = clip * v, edge = r_sqrt(most);
+
+	edge = g < 0 ? -edge : edge;
+	return (g * g > most) & (v > 0) & (g <= huge) & (g >= -huge) ? edge : g;
 }
 
 static double sum_squares(const grad_t *g, size_t n)
@@ -60,18 +103,85 @@ static double sum_squares(const grad_t *g, size_t n)
 	return sum;
 }
 
-void k_grad_norm(double *partial, const grad_t *g, size_t n, const struct optim_hyper *hp)
+static double sum_squares_clipped(const grad_t *g, const grad_t *v, size_t n, grad_t clip)
+{
+	double sum = 0;
+
+#pragma omp simd reduction(+ : sum)
+	for (size_t i = 0; i < n; i++) {
+		double x = clipped(g[i], v[i], clip);
+
+		sum += x * x;
+	}
+	return sum;
+}
+
+static int64_t first_bad(const grad_t *g, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		if (!isfinite(g[i]))
+			return i;
+	return -1;
+}
+
+/* One chunk of the flat buffers. An overflow of the sum alone leaves *bad at -1. */
+static double norm_chunk(int32_t *bad, const struct adam_buffers *x, const struct optim_span *s,
+			 size_t from, grad_t clip)
+{
+	size_t at = from, end = MIN(from + OPTIM_CHUNK, s->offset + s->n), to;
+	double sum = 0, piece;
+	int r = 0;
+
+	*bad = -1;
+	for (; (to = next_piece(s, &r, &at, end)) > at; at = to) {
+		const grad_t *g = x->g + (at - s->offset);
+		int64_t first;
+
+		piece = clip > 0 ? sum_squares_clipped(g, x->v + (at - s->offset), to - at, clip) :
+				   sum_squares(g, to - at);
+		sum += piece;
+		if (isfinite(piece) || *bad >= 0)
+			continue;
+		first = first_bad(g, to - at);
+		*bad = first < 0 ? -1 : (int32_t)(at - from + first);
+	}
+	return sum;
+}
+
+void k_adam_norm(double *partial, int32_t *bad, const struct adam_buffers *x,
+		 const struct optim_span *s, const struct adam_hyper *hp,
+		 const struct adam_state *st)
 {
 	double factor = hp->inv_accum * hp->inv_accum;
+	grad_t clip = clip_of(hp, st);
 
-#pragma omp parallel for schedule(static) if (n >= SPLIT_MIN)
-	for (size_t i = 0; i < n; i += OPTIM_CHUNK)
-		partial[i / OPTIM_CHUNK] =
-			factor * sum_squares(g + i, MIN((size_t)OPTIM_CHUNK, n - i));
+	assert(s->offset % OPTIM_CHUNK == 0);
+#pragma omp parallel for schedule(static) if (s->n >= SPLIT_MIN)
+	for (size_t from = s->offset; from < s->offset + s->n; from += OPTIM_CHUNK) {
+		size_t c = from / OPTIM_CHUNK;
+
+		partial[c] = factor * norm_chunk(&bad[c], x, s, from, clip);
+	}
+}
+
+/* ---- decision ---------------------------------------------------------------- */
+
+void k_optim_guard(struct optim_state *st, const double *partial, size_t nr, const double *loss)
+{
+	double sum = 0;
+
+	for (size_t i = 0; i < nr; i++)
+		sum += partial[i];
+	st->norm = sqrt(sum);
+	st->loss = *loss;
+	st->skip = !isfinite(st->norm) || !isfinite(*loss);
+	st->skipped += st->skip;
+	st->skipped_row = st->skip ? st->skipped_row + 1 : 0;
+	st->applied += !st->skip;
 }
 
 /* How many population deviations @norm is from the window's mean. */
-static double z_score(const struct optim_state *st, double norm)
+static double z_score(const struct adam_state *st, double norm)
 {
 	double mean = 0, var = 0;
 
@@ -86,15 +196,15 @@ static double z_score(const struct optim_state *st, double norm)
 	return var > 0 ? (norm - mean) / sqrt(var) : 0;
 }
 
-static void window_push(struct optim_state *st, double norm)
+static void window_push(struct adam_state *st, double norm)
 {
 	st->norms[st->head] = norm;
-	st->head = (st->head + 1) % OPTIM_WINDOW;
-	st->nr_norms = MIN(st->nr_norms + 1, OPTIM_WINDOW);
+	st->head = (st->head + 1) % ADAM_WINDOW;
+	st->nr_norms = MIN(st->nr_norms + 1, ADAM_WINDOW);
 }
 
 /* Factor of the learning rate; counts the warmup on. */
-static double warm_factor(struct optim_state *st, int warmup)
+static double warm_factor(struct adam_state *st, int warmup)
 {
 	double f = 1;
 
@@ -105,44 +215,29 @@ static double warm_factor(struct optim_state *st, int warmup)
 	return f;
 }
 
-static void skip(struct optim_state *st)
+void k_adam_decide(struct adam_state *st, const double *lr, const struct adam_hyper *hp)
 {
-	st->skip = 1;
-	st->skipped++;
-	st->skipped_row++;
-	st->z = 0;
-	st->spike_now = 0;
-	st->reset_now = 0;
-}
+	double norm = st->common.norm, clip = 1;
 
-void k_optim_decide(struct optim_state *st, const double *partial, size_t nr, const double *loss,
-		    const double *lr, const struct optim_hyper *hp)
-{
-	double sum = 0, clip = 1;
-
-	for (size_t i = 0; i < nr; i++)
-		sum += partial[i];
-	st->norm = sqrt(sum);
-	st->loss = *loss;
-	if (!isfinite(st->norm) || !isfinite(*loss)) {
-		skip(st);
+	if (st->common.skip) {
+		st->z = 0;
+		st->spike_now = 0;
+		st->reset_now = 0;
 		return;
 	}
-	st->skip = 0;
-	st->skipped_row = 0;
-	st->z = z_score(st, st->norm);
+	st->clip = clip_of(hp, st);
+	st->z = z_score(st, norm);
 	st->spike_now = hp->spike > 0 && st->z > hp->spike;
 	st->spikes += st->spike_now;
-	window_push(st, st->norm);
-	if (hp->grad_clip > 0 && st->norm > hp->grad_clip)
-		clip = hp->grad_clip / st->norm;
+	window_push(st, norm);
+	if (hp->grad_clip > 0 && norm > hp->grad_clip)
+		clip = hp->grad_clip / norm;
 	st->gscale = hp->inv_accum * clip;
-	st->applied++;
 	st->count++;
 	st->corr1 = 1 - pow(hp->beta1, st->count);
 	st->corr2 = 1 - pow(hp->beta2, st->count);
 	st->lr = *lr * warm_factor(st, hp->warmup);
-	st->reset_now = hp->interval && st->applied % hp->interval == 0;
+	st->reset_now = hp->interval && st->common.applied % hp->interval == 0;
 	if (st->reset_now) {
 		st->resets++;
 		st->count = 0;
@@ -150,15 +245,18 @@ void k_optim_decide(struct optim_state *st, const double *partial, size_t nr, co
 	}
 }
 
+/* ---- update ------------------------------------------------------------------ */
+
 /* The scalars of one update, rounded once. */
 struct adam {
-	grad_t gscale, keep_m, keep_v, take_m, take_v, step, inv_corr2, epsilon;
+	grad_t clip, gscale, keep_m, keep_v, take_m, take_v, step, inv_corr2, epsilon;
 	bool reset;
 };
 
-static struct adam adam_of(const struct optim_hyper *hp, const struct optim_state *st)
+static struct adam adam_of(const struct adam_hyper *hp, const struct adam_state *st)
 {
 	return (struct adam) {
+		.clip = st->clip,
 		.gscale = st->gscale,
 		.keep_m = hp->beta1 * (st->spike_now ? SPIKE_M : 1),
 		.keep_v = hp->beta2 * (st->spike_now ? SPIKE_V : 1),
@@ -171,14 +269,14 @@ static struct adam adam_of(const struct optim_hyper *hp, const struct optim_stat
 	};
 }
 
-static void update(grad_t *w, const grad_t *g, grad_t *m, grad_t *v, size_t n,
-		   const struct adam *s, grad_t decay)
+static inline void update(grad_t *w, const grad_t *g, grad_t *m, grad_t *v, size_t n,
+			  const struct adam *s, grad_t decay, bool clip)
 {
 	const struct adam a = *s;
 
 #pragma omp simd
 	for (size_t i = 0; i < n; i++) {
-		grad_t gi = g[i] * a.gscale;
+		grad_t gi = (clip ? clipped(g[i], v[i], a.clip) : g[i]) * a.gscale;
 		grad_t mi = a.keep_m * m[i] + a.take_m * gi;
 		grad_t vi = a.keep_v * v[i] + a.take_v * gi * gi;
 
@@ -186,46 +284,45 @@ static void update(grad_t *w, const grad_t *g, grad_t *m, grad_t *v, size_t n,
 		m[i] = mi;
 		v[i] = vi;
 	}
-	if (a.reset) {
-		memset(m, 0, n * sizeof(*m));
-		memset(v, 0, n * sizeof(*v));
+}
+
+/* Elements [at, to), all of one tensor. */
+static void update_piece(const struct adam_buffers *x, const struct optim_span *s,
+			 const struct optim_range *range, size_t at, size_t to,
+			 const struct adam *a, double lr)
+{
+	size_t i = at - s->offset, n = to - at;
+	grad_t *own = range->wide ? (grad_t *)(x->w + range->offset) + (at - range->offset) :
+				    (grad_t *)(x->w + at);
+	grad_t *w = x->master ? x->master + i : own;
+
+	if (a->clip > 0)
+		update(w, x->g + i, x->m + i, x->v + i, n, a, lr * range->decay, true);
+	else
+		update(w, x->g + i, x->m + i, x->v + i, n, a, lr * range->decay, false);
+	if (x->master && range->wide)
+		memcpy(own, w, n * sizeof(*w));
+	else if (x->master)
+		for (size_t k = 0; k < n; k++)
+			x->w[at + k] = w[k];
+	if (a->reset) {
+		memset(x->m + i, 0, n * sizeof(*x->m));
+		memset(x->v + i, 0, n * sizeof(*x->v));
 	}
 }
 
-/* Elements [from, from + BLOCK) of the ranges laid one behind the other. */
-static void update_block(grad_t *w, const grad_t *g, grad_t *m, grad_t *v,
-			 const struct optim_range *ranges, int nr, size_t from,
-			 const struct adam *s, double lr)
+void k_adamw(const struct adam_buffers *x, const struct optim_span *s, const struct adam_hyper *hp,
+	     const struct adam_state *st)
 {
-	size_t left = BLOCK;
+	const struct adam a = adam_of(hp, st);
 
-	for (int i = 0; i < nr && left; i++) {
-		size_t at = ranges[i].offset + from, n;
-
-		if (from >= ranges[i].numel) {
-			from -= ranges[i].numel;
-			continue;
-		}
-		n = MIN(ranges[i].numel - from, left);
-		update(w + at, g + at, m + at, v + at, n, s, lr * ranges[i].decay);
-		left -= n;
-		from = 0;
-	}
-}
-
-void k_adamw(param_t *w, grad_t *master, const grad_t *g, grad_t *m, grad_t *v,
-	     const struct optim_range *ranges, int nr, const struct optim_hyper *hp,
-	     const struct optim_state *st)
-{
-	const struct adam s = adam_of(hp, st);
-	size_t total = 0;
-
-	assert(w == master);
-	if (st->skip)
+	if (st->common.skip)
 		return;
-	for (int i = 0; i < nr; i++)
-		total += ranges[i].numel;
-#pragma omp parallel for schedule(static) if (total >= SPLIT_MIN)
-	for (size_t from = 0; from < total; from += BLOCK)
-		update_block(w, g, m, v, ranges, nr, from, &s, st->lr);
+#pragma omp parallel for schedule(static) if (s->n >= SPLIT_MIN)
+	for (size_t from = 0; from < s->n; from += BLOCK) {
+		size_t at = s->offset + from, end = s->offset + MIN(from + BLOCK, s->n), to;
+
+		for (int r = 0; (to = next_piece(s, &r, &at, end)) > at; at = to)
+			update_piece(x, s, &s->ranges[r], at, to, &a, st->lr);
+	}
 }

@@ -50,7 +50,7 @@ void route_tile_fill(struct route_tile *w, const struct route *r, int i, int set
 	act_t share = (act_t)1 / (h1 - h0);
 
 	for (int h = h0; h < h1; h++) {
-		if (h == h0 || a->k_head)
+		if (h == h0 || attn_first_k(a, h))
 			tile_pack_t(w->kt, a->k + attn_k(a, i, u0, h), a->k_row, end, a->dk,
 				    a->scale);
 		attn_scores(w->s, a, i, h, t0, u0, w->kt, w->qt, w->e);
@@ -63,9 +63,9 @@ void route_tile_fill(struct route_tile *w, const struct route *r, int i, int set
 	}
 }
 
-void route_sort(act_t *weight, int32_t *index, int n)
+void route_sort(acc_t *weight, int32_t *index, int n)
 {
-	act_t x;
+	acc_t x;
 	int32_t u;
 	int at;
 
@@ -130,7 +130,7 @@ static void lists_tile(const struct lists *l, act_t (*x)[TILE], int nu, int u0)
 /* A finished list of one row: ordered by u, normalised, the rest marked. */
 static void lists_finish(const struct lists *l, const struct route *r, int t, long row)
 {
-	act_t *weight = r->weight + row * r->topk, factor;
+	acc_t *weight = r->weight + row * r->topk, factor;
 	int32_t *index = r->index + row * r->topk;
 	double sum = 0;
 	int n = 0;
@@ -142,7 +142,7 @@ static void lists_finish(const struct lists *l, const struct route *r, int t, lo
 	route_sort(weight, index, n);
 	for (int j = 0; j < n; j++)
 		sum += weight[j];
-	factor = route_factor(r, sum);
+	factor = route_factor(r->normalize, sum);
 	for (int j = 0; j < n; j++)
 		weight[j] *= factor;
 	for (int j = n; j < r->topk; j++) {
@@ -226,10 +226,10 @@ static void build_threshold(const struct route *r, int i, int set, int t0)
 		return;
 	row_sums(&w, r, i, set, t0, false, sum);
 	for (int t = 0; t < nt; t++)
-		r->inv[route_row(r, i, set, t0 + t)] = route_factor(r, sum[t]);
+		r->inv[route_row(r, i, set, t0 + t)] = route_factor(r->normalize, sum[t]);
 }
 
-void k_route_build(const struct route *r, act_t *scratch)
+void k_route_build(const struct route *r, void *scratch)
 {
 	int blocks = attn_blocks(&r->a), t0;
 

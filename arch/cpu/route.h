@@ -10,6 +10,7 @@
 #define TENON_CPU_ROUTE_H
 
 #include "attn.h"
+#include "kernels_route.h"
 
 /**
  * struct route_tile - one tile of rows of one row set, and its scratch
@@ -39,12 +40,12 @@ static inline long route_row(const struct route *r, int i, int set, int t)
 }
 
 /** route_sort() - order a list of @n entries by index */
-void route_sort(act_t *weight, int32_t *index, int n);
+void route_sort(acc_t *weight, int32_t *index, int n);
 
 /** route_factor() - of a row's kept entries, from their sum */
-static inline act_t route_factor(const struct route *r, double sum)
+static inline acc_t route_factor(bool normalize, double sum)
 {
-	return r->normalize ? 1 / MAX(sum, 1e-8) : 1;
+	return normalize ? 1 / MAX(sum, 1e-8) : 1;
 }
 
 #endif

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
 /*
  * Gathering along routing rows. topk: the lists; backward sorts their entries by
- * u first. none and rms: the tiles of the rows once more, as left operands.
+ * u first. none and rms: the tiles of the rows once more, as left operands. acc_t
+ * columns are of the same type on the cpu: a second part beside the first.
  */
+#include <assert.h>
 #include <string.h>
 
 #include "route.h"
@@ -12,31 +14,31 @@ enum {
 	KEYS = 16,	/* positions u of a task of the transposed gather */
 };
 
-/* The moving ends of a gather: out (y or dx) from in (x or dy). */
-struct gather {
-	const struct route *r;
+/* A group of columns of the moving ends: out (y or dx) from in (x or dy). */
+struct columns {
 	act_t *out;
 	long ldo;
 	const act_t *in;
 	long ldi;
 	int width;	/* columns of a row set */
+};
+
+struct gather {
+	const struct route *r;
+	struct columns part[2];
+	int parts;
 	act_t alpha, beta;
 };
 
-static struct gather gather_of(const struct route *r, act_t *out, long ldo, const act_t *in,
-			       long ldi, int width, double alpha, double beta)
+static act_t *gather_out(const struct gather *g, const struct columns *p, int i, int pos, int set)
 {
-	return (struct gather){ r, out, ldo, in, ldi, width / r->nr, alpha, beta };
+	return p->out + ((long)i * g->r->a.t + pos) * p->ldo + (long)set * p->width;
 }
 
-static act_t *gather_out(const struct gather *g, int i, int pos, int set)
+static const act_t *gather_in(const struct gather *g, const struct columns *p, int i, int pos,
+			      int set)
 {
-	return g->out + ((long)i * g->r->a.t + pos) * g->ldo + (long)set * g->width;
-}
-
-static const act_t *gather_in(const struct gather *g, int i, int pos, int set)
-{
-	return g->in + ((long)i * g->r->a.t + pos) * g->ldi + (long)set * g->width;
+	return p->in + ((long)i * g->r->a.t + pos) * p->ldi + (long)set * p->width;
 }
 
 static void scale_row(act_t *y, int n, act_t beta)
@@ -73,29 +75,41 @@ static void tile_weights(struct route_tile *w, const struct gather *g, int i, in
 }
 
 /*
- * One tile's part: out rows [o, o + no) += p rows [n, n + nn) of in, p transposed
- * where out stands at the keys. The first part of a row overwrites where beta is 0.
+ * One tile's part of some columns: out rows [o, o + no) += p rows [n, n + nn) of in, p
+ * transposed where out stands at the keys. The first part of a row overwrites where
+ * beta is 0.
  */
-static void tile_apply(struct route_tile *w, const struct gather *g, int i, int set, int o, int n,
-		       bool transposed, bool first)
+static void tile_apply(struct route_tile *w, const struct gather *g, const struct columns *p,
+		       int i, int set, int o, int n, bool transposed, bool first)
 {
 	int no = attn_rows(&g->r->a, o), nn = attn_rows(&g->r->a, n), cols;
-	act_t *out = gather_out(g, i, o, set);
+	act_t *out = gather_out(g, p, i, o, set);
 
-	for (int c = 0; c < g->width; c += cols) {
-		cols = MIN(COLS, g->width - c);
+	for (int c = 0; c < p->width; c += cols) {
+		cols = MIN(COLS, p->width - c);
 		if (first && g->beta != 0 && g->beta != 1)
 			for (int row = 0; row < no; row++)
-				scale_row(out + row * g->ldo + c, cols, g->beta);
-		tile_pack(w->rest, gather_in(g, i, n, set) + c, g->ldi, nn, cols);
+				scale_row(out + row * p->ldo + c, cols, g->beta);
+		tile_pack(w->rest, gather_in(g, p, i, n, set) + c, p->ldi, nn, cols);
 		tile_mul(&(struct tile_mul) {
 			.m = no, .n = cols, .k = nn, .b = w->rest, .ldb = tile_width(cols),
 			.a = w->p[0], .a_row = transposed ? 1 : TILE,
 			.a_col = transposed ? TILE : 1,
-			.c = out + c, .ldc = g->ldo, .add = !first || g->beta != 0,
+			.c = out + c, .ldc = p->ldo, .add = !first || g->beta != 0,
 			.shape = o != n ? TILE_FULL : transposed ? TILE_A_UPPER : TILE_A_LOWER,
 		});
 	}
+}
+
+/* The tile of queries t0 and keys u0: weights once, for all columns. */
+static void tile_gather(struct route_tile *w, const struct gather *g, int i, int set, int t0,
+			int u0, bool transposed, bool first)
+{
+	int o = transposed ? u0 : t0, n = transposed ? t0 : u0;
+
+	tile_weights(w, g, i, set, t0, u0);
+	for (int p = 0; p < g->parts; p++)
+		tile_apply(w, g, &g->part[p], i, set, o, n, transposed, first);
 }
 
 /* y of queries t0, over their keys; or dx of keys u0, over their queries. */
@@ -110,14 +124,10 @@ static void gather_dense(const struct gather *g, bool transposed)
 			for (int set = 0; set < sets; set++) {
 				route_tile_open(&w, g->r, TILE * COLS);
 				own = (transposed ? n : blocks - 1 - n) * TILE;	/* longest first */
-				for (int u0 = 0; !transposed && u0 <= own; u0 += TILE) {
-					tile_weights(&w, g, i, set, own, u0);
-					tile_apply(&w, g, i, set, own, u0, false, u0 == 0);
-				}
-				for (int t0 = own; transposed && t0 < g->r->a.t; t0 += TILE) {
-					tile_weights(&w, g, i, set, t0, own);
-					tile_apply(&w, g, i, set, own, t0, true, t0 == own);
-				}
+				for (int u0 = 0; !transposed && u0 <= own; u0 += TILE)
+					tile_gather(&w, g, i, set, own, u0, false, u0 == 0);
+				for (int t0 = own; transposed && t0 < g->r->a.t; t0 += TILE)
+					tile_gather(&w, g, i, set, t0, own, true, t0 == own);
 			}
 		}
 	}
@@ -125,27 +135,34 @@ static void gather_dense(const struct gather *g, bool transposed)
 
 /* ---- topk ---- */
 
+static void list_gather(const struct gather *g, const struct columns *p, int i, int t, int set)
+{
+	long row = route_row(g->r, i, set, t) * g->r->topk;
+	const int32_t *index = g->r->index + row;
+	act_t *y = gather_out(g, p, i, t, set);
+
+	scale_row(y, p->width, g->beta);
+	for (int j = 0; j < g->r->topk && index[j] >= 0; j++)
+		add_row(y, gather_in(g, p, i, index[j], set), p->width,
+			g->alpha * g->r->weight[row + j]);
+}
+
 static void gather_lists(const struct gather *g)
 {
 	const struct route *r = g->r;
-	const int32_t *index;
-	act_t *y;
-	long row;
 
-#pragma omp parallel for collapse(2) private(index, y, row)
-	for (int i = 0; i < r->a.b; i++) {
-		for (int t = 0; t < r->a.t; t++) {
-			for (int set = 0; set < r->nr; set++) {
-				row = route_row(r, i, set, t) * r->topk;
-				index = r->index + row;
-				y = gather_out(g, i, t, set);
-				scale_row(y, g->width, g->beta);
-				for (int j = 0; j < r->topk && index[j] >= 0; j++)
-					add_row(y, gather_in(g, i, index[j], set), g->width,
-						g->alpha * r->weight[row + j]);
-			}
-		}
-	}
+#pragma omp parallel for collapse(2)
+	for (int i = 0; i < r->a.b; i++)
+		for (int t = 0; t < r->a.t; t++)
+			for (int set = 0; set < r->nr; set++)
+				for (int p = 0; p < g->parts; p++)
+					list_gather(g, &g->part[p], i, t, set);
+}
+
+/* COLS columns at a time, the last ones fewer */
+static int chunks(const struct columns *p)
+{
+	return (p->width + COLS - 1) / COLS;
 }
 
 /* int32 of a sorted list: where each u starts, then t * topk + slot of each entry. */
@@ -180,12 +197,12 @@ static void list_sort(const struct route *r, int i, int set, int32_t *start)
 	start[0] = 0;
 }
 
-/* dx of one u and some columns */
-static void list_sum(const struct gather *g, int i, int set, const int32_t *start, int u, int c,
-		     int cols)
+/* dx of one u and columns [c, c + cols) of a part */
+static void list_sum(const struct gather *g, const struct columns *p, int i, int set,
+		     const int32_t *start, int u, int c, int cols)
 {
 	const int32_t *entry = start + g->r->a.t + 1;
-	act_t *dx = gather_out(g, i, u, set) + c;
+	act_t *dx = gather_out(g, p, i, u, set) + c;
 	int topk = g->r->topk, t, slot;
 	act_t weight;
 
@@ -194,17 +211,33 @@ static void list_sum(const struct gather *g, int i, int set, const int32_t *star
 		t = entry[e] / topk;
 		slot = entry[e] % topk;
 		weight = g->r->weight[route_row(g->r, i, set, t) * topk + slot];
-		add_row(dx, gather_in(g, i, t, set) + c, cols, g->alpha * weight);
+		add_row(dx, gather_in(g, p, i, t, set) + c, cols, g->alpha * weight);
 	}
+}
+
+/* dx of KEYS positions from u0 on, in the chunk-th COLS columns of the parts */
+static void list_chunk(const struct gather *g, int i, int set, const int32_t *start, int u0,
+		       int chunk)
+{
+	const struct columns *p = g->part;
+	int c;
+
+	if (chunk >= chunks(p)) {
+		chunk -= chunks(p);
+		p++;
+	}
+	c = chunk * COLS;
+	for (int u = u0; u < MIN(u0 + KEYS, g->r->a.t); u++)
+		list_sum(g, p, i, set, start, u, c, MIN(COLS, p->width - c));
 }
 
 static void gather_lists_back(const struct gather *g, int32_t *lists)
 {
 	const struct route *r = g->r;
 	size_t size = list_size(r->a.t, r->topk);
-	int32_t *start;
+	int all = chunks(&g->part[0]) + (g->parts > 1 ? chunks(&g->part[1]) : 0);
 
-#pragma omp parallel private(start)
+#pragma omp parallel
 	{
 #pragma omp for collapse(2)
 		for (int i = 0; i < r->a.b; i++)
@@ -214,12 +247,10 @@ static void gather_lists_back(const struct gather *g, int32_t *lists)
 		for (int i = 0; i < r->a.b; i++)
 			for (int set = 0; set < r->nr; set++)
 				for (int u0 = 0; u0 < r->a.t; u0 += KEYS)
-					for (int c = 0; c < g->width; c += COLS) {
-						start = lists + (i * r->nr + set) * size;
-						for (int u = u0; u < MIN(u0 + KEYS, r->a.t); u++)
-							list_sum(g, i, set, start, u, c,
-								 MIN(COLS, g->width - c));
-					}
+					for (int chunk = 0; chunk < all; chunk++)
+						list_chunk(g, i, set,
+							   lists + (i * r->nr + set) * size, u0,
+							   chunk);
 	}
 }
 
@@ -227,14 +258,19 @@ static void gather_lists_back(const struct gather *g, int32_t *lists)
 
 size_t k_route_scratch(int b, int t, int nr, int topk)
 {
-	return topk ? b * nr * list_size(t, topk) : 0;
+	return topk ? b * nr * list_size(t, topk) * sizeof(int32_t) : 0;
 }
 
-void k_route_gather_fwd(const struct route *r, act_t *y, long ldy, const act_t *x, long ldx,
-			int width, double alpha, double beta, act_t *scratch)
+void k_route_gather_fwd(const struct route *r, const struct route_rows *y, const act_t *x,
+			long ldx, int width, double alpha, double beta, void *scratch)
 {
-	struct gather g = gather_of(r, y, ldy, x, ldx, width, alpha, beta);
+	struct gather g = {
+		.r = r, .parts = y->wide ? 2 : 1, .alpha = alpha, .beta = beta,
+		.part = { { y->x, y->ld, x, ldx, y->width / r->nr },
+			  { y->wide, y->wide_ld, x + y->width, ldx, y->wide_width } },
+	};
 
+	assert(width == y->width + (y->wide ? y->wide_width : 0));
 	(void)scratch;
 	if (r->mode == ROUTE_TOPK)
 		gather_lists(&g);
@@ -242,13 +278,18 @@ void k_route_gather_fwd(const struct route *r, act_t *y, long ldy, const act_t *
 		gather_dense(&g, false);
 }
 
-void k_route_gather_bwd(const struct route *r, act_t *dx, long ldx, const act_t *dy, long ldy,
-			int width, double alpha, double beta, act_t *scratch)
+void k_route_gather_bwd(const struct route *r, act_t *dx, long lddx, const struct route_rows *dy,
+			int width, double alpha, double beta, void *scratch)
 {
-	struct gather g = gather_of(r, dx, ldx, dy, ldy, width, alpha, beta);
+	struct gather g = {
+		.r = r, .parts = dy->wide ? 2 : 1, .alpha = alpha, .beta = beta,
+		.part = { { dx, lddx, dy->x, dy->ld, dy->width / r->nr },
+			  { dx + dy->width, lddx, dy->wide, dy->wide_ld, dy->wide_width } },
+	};
 
+	assert(width == dy->width + (dy->wide ? dy->wide_width : 0));
 	if (r->mode == ROUTE_TOPK)
-		gather_lists_back(&g, (int32_t *)scratch);
+		gather_lists_back(&g, scratch);
 	else
 		gather_dense(&g, true);
 }

@@ -9,7 +9,7 @@
 #include "route.h"
 
 /* One more entry for a descending list of n, behind its equals; returns the new n. */
-static int list_insert(act_t *weight, int32_t *index, int n, int topk, act_t x, int u)
+static int list_insert(acc_t *weight, int32_t *index, int n, int topk, acc_t x, int u)
 {
 	int at;
 
@@ -26,12 +26,12 @@ static int list_insert(act_t *weight, int32_t *index, int n, int topk, act_t x, 
 }
 
 /* Keep the topk largest of row[n], the rest is 0. */
-static void row_topk(const struct route *r, act_t *row, int n)
+static void row_topk(const struct route_step *r, acc_t *row, int n)
 {
-	act_t *weight = tile_scratch(2 * (size_t)r->topk);
+	acc_t *weight = tile_scratch(2 * (size_t)r->topk);
 	int32_t *index = (int32_t *)(weight + r->topk);
 	double sum = 0;
-	act_t factor;
+	acc_t factor;
 	int kept = 0;
 
 	for (int u = 0; u < n; u++)
@@ -39,7 +39,7 @@ static void row_topk(const struct route *r, act_t *row, int n)
 	route_sort(weight, index, kept);
 	for (int j = 0; j < kept; j++)
 		sum += weight[j];
-	factor = route_factor(r, sum);
+	factor = route_factor(r->normalize, sum);
 	for (int u = 0; u < n; u++)
 		row[u] = 0;
 	for (int j = 0; j < kept; j++)
@@ -47,10 +47,10 @@ static void row_topk(const struct route *r, act_t *row, int n)
 }
 
 /* Keep the entries of row[n] from the threshold on. */
-static void row_threshold(const struct route *r, act_t *row, int n)
+static void row_threshold(const struct route_step *r, acc_t *row, int n)
 {
 	double squares = 0, sum = 0;
-	act_t thr = 0, factor;
+	acc_t thr = 0, factor;
 
 	for (int u = 0; u < n; u++)
 		squares += (double)row[u] * row[u];
@@ -60,39 +60,40 @@ static void row_threshold(const struct route *r, act_t *row, int n)
 		row[u] = row[u] >= thr ? row[u] : 0;
 		sum += row[u];
 	}
-	factor = route_factor(r, sum);
+	factor = route_factor(r->normalize, sum);
 	for (int u = 0; u < n; u++)
 		row[u] *= factor;
 }
 
-void k_route_step(const struct route *r, const act_t *p, long p_stride, int b, int heads, int pos)
+void k_route_step(const struct route_step *r, const acc_t *p, long p_stride, int heads)
 {
-	int share = heads / r->nr;	/* heads of a row set: all, or 1 */
-	const act_t *from;
-	act_t *row;
+	int share = heads / r->nr, n;	/* heads of a row set: all, or 1 */
+	const acc_t *from;
+	acc_t *row;
 
-#pragma omp parallel for collapse(2) private(from, row)
-	for (int i = 0; i < b; i++) {
+#pragma omp parallel for collapse(2) private(from, row, n)
+	for (int i = 0; i < r->b; i++) {
 		for (int set = 0; set < r->nr; set++) {
+			n = r->pos[i] + 1;
 			from = p + ((long)i * heads + set * share) * p_stride;
 			row = r->row + ((long)i * r->nr + set) * r->row_stride;
-			for (int u = 0; u <= pos; u++)
+			for (int u = 0; u < n; u++)
 				row[u] = from[u];
 			for (int h = 1; h < share; h++)
-				for (int u = 0; u <= pos; u++)
+				for (int u = 0; u < n; u++)
 					row[u] += from[h * p_stride + u];
-			for (int u = 0; u <= pos; u++)
-				row[u] *= (act_t)1 / share;
+			for (int u = 0; u < n; u++)
+				row[u] *= (acc_t)1 / share;
 			if (r->mode == ROUTE_TOPK)
-				row_topk(r, row, pos + 1);
+				row_topk(r, row, n);
 			else
-				row_threshold(r, row, pos + 1);
+				row_threshold(r, row, n);
 		}
 	}
 }
 
 /* y[cols] of one row set */
-static void step_columns(act_t *y, const act_t *row, const act_t *x, long x_row, int cols, int pos,
+static void step_columns(act_t *y, const acc_t *row, const act_t *x, long x_row, int cols, int pos,
 			 act_t alpha, act_t beta)
 {
 	act_t factor;
@@ -108,21 +109,30 @@ static void step_columns(act_t *y, const act_t *row, const act_t *x, long x_row,
 	}
 }
 
-void k_route_gather_step(const struct route *r, act_t *y, long ldy, const act_t *x, long x_seq,
-			 long x_row, int b, int width, int pos, double alpha, double beta)
+/* @width columns of y from those of x that start at @at */
+static void step_part(const struct route_step *r, act_t *y, long ldy, const struct cache_rows *x,
+		      int at, int width, act_t alpha, act_t beta)
 {
 	enum { COLS = 64 };	/* columns of a task */
 	int own = width / r->nr;
-	long at;
+	long to;
 
-#pragma omp parallel for collapse(3) private(at)
-	for (int i = 0; i < b; i++)
+#pragma omp parallel for collapse(3) private(to)
+	for (int i = 0; i < r->b; i++)
 		for (int set = 0; set < r->nr; set++)
 			for (int c = 0; c < own; c += COLS) {
-				at = (long)set * own + c;
-				step_columns(y + i * ldy + at,
+				to = (long)set * own + c;
+				step_columns(y + i * ldy + to,
 					     r->row + ((long)i * r->nr + set) * r->row_stride,
-					     x + i * x_seq + at, x_row, MIN(COLS, own - c), pos,
-					     alpha, beta);
+					     x->base + i * x->seq + at + to, x->row,
+					     MIN(COLS, own - c), r->pos[i], alpha, beta);
 			}
+}
+
+void k_route_gather_step(const struct route_step *r, const struct route_rows *y,
+			 const struct cache_rows *x, double alpha, double beta)
+{
+	step_part(r, y->x, y->ld, x, 0, y->width, alpha, beta);
+	if (y->wide)
+		step_part(r, y->wide, y->wide_ld, x, y->width, y->wide_width, alpha, beta);
 }

@@ -6,6 +6,7 @@
 #include <math.h>
 
 #include "attn.h"
+#include "kernels_stats.h"
 #include "math.h"
 
 /* One thread, so one order; it runs at log steps only. */
@@ -24,11 +25,17 @@ void k_stats(struct stats *dst, const act_t *x, size_t n)
 	*dst = s;
 }
 
+/* acc_t is act_t on the cpu. */
+void k_stats_acc(struct stats *dst, const acc_t *x, size_t n)
+{
+	k_stats(dst, x, n);
+}
+
 /*
  * log P = s - lse, so the entropy of a row is lse - sum_u P_u s_u; summed as
  * -sum_u P_u (s_u - lse), where the terms do not cancel.
  */
-static void entropy_block(const struct attn *a, act_t *entropy, int i, int h, int t0)
+static void entropy_block(const struct attn *a, acc_t *entropy, int i, int h, int t0)
 {
 	act_t *kt = tile_scratch(2L * a->dk * TILE + 2 * TILE * TILE);
 	act_t *qt = kt + (long)a->dk * TILE;
@@ -52,7 +59,7 @@ static void entropy_block(const struct attn *a, act_t *entropy, int i, int h, in
 		entropy[attn_stat(a, i, t0 + t, h)] = sum[t];
 }
 
-void k_attn_entropy(const struct attn *a, act_t *entropy)
+void k_attn_entropy(const struct attn *a, acc_t *entropy)
 {
 #pragma omp parallel for collapse(3) schedule(dynamic)
 	for (int n = 0; n < attn_blocks(a); n++)

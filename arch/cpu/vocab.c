@@ -8,66 +8,32 @@
 
 enum {
 	SPLIT_MIN = 16384,	/* elements below which threads cost more than they gain */
-	RADIX_BITS = 11,
-	RADIX = 1 << RADIX_BITS,
 	RUN_RANGE = 32,		/* sorted positions whose runs one thread takes at a time */
 	CHUNK = 2048,		/* logits in the first cache between maximum and sum */
 };
 
-void k_embed_fwd(act_t *x, const int32_t *tok, int ld, const param_t *wte, const param_t *wpe,
-		 int b, int t, int pos, int c)
+static void embed_row(act_t *x, const param_t *e, const param_t *p, int c)
+{
+	if (!p) {
+		memcpy(x, e, c * sizeof(*x));
+		return;
+	}
+#pragma omp simd simdlen(LANES_WIDE)
+	for (int l = 0; l < c; l++)
+		x[l] = e[l] + p[l];
+}
+
+void k_embed_fwd(act_t *x, const int32_t *tok, const int32_t *pos, const param_t *wte,
+		 const param_t *wpe, int b, int t, int c)
 {
 #pragma omp parallel for collapse(2) schedule(static) if ((long)b * t * c >= SPLIT_MIN)
 	for (int i = 0; i < b; i++)
 		for (int j = 0; j < t; j++) {
-			const param_t *e = wte + (long)tok[(long)i * ld + j] * c;
-			const param_t *p = wpe + (long)(pos + j) * c;
-			act_t *out = x + ((long)i * t + j) * c;
+			long row = (long)i * t + j, at = pos ? (long)pos[i] + j : j;
 
-#pragma omp simd simdlen(LANES_WIDE)
-			for (int l = 0; l < c; l++)
-				out[l] = e[l] + p[l];
+			embed_row(x + row * c, wte + (long)tok[row] * c,
+				  wpe ? wpe + at * c : NULL, c);
 		}
-}
-
-/* Token ids [b][t] with a row stride. */
-struct tokens {
-	const int32_t *tok;
-	int ld, t;
-};
-
-/* Token of row @i, i = sequence * t + position. */
-static int32_t token_of(const struct tokens *k, int i)
-{
-	return k->tok[(long)(i / k->t) * k->ld + i % k->t];
-}
-
-/*
- * Stable sort of the rows 0..n-1 by their token, least significant digit first,
- * from one half of @order into the other. Returns the half that is sorted.
- */
-static const int32_t *sort_rows(const struct tokens *k, int32_t *order, int n)
-{
-	int32_t *from = order, *to = order + n, *swap, max = 0;
-
-	for (int i = 0; i < n; i++) {
-		from[i] = i;
-		max = MAX(max, token_of(k, i));
-	}
-	for (int shift = 0; shift < 31 && max >> shift; shift += RADIX_BITS) {
-		int32_t start[RADIX + 1] = { 0 };
-
-		for (int i = 0; i < n; i++)
-			start[(token_of(k, i) >> shift) % RADIX + 1]++;
-		for (int i = 0; i < RADIX; i++)
-			start[i + 1] += start[i];
-		for (int i = 0; i < n; i++)
-			to[start[(token_of(k, from[i]) >> shift) % RADIX]++] = from[i];
-		swap = from;
-		from = to;
-		to = swap;
-	}
-	return from;
 }
 
 static void add_row(grad_t *sum, const act_t *x, int c)
@@ -78,33 +44,39 @@ static void add_row(grad_t *sum, const act_t *x, int c)
 }
 
 /* The runs of equal tokens that start in rows[at..at + RUN_RANGE). */
-static void add_runs(grad_t *dwte, const act_t *dx, const struct tokens *k, const int32_t *rows,
+static void add_runs(grad_t *dwte, const act_t *dx, const int32_t *tok, const int32_t *rows,
 		     int at, int n, int c)
 {
 	int end = MIN(at + RUN_RANGE, n);
 
-	while (at > 0 && at < end && token_of(k, rows[at]) == token_of(k, rows[at - 1]))
+	while (at > 0 && at < end && tok[rows[at]] == tok[rows[at - 1]])
 		at++;
 	while (at < end) {
-		int32_t token = token_of(k, rows[at]);
+		int32_t token = tok[rows[at]];
 
 		do
 			add_row(dwte + (long)token * c, dx + (long)rows[at++] * c, c);
-		while (at < n && token_of(k, rows[at]) == token);
+		while (at < n && tok[rows[at]] == token);
 	}
 }
 
-void k_embed_bwd(grad_t *dwte, grad_t *dwpe, const act_t *dx, const int32_t *tok, int ld, int b,
-		 int t, int t_max, int c, int32_t *order)
+/* A run goes to one thread, which adds to dwte directly. */
+size_t k_embed_scratch(int b, int t, int c)
 {
-	const struct tokens k = { tok, ld, t };
-	int n = b * t;
-	const int32_t *rows = sort_rows(&k, order, n);
+	(void)b, (void)t, (void)c;
+	return 0;
+}
 
+void k_embed_bwd(grad_t *dwte, grad_t *dwpe, const act_t *dx, const int32_t *tok,
+		 const int32_t *order, int b, int t, int t_max, int c, void *scratch)
+{
+	int n = b * t;
+
+	(void)scratch;
 #pragma omp parallel if ((long)n * c >= SPLIT_MIN)
 	{
 #pragma omp for schedule(static) nowait
-		for (int j = 0; j < t_max; j++) {
+		for (int j = 0; j < (dwpe ? t_max : 0); j++) {
 			grad_t *sum = dwpe + (long)j * c;
 
 			memset(sum, 0, c * sizeof(*sum));
@@ -113,7 +85,7 @@ void k_embed_bwd(grad_t *dwte, grad_t *dwpe, const act_t *dx, const int32_t *tok
 		}
 #pragma omp for schedule(dynamic)
 		for (int at = 0; at < n; at += RUN_RANGE)
-			add_runs(dwte, dx, &k, rows, at, n, c);
+			add_runs(dwte, dx, tok, order, at, n, c);
 	}
 }
 
@@ -158,50 +130,59 @@ static void row_sum(const act_t *x, int n, act_t *max, double *sum)
 	}
 }
 
-/* x = dscale softmax(x), 0 from @vocab on */
-static void row_gradient(act_t *x, act_t max, double sum, int vocab, int v, double dscale)
+/* x = factor softmax(x), 0 from @vocab on */
+static void row_gradient(act_t *x, act_t max, double sum, int vocab, int v, double factor)
 {
-	const act_t factor = dscale / sum;
+	const act_t each = factor / sum;
 
 #pragma omp simd simdlen(LANES_WIDE)
 	for (int i = 0; i < vocab; i++)
-		x[i] = factor * r_exp(x[i] - max);
+		x[i] = each * r_exp(x[i] - max);
 	memset(x + vocab, 0, (v - vocab) * sizeof(*x));
 }
 
-void k_xent(acc_t *loss, act_t *logits, const int32_t *target, int t, int ld, int row0, int n,
-	    int v, int vocab, double dscale)
+static acc_t row_xent(act_t *x, int32_t target, int v, int vocab, double factor, bool grad)
 {
-	const struct tokens k = { target, ld, t };
+	act_t max, at;
+	double sum;
 
-#pragma omp parallel for schedule(static) if ((long)n * v >= SPLIT_MIN)
-	for (int i = 0; i < n; i++) {
-		act_t *x = logits + (long)i * v, max;
-		int32_t want = token_of(&k, row0 + i);
-		double sum;
-
-		row_sum(x, vocab, &max, &sum);
-		loss[i] = log(sum) + max - x[want];
-		if (dscale != 0) {
-			row_gradient(x, max, sum, vocab, v, dscale);
-			x[want] -= dscale;
-		}
+	if (target < 0) {
+		if (grad)
+			memset(x, 0, v * sizeof(*x));
+		return 0;
 	}
+	at = x[target];
+	row_sum(x, vocab, &max, &sum);
+	if (grad) {
+		row_gradient(x, max, sum, vocab, v, factor);
+		x[target] -= factor;
+	}
+	return log(sum) + max - at;
 }
 
-void k_mask_padding(act_t *logits, int n, int v, int vocab)
+void k_xent(acc_t *loss, act_t *logits, const int32_t *target, int n, int v, int vocab,
+	    const int32_t *scored, bool grad)
+{
+	const double factor = 1.0 / *scored;
+
+#pragma omp parallel for schedule(static) if ((long)n * v >= SPLIT_MIN)
+	for (int i = 0; i < n; i++)
+		loss[i] = row_xent(logits + (long)i * v, target[i], v, vocab, factor, grad);
+}
+
+void k_mask_padding(acc_t *logits, int n, int v, int vocab)
 {
 	for (long i = 0; i < n; i++)
 		for (int j = vocab; j < v; j++)
 			logits[i * v + j] = -INFINITY;
 }
 
-void k_mean(double *dst, const acc_t *x, int n)
+void k_loss_mean(double *dst, const acc_t *x, int n, const int32_t *scored)
 {
 	double sum = 0;
 
 #pragma omp simd simdlen(LANES_WIDE) reduction(+ : sum)
 	for (int i = 0; i < n; i++)
 		sum += x[i];
-	*dst = sum / n;
+	*dst = sum / *scored;
 }

@@ -2,7 +2,9 @@
 /*
  * Multi-head attention of GPT-2 (Radford et al. 2019; Vaswani et al. 2017, arXiv
  * 1706.03762): one projection to queries, keys and values, causal softmax with
- * scale 1/sqrt(D), output projection; biases on both.
+ * scale 1/sqrt(D), output projection. Several query heads may share a key and a value
+ * head (Ainslie et al. 2023, arXiv 2305.13245): c_attn's rows are H query heads, then
+ * KV key heads, then KV value heads.
  */
 #include <math.h>
 
@@ -10,52 +12,62 @@
 #include "util.h"
 #include "../linear.h"
 
+enum {
+	KV = CONFIG_KV_HEADS ? CONFIG_KV_HEADS : H,
+	KV_WIDTH = KV * D,
+	QKV = C + 2 * KV_WIDTH,
+};
+
+static_assert(H % KV == 0, "CONFIG_KV_HEADS must divide CONFIG_N_HEAD");
+
 struct mha_param {
-	TENSOR param_t c_attn[3 * C][C];
-	TENSOR param_t c_attn_bias[3 * C];
+	TENSOR param_t c_attn[QKV][C];
+	TENSOR param_t c_attn_bias[BIAS * QKV];
 	TENSOR param_t c_proj[C][C];
-	TENSOR param_t c_proj_bias[C];
+	TENSOR param_t c_proj_bias[BIAS * C];
 };
 
 struct mha_act {
-	TENSOR act_t qkv[BT][3][H][D];
-	TENSOR act_t o[BT][H][D];
+	TENSOR act_t qkv[BT][QKV];
+	TENSOR act_t o[BT][C];
 	TENSOR acc_t lse[BT][H];
 };
 
 struct mha_tmp {
-	TENSOR act_t dqkv[BT][3][H][D];
-	TENSOR act_t d_o[BT][H][D];
+	TENSOR act_t dqkv[BT][QKV];
+	TENSOR act_t d_o[BT][C];
 	TENSOR acc_t delta[BT][H];
 };
 
 struct mha_cache {
-	TENSOR act_t k[T_MAX][H][D];
-	TENSOR act_t v[T_MAX][H][D];
+	TENSOR act_t k[T_MAX][KV_WIDTH];
+	TENSOR act_t v[T_MAX][KV_WIDTH];
 };
 
 struct mha_step_tmp {
-	TENSOR act_t q[B_MAX][H][D];
-	TENSOR act_t o[B_MAX][H][D];
+	TENSOR act_t q[B_MAX][C];
+	TENSOR act_t kv[B_MAX][2 * KV_WIDTH];
+	TENSOR act_t o[B_MAX][C];
 };
 
 static const struct param mha_params[] = {
-	PARAM(struct mha_param, c_attn, "c_attn.weight", INIT_NORMAL, 0, DECAY, 3 * C, C),
-	PARAM(struct mha_param, c_attn_bias, "c_attn.bias", INIT_ZERO, 0, NO_DECAY, 3 * C),
-	PARAM(struct mha_param, c_proj, "c_proj.weight", INIT_RESIDUAL, 0, DECAY, C, C),
-	PARAM(struct mha_param, c_proj_bias, "c_proj.bias", INIT_ZERO, 0, NO_DECAY, C),
+	PARAM(struct mha_param, c_attn, "c_attn.weight", init_normal, 0, DECAY, QKV, C),
+	PARAM(struct mha_param, c_attn_bias, "c_attn.bias", init_zero, 0, NO_DECAY, BIAS * QKV),
+	PARAM(struct mha_param, c_proj, "c_proj.weight", init_residual, 0, DECAY, C, C),
+	PARAM(struct mha_param, c_proj_bias, "c_proj.bias", init_zero, 0, NO_DECAY, BIAS * C),
 };
 
 static struct attn mha_attn(const struct mixer_args *a)
 {
 	struct mha_act *act = a->act;
+	act_t *q = act->qkv[0];
 
 	return (struct attn){
-		.b = a->b, .t = a->t, .heads = H, .dk = D, .dv = D,
-		.q = act->qkv[0][0][0], .q_row = 3 * C, .q_head = D,
-		.k = act->qkv[0][1][0], .k_row = 3 * C, .k_head = D,
-		.v = act->qkv[0][2][0], .v_row = 3 * C, .v_head = D,
-		.o = act->o[0][0], .o_row = C, .o_head = D,
+		.b = a->b, .t = a->t, .heads = H, .group = H / KV, .dk = D, .dv = D,
+		.q = q, .q_row = QKV, .q_head = D,
+		.k = q + C, .k_row = QKV, .k_head = D,
+		.v = q + C + KV_WIDTH, .v_row = QKV, .v_head = D,
+		.o = act->o[0], .o_row = C, .o_head = D,
 		.lse = act->lse[0], .scale = 1 / sqrt(D),
 	};
 }
@@ -67,9 +79,9 @@ static void mha_forward(const struct mixer_args *a)
 	struct attn at = mha_attn(a);
 	int n = a->b * a->t;
 
-	linear_bias_fwd(act->qkv, 3 * C, a->x, w->c_attn, w->c_attn_bias, n, 3 * C, C);
+	linear_bias_fwd(act->qkv[0], a->x, w->c_attn, w->c_attn_bias, n, QKV, C);
 	k_attn_fwd(&at);
-	linear_bias_fwd(a->y, C, act->o, w->c_proj, w->c_proj_bias, n, C, C);
+	linear_bias_fwd(a->y, act->o, w->c_proj, w->c_proj_bias, n, C, C);
 }
 
 static void mha_backward(const struct mixer_args *a)
@@ -78,63 +90,74 @@ static void mha_backward(const struct mixer_args *a)
 	struct mha_act *act = a->act;
 	struct mha_tmp *tmp = a->tmp;
 	struct attn at = mha_attn(a);
+	act_t *dq = tmp->dqkv[0];
 	int n = a->b * a->t;
 
-	linear_dw(GRAD(a->dw, struct mha_param, c_proj), a->dy, act->o, n, C, C, 1, 0);
-	k_bias_grad(GRAD(a->dw, struct mha_param, c_proj_bias), a->dy, n, C);
-	linear_dx(tmp->d_o, a->dy, w->c_proj, n, C, C, 1, 0);
-	k_attn_bwd(&at, tmp->dqkv[0][0][0], tmp->dqkv[0][1][0], tmp->dqkv[0][2][0], NULL,
-		   tmp->d_o[0][0], tmp->delta[0]);
-	linear_dw(GRAD(a->dw, struct mha_param, c_attn), tmp->dqkv, a->x, n, 3 * C, C, 1, 0);
-	k_bias_grad(GRAD(a->dw, struct mha_param, c_attn_bias), tmp->dqkv[0][0][0], n, 3 * C);
-	linear_dx(a->dx, tmp->dqkv, w->c_attn, n, 3 * C, C, 1, 0);
+	linear_dw(GRAD(a->dw, struct mha_param, c_proj), GRAD(a->dw, struct mha_param, c_proj_bias),
+		  a->dy, act->o, n, C, C, 1, 0);
+	linear_dx(tmp->d_o[0], a->dy, w->c_proj, n, C, C, 1, 0);
+	k_attn_bwd(&at, dq, dq + C, dq + C + KV_WIDTH, NULL, tmp->d_o[0], tmp->delta[0]);
+	linear_dw(GRAD(a->dw, struct mha_param, c_attn), GRAD(a->dw, struct mha_param, c_attn_bias),
+		  dq, a->x, n, QKV, C, 1, 0);
+	linear_dx(a->dx, dq, w->c_attn, n, QKV, C, 1, 0);
 }
 
-/* One third of c_attn: dst row i at dst + i * ld */
-static void mha_step_proj(const struct mixer_args *a, int third, act_t *dst, long ld)
-{
-	const struct mha_param *w = a->w;
+/* ---- decode -------------------------------------------------------------- */
 
-	linear_bias_fwd(dst, ld, a->x, w->c_attn[third * C], w->c_attn_bias + third * C, a->b, C,
-			C);
+enum { CACHE_STRIDE = sizeof(struct mha_cache) / sizeof(act_t) };
+
+static struct cache_rows mha_rows(act_t *base)
+{
+	return (struct cache_rows){ .base = base, .seq = CACHE_STRIDE, .row = KV_WIDTH,
+				    .width = KV_WIDTH };
 }
 
-static void mha_step(const struct mixer_args *a, void *cache, int pos)
+static void mha_step(const struct mixer_args *a, void *cache, const int32_t *pos)
 {
-	const long stride = sizeof(struct mha_cache) / sizeof(act_t);
 	const struct mha_param *w = a->w;
 	struct mha_cache *kv = cache;
 	struct mha_step_tmp *tmp = a->tmp;
+	struct cache_rows k = mha_rows(kv->k[0]), v = mha_rows(kv->v[0]);
 
-	mha_step_proj(a, 0, tmp->q[0][0], C);
-	mha_step_proj(a, 1, kv->k[pos][0], stride);
-	mha_step_proj(a, 2, kv->v[pos][0], stride);
+	linear_bias_fwd(tmp->q[0], a->x, w->c_attn, w->c_attn_bias, a->b, C, C);
+	linear_bias_fwd(tmp->kv[0], a->x, w->c_attn[C], w->c_attn_bias + BIAS * C, a->b,
+			2 * KV_WIDTH, C);
+	k_cache_put(&k, tmp->kv[0], 2 * KV_WIDTH, pos, a->b);
+	k_cache_put(&v, tmp->kv[0] + KV_WIDTH, 2 * KV_WIDTH, pos, a->b);
 	k_attn_step(&(struct attn_step){
-		.b = a->b, .heads = H, .dk = D, .dv = D, .pos = pos, .q = tmp->q[0][0],
-		.k = kv->k[0][0], .k_row = C, .k_head = D, .v = kv->v[0][0], .v_row = C,
-		.v_head = D, .cache_stride = stride, .o = tmp->o[0][0], .scale = 1 / sqrt(D) });
-	linear_bias_fwd(a->y, C, tmp->o, w->c_proj, w->c_proj_bias, a->b, C, C);
+		.b = a->b, .heads = H, .group = H / KV, .dk = D, .dv = D, .t_max = T_MAX,
+		.pos = pos, .q = tmp->q[0], .k = kv->k[0], .k_row = KV_WIDTH, .k_head = D,
+		.v = kv->v[0], .v_row = KV_WIDTH, .v_head = D, .cache_stride = CACHE_STRIDE,
+		.o = tmp->o[0], .scale = 1 / sqrt(D) });
+	linear_bias_fwd(a->y, tmp->o, w->c_proj, w->c_proj_bias, a->b, C, C);
 }
 
-static struct cache_size mha_cache_size(unsigned int read)
+static void mha_fill(const struct mixer_args *a, void *cache, const int32_t *len)
 {
-	(void)read;
-	return (struct cache_size){ sizeof(struct mha_cache), sizeof(act_t) * 2 * C };
+	const struct mha_act *act = a->act;
+	struct mha_cache *kv = cache;
+	struct cache_rows k = mha_rows(kv->k[0]), v = mha_rows(kv->v[0]);
+
+	k_cache_fill(&k, act->qkv[0] + C, QKV, len, a->b, a->t);
+	k_cache_fill(&v, act->qkv[0] + C + KV_WIDTH, QKV, len, a->b, a->t);
 }
 
-/* Products, and t (t + 1) / 2 visible pairs of width D for scores and values. */
-static double mha_flops(int b, int t, unsigned int read)
+static struct cache_size mha_cache_size(unsigned int has)
 {
-	(void)read;
-	return linear_flops((double)b * t, C, 4 * C) + 2 * linear_flops(causal_pairs(b, t, t), C, 1);
+	(void)has;
+	return (struct cache_size){ sizeof(struct mha_cache), sizeof(act_t) * 2 * KV_WIDTH };
 }
 
-/* Twice the products; attention recomputes the scores: five products for two. */
-static double mha_flops_bwd(int b, int t, unsigned int read)
+/*
+ * Visible pairs of width D: scores and values; backward, which computes the scores
+ * again, five products for the two.
+ */
+static void mha_work(struct work *w, int b, int t, unsigned int has, bool backward)
 {
-	(void)read;
-	return 2 * linear_flops((double)b * t, C, 4 * C) +
-	       5 * linear_flops(causal_pairs(b, t, t), C, 1);
+	(void)has;
+	work_linear(w, b * t, QKV, C, backward);
+	work_linear(w, b * t, C, C, backward);
+	work_pairs(w, causal_pairs(b, t, t), (backward ? 5 : 2) * C);
 }
 
 static const struct mixer mha = {
@@ -146,11 +169,13 @@ static const struct mixer mha = {
 	.act_size = sizeof(struct mha_act),
 	.tmp_size = sizeof(struct mha_tmp),
 	.step_tmp_size = sizeof(struct mha_step_tmp),
+	.taps_read = mha_TAPS_READ,
+	.taps_written = mha_TAPS_WRITTEN,
 	.cache = mha_cache_size,
-	.flops = mha_flops,
-	.flops_bwd = mha_flops_bwd,
+	.work = mha_work,
 	.forward = mha_forward,
 	.backward = mha_backward,
 	.step = mha_step,
+	.fill = mha_fill,
 };
 MIXER_REGISTER(mha);

@@ -1,174 +1,293 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What the files of the recip mixer share: its parameters, its buffers, and one
- * call as its parts see it.
+ * What the files of recip share: its weights and buffers, and the contract between the
+ * MLP and the mechanisms that are compiled in.
+ *
+ * Behind GELU everything is linear in h0 and in attention's latent a, so that one matrix
+ * takes [h0 | a] to every output (the joined form, Documentation/cross-token.md):
+ *
+ *     [out z | y | c] = [h0 | a] [ O, alpha_r O A_w ; W, alpha_r W A_w ; D_w, 0 ]^T
+ *     O = [c_proj ; gate_proj],  W = O cross_proj,  then [out z] += alpha_c R^ y
+ *
+ * c_proj owns the first C rows. Every mechanism owns the rows that its struct recip_part
+ * asks for, and may act on all rows above them.
  */
 #ifndef TENON_RECIP_H
 #define TENON_RECIP_H
 
+#include "arch.h"
+#include "kernels_gate.h"
+#include "kernels_stats.h"
 #include "../linear.h"
-#include "../routing.h"
+#include "../ra_mla.h"
+
+/*
+ * The direct form changes the hidden layer itself, mechanism by mechanism, before the
+ * rows of O read it: the only one where heads route slices of it by rows of their own.
+ */
+#ifndef RECIP_DIRECT
+#define RECIP_DIRECT (IS_ENABLED(CONFIG_RA_MLA_MLP_CROSS_TOKEN) && \
+		      !IS_ENABLED(CONFIG_RA_MLA_MLP_SPARSE_HEAD_AVERAGE))
+#endif
 
 enum {
 	RECIP_GATE = IS_ENABLED(CONFIG_RA_MLA_MLP_ATTN_GATE),
-	RECIP_CAUSAL = RECIP_GATE && IS_ENABLED(CONFIG_RA_MLA_MLP_GATE_POOL_CAUSAL),
 	RECIP_SEQUENCE = RECIP_GATE && IS_ENABLED(CONFIG_RA_MLA_MLP_GATE_POOL_SEQUENCE),
-
+	RECIP_CAUSAL = RECIP_GATE && IS_ENABLED(CONFIG_RA_MLA_MLP_GATE_POOL_CAUSAL),
 	RECIP_CROSS = IS_ENABLED(CONFIG_RA_MLA_MLP_CROSS_TOKEN),
 	RECIP_AVERAGE = RECIP_CROSS && IS_ENABLED(CONFIG_RA_MLA_MLP_SPARSE_HEAD_AVERAGE),
-	/*
-	 * The folded form of mechanism 2 routes C + G outputs instead of F hidden
-	 * values; it has fewer operations where BT > (C + G) F / (F - C - G).
-	 */
-	RECIP_FOLDED = RECIP_AVERAGE && F > C + G &&
-		       (int64_t)BT * (F - C - G) > (int64_t)(C + G) * F,
-	RECIP_DIRECT = RECIP_CROSS && !RECIP_FOLDED,
-
 	RECIP_LATENT = IS_ENABLED(CONFIG_RA_MLA_MLP_LATENT_RECIP),
 	RECIP_UNTIED = RECIP_LATENT && IS_ENABLED(CONFIG_RA_MLA_MLP_TYING_MODE_UNTIED),
 	RECIP_TIED = RECIP_LATENT && IS_ENABLED(CONFIG_RA_MLA_MLP_TYING_MODE_TIED_TRANSPOSE),
 	RECIP_SCALAR = RECIP_LATENT && IS_ENABLED(CONFIG_RA_MLA_MLP_TYING_MODE_PER_HEAD_SCALAR),
-	/* the statistics of the mechanisms need a second [BT][F] */
-	RECIP_LOG = IS_ENABLED(CONFIG_RA_MLA_LOG_METRICS) && (RECIP_CROSS || RECIP_LATENT),
-	N = RECIP_UNTIED ? CONFIG_RA_MLA_MLP_LATENT_DIM : 0,	/* width of the untied way back */
+	RECIP_LOG = IS_ENABLED(CONFIG_RA_MLA_LOG_METRICS),
+
+	G = RECIP_GATE * CONFIG_RA_MLA_MLP_GATE_DIM,		/* width of z */
+	N = RECIP_UNTIED * CONFIG_RA_MLA_MLP_LATENT_DIM,	/* of the untied way back */
+	A = RECIP_LATENT * L,					/* of a and c */
+
+	/* the joined matrix at its largest; smaller where a tap has no reader or writer */
+	OUT = C + G,
+	ROWS = OUT + (RECIP_DIRECT ? 0 : RECIP_CROSS * OUT + (RECIP_UNTIED ? N : A)),
+	COLS = F + (RECIP_DIRECT ? 0 : A),
+	RECIP_OWN = ROWS > C || COLS > F,	/* else c_proj is the matrix: mlp */
 };
 
 struct recip_param {
 	TENSOR param_t c_fc[F][C];
-	TENSOR param_t c_fc_bias[F];
+	TENSOR param_t c_fc_bias[BIAS * F];
 	TENSOR param_t c_proj[C][F];
-	TENSOR param_t c_proj_bias[C];
+	TENSOR param_t c_proj_bias[BIAS * C];
 	TENSOR param_t cross_proj[RECIP_CROSS * F][F];
-	TENSOR param_t coupler[RECIP_TIED * F][L];
-	TENSOR param_t attn_to_mlp[RECIP_UNTIED * F][L];
+	TENSOR param_t coupler[RECIP_TIED * F][A];
+	TENSOR param_t attn_to_mlp[RECIP_UNTIED * F][A];
 	TENSOR param_t attn_scale[RECIP_SCALAR * H];
 	/* where HEAD_GATE is read */
 	TENSOR param_t gate_proj[G][F];
 	TENSOR param_t gate_to_heads[RECIP_GATE * H][G];
 	/* where LATENT_MIX is read */
 	TENSOR param_t mlp_down[N][F];
-	TENSOR param_t mlp_to_attn[RECIP_UNTIED * L][N];
+	TENSOR param_t mlp_to_attn[RECIP_UNTIED * A][N];
 	TENSOR param_t mlp_scale[RECIP_SCALAR * H];
 };
 
-/* where a tensor's gradient lives */
-#define RECIP_GRAD(r, field) GRAD((r)->a->dw, struct recip_param, field)
-/* of a tensor that nothing reached: a tap without writer, reader or gradient */
-#define RECIP_ZERO_GRAD(r, field) \
-	arch_zero(RECIP_GRAD(r, field), sizeof((r)->w->field) / sizeof(param_t) * sizeof(grad_t))
-
-/**
- * struct recip - one call of forward, backward or step
- * @a: the caller's arguments
- * @w: parameters
- * @rows: b * t
- * @gate: HEAD_GATE is read (backward: and has a gradient)
- * @cross: there is a routing
- * @up: there is a latent from attention
- * @down: LATENT_MIX is read (backward: and has a gradient)
- * @pre: [rows][F] c_fc x + bias
- * @h: [rows][F] hidden layer, changed in place: h0, + latent, + mix (direct form)
- * @u: [rows][N] h0 mlp_down^T
- * @latent_mix: [rows][L] the tap
- * @mixed: [rows][F] direct form: R^ h
- * @fold: [C + G][F] folded form: [c_proj ; gate_proj] cross_proj
- * @routed: [rows][C + G] scratch, folded form: h fold^T; in backward its gradient
- * @z: h gate_proj^T, pooled in place
- * @ldz: row stride of z, G in forward and backward
- * @z_beta: 1 where z is added to what is there
- * @gamma: [rows][H] the tap HEAD_GATE
- * @dh: [rows][F] gradient of the hidden layer, back through the parts in place
- * @dz: [rows][G]
- * @dlogit: [rows][H] gradient of the gate before the sigmoid
- * @du: [rows][N]
- * @dfold: [C + G][F]
- * @wide: [rows][F] scratch of backward: gradient of mixed, later h0
- * @stats: [2] of the tensors that a metric compares
- * @scratch: of the routing
- */
-struct recip {
-	const struct mixer_args *a;
-	const struct recip_param *w;
-	int rows;
-	bool gate, cross, up, down;
-	act_t *pre, *h, *u, *latent_mix;
-	act_t *mixed, *fold, *routed;
-	act_t *z;
-	long ldz;
-	int z_beta;
-	act_t *gamma;
-	act_t *dh, *dz, *dlogit, *du, *dfold, *wide;
-	act_t *scratch;
-	struct stats *stats;
+struct recip_act {
+	TENSOR act_t pre[BT][F];
+	TENSOR act_t x[BT][COLS];		/* h0 | a; direct form: h as O reads it */
+	TENSOR param_t w[RECIP_OWN * ROWS][COLS];	/* the joined matrix */
+	TENSOR act_t mixed[RECIP_DIRECT * BT][F];	/* R^ h */
+	TENSOR acc_t z[BT][G];			/* outputs whose sums are wide; then pooled */
+	TENSOR acc_t gamma[RECIP_GATE * BT][H];
+	TENSOR act_t u[BT][N];			/* h0 mlp_down^T */
+	TENSOR act_t c[BT][A];			/* the tap LATENT_MIX */
 };
 
-/* recip.c: c_proj and gate_proj, which mechanism 2 folds */
+struct recip_tmp {
+	TENSOR act_t y[RECIP_OWN * BT][ROWS];	/* its product; in backward their gradient */
+	TENSOR param_t map[RECIP_SCALAR * F][A];	/* A_w or M's matrix, from its factors */
+	TENSOR char route[ROUTE_SCRATCH];
+	TENSOR act_t z[BT][G];			/* rounded, dense */
+	union {
+		TENSOR param_t bias[RECIP_OWN * ROWS];
+		struct {
+			TENSOR act_t dh[BT][F];
+			TENSOR acc_t dz[BT][G];
+			TENSOR char gate[HEAD_GATE_SCRATCH_MAX(BT, H, G)];
+			/* gradients of the matrix: h0's columns, a's columns */
+			TENSOR grad_t dw[RECIP_OWN * ROWS][F];
+			TENSOR grad_t db[RECIP_OWN * ROWS];
+			TENSOR act_t dw_a[RECIP_LATENT * !RECIP_DIRECT * ROWS][A];
+			TENSOR param_t dw_cross[RECIP_CROSS * OUT][F];	/* W's, rounded */
+			TENSOR grad_t dmap[RECIP_SCALAR * F][A];
+			/* direct form: gradient of mixed, later h0; of u */
+			TENSOR act_t wide[RECIP_DIRECT * BT][F];
+			TENSOR act_t du[RECIP_DIRECT * BT][N];
+		} bwd;
+		/* metrics, and the fill of the direct form */
+		struct {
+			TENSOR act_t h[(RECIP_DIRECT || (RECIP_LOG && (RECIP_CROSS || RECIP_LATENT))) * BT][F];
+			TENSOR act_t part[RECIP_LOG * RECIP_CROSS * BT][F];
+			TENSOR struct stats stats;
+		} log;
+	};
+};
 
-/** recip_proj_fwd() - y = h c_proj^T + bias; z = h gate_proj^T */
-void recip_proj_fwd(const struct recip *r);
-/** recip_proj_bwd() - both weights' gradients from dy and dz; dh overwritten */
-void recip_proj_bwd(const struct recip *r);
+/* decode state of one sequence where the gate is read */
+struct recip_cache {
+	/* heads averaged: y of each position; apart: h before the mix */
+	TENSOR act_t past[RECIP_CROSS * T_MAX][RECIP_AVERAGE ? OUT : F];
+	TENSOR acc_t z_sum[RECIP_CAUSAL * G];
+};
 
-/* recip_gate.c: mechanism 1 */
+/* and where it is not: the same beginning, narrower rows */
+struct recip_cache_ungated {
+	TENSOR act_t past[RECIP_CROSS * T_MAX][RECIP_AVERAGE ? C : F];
+};
 
-/** recip_gate_fwd() - gamma from z; publishes the tap */
-void recip_gate_fwd(const struct recip *r);
-/** recip_gate_bwd() - gradient of gate_to_heads, and dz, from the tap's gradient */
-void recip_gate_bwd(const struct recip *r);
-/** recip_gate_step() - gamma of position @pos from z (causal: z is the running sum) */
-void recip_gate_step(const struct recip *r, int pos);
+struct recip_step_tmp {
+	TENSOR act_t pre[B_MAX][F];
+	TENSOR act_t h[B_MAX][F];
+	TENSOR act_t mixed[RECIP_CROSS * B_MAX][F];
+	TENSOR act_t y[RECIP_CROSS * B_MAX][OUT];
+	TENSOR acc_t z[B_MAX][G];
+	TENSOR act_t u[B_MAX][N];
+	TENSOR param_t map[RECIP_SCALAR * F][A];
+};
 
-/*
- * recip_cross.c: mechanism 2. Direct form: recip_mix_*() on h, before the
- * projections. Folded form: recip_fold_*() on y and z, after them.
- */
+/* where a tensor's gradient lives */
+#define RECIP_GRAD(a, field) GRAD((a)->dw, struct recip_param, field)
+/* of a tensor that nothing reached: a tap without writer or reader */
+#define RECIP_ZERO_GRAD(a, field) \
+	arch_zero(RECIP_GRAD(a, field), sizeof(((struct recip_param *)0)->field) / \
+		  sizeof(param_t) * sizeof(grad_t))
 
-/** recip_mix_fwd() - h += alpha_c (R^ h) cross_proj^T */
-void recip_mix_fwd(const struct recip *r);
-/** recip_mix_bwd() - gradient of cross_proj; dh in place */
-void recip_mix_bwd(const struct recip *r);
-/** recip_fold_fwd() - [y ; z] += alpha_c R^ h fold^T */
-void recip_fold_fwd(const struct recip *r);
-/** recip_fold_bwd() - gradient of cross_proj; adds to dh and to both projections' gradients */
-void recip_fold_bwd(const struct recip *r);
 /**
- * recip_mix_step() - recip_mix_fwd() of one token
- * @past: [T_MAX][F] hidden layers of the first sequence's positions; gets this one
- * @seq: elements from sequence to sequence
+ * struct joined - one call of forward or backward as the parts see it
+ * @a: the caller's arguments
+ * @n: positions, b * t
+ * @rows, @cols: of the matrix in this call
+ * @w: [rows][cols], row stride @ldw
+ * @ldw: COLS; F where the matrix is c_proj itself
+ * @x: [n][cols], row stride COLS
+ * @y: [n][rows], row stride @ldy; in backward gradients of the same outputs
+ * @ldy: ROWS; C where only c_proj has rows, and @y is the caller's own
+ * @dw: [rows][F] gradient of the matrix's first F columns, dense
  */
-void recip_mix_step(const struct recip *r, act_t *past, long seq, int pos);
+struct joined {
+	const struct mixer_args *a;
+	int n, rows, cols;
+	const param_t *w;
+	long ldw;
+	act_t *x;
+	const act_t *y;
+	long ldy;
+	grad_t *dw;
+};
+
 /**
- * recip_fold_step() - recip_fold_fwd() of one token, in either form's build
- * @past: [T_MAX][C + G, C without a gate] outputs of the first sequence's positions;
- *	gets this one
- * @seq: elements from sequence to sequence
+ * struct hidden - the hidden layer where it is itself formed: direct form, decode
+ * @a: the caller's arguments
+ * @n: rows
+ * @h: [n][F] h0 at first
+ * @dh: [n][F] backward: its gradient
+ * @u: [n][N] gets h0 mlp_down^T
+ * @c: [n][A] gets M(h0); NULL: not wanted
+ * @map: [F][A] scratch of A_w or M's matrix
+ * @mixed: [n][F] gets R^ h
+ * @cache, @pos: decode: its state; NULL in forward and backward
+ */
+struct hidden {
+	const struct mixer_args *a;
+	int n;
+	act_t *h, *dh, *u, *c;
+	param_t *map;
+	act_t *mixed;
+	struct recip_cache *cache;
+	const int32_t *pos;
+};
+
+/**
+ * struct recip_part - one mechanism
+ * @rows: rows it owns in this call, with @above of them above
+ * @cols: columns it owns, behind h0
+ * @fill: its rows of the matrix; its columns of the rows above and of x
+ * @forward: what it does with its columns of y, those of parts above being done
+ * @publish: its tap, all parts' forward being done
+ * @backward: its columns of the gradient of y, those of parts above being done; gradients
+ *	of tensors that are not in the matrix
+ * @chain: from dw those of its tensors (zero where nothing reached them); adds to dw's
+ *	rows above, those of parts below being done; gradients of its columns
+ * @hidden: changes h, or reads it. The parts below have been there.
+ * @hidden_bwd: the same backwards, dh in place
+ * @outputs: decode: outputs of h that the step tmp holds
+ * @step: decode: what becomes of outputs
+ * @fill_cache: after a forward: decode state
+ * @work: operations of forward or backward, c_proj's and the matrix's own left out
+ * @work_step: operations of a step of one sequence at position @pos, those of c_fc and
+ *	c_proj left out
+ * @metrics: at most 3, see struct mixer
  *
- * Overwrites r->mixed.
+ * @row is the part's first row. Any of them may be NULL. Parts are numbered from above:
+ * forward, backward and outputs run downwards, publish, chain, hidden and step upwards.
  */
-void recip_fold_step(const struct recip *r, act_t *past, long seq, int pos);
+struct recip_part {
+	int (*rows)(const struct mixer_args *a, int above);
+	int (*cols)(const struct mixer_args *a);
+	void (*fill)(const struct joined *j, int row);
+	void (*forward)(const struct joined *j, int row);
+	void (*publish)(const struct joined *j, int row);
+	void (*backward)(const struct joined *j, int row);
+	void (*chain)(const struct joined *j, int row);
+	void (*hidden)(const struct hidden *s);
+	void (*hidden_bwd)(const struct hidden *s);
+	void (*outputs)(const struct hidden *s);
+	void (*step)(const struct hidden *s);
+	void (*fill_cache)(const struct joined *j, int row, struct recip_cache *cache,
+			   const int32_t *len);
+	void (*work)(struct work *w, const struct joined *j, int row, bool backward);
+	void (*work_step)(struct work *w, const struct mixer_args *a, int pos);
+	int (*metrics)(const struct mixer_args *a, struct metric *out);
+};
 
-/* recip_latent.c: mechanism 3 */
+extern const struct recip_part recip_gate, recip_cross, recip_latent;
 
-/** recip_latent_fwd() - publishes M(h0), then h = h0 + alpha_r A(latent) */
-void recip_latent_fwd(const struct recip *r);
-/** recip_latent_bwd() - its parameters' gradients; latent's; dh in place */
-void recip_latent_bwd(const struct recip *r);
+enum { RECIP_PARTS = 3 };
+extern const struct recip_part *const recip_parts[RECIP_PARTS];
 
-/*
- * Metrics: root mean square of what a mechanism adds to h over that of h before it.
- * Overwrite dh and wide.
+#define for_each_down(i) for (int i = 0; i < RECIP_PARTS; i++)
+#define for_each_up(i) for (int i = RECIP_PARTS - 1; i >= 0; i--)
+/* A verb of a part that has it. */
+#define CALL(i, verb, ...) \
+	do { \
+		if (recip_parts[i] && recip_parts[i]->verb) \
+			recip_parts[i]->verb(__VA_ARGS__); \
+	} while (0)
+#define CALL_ROW(i, verb, j) CALL(i, verb, j, recip_rows_above((j)->a, i))
+
+/* recip_joined.c */
+
+/** recip_rows_above() - rows above part @i, or with RECIP_PARTS all */
+int recip_rows_above(const struct mixer_args *a, int i);
+/** joined_shape() - a, n, rows and cols of a call; nothing else is set */
+struct joined joined_shape(const struct mixer_args *a);
+/**
+ * joined_call() - all of a call but dw
+ * @y: the caller's [n][C], used where only c_proj has rows
  */
-double recip_cross_ratio(const struct recip *r);
-double recip_latent_ratio(const struct recip *r);
-/** recip_ratio() - rms of @part over rms of @whole, both [rows][F] */
-double recip_ratio(const struct recip *r, const act_t *part, const act_t *whole);
+struct joined joined_call(const struct mixer_args *a, const act_t *y);
+/** joined_fwd() - the caller's y, and taps, from act->x */
+void joined_fwd(const struct mixer_args *a);
+/**
+ * joined_bwd() - gradients of every tensor of the matrix; of h0 into tmp->bwd.dh
+ * @dgelu: of GELU's input instead
+ */
+void joined_bwd(const struct mixer_args *a, bool dgelu);
 
-/* Operations of the parts, see struct mixer. */
-double recip_gate_flops(int b, int t);
-double recip_gate_flops_bwd(int b, int t);
-double recip_cross_flops(int b, int t, bool gate);
-double recip_cross_flops_bwd(int b, int t, bool gate);
-double recip_latent_flops(int b, int t, bool down);
-double recip_latent_flops_bwd(int b, int t, bool down);
+/* A part's own rows of the matrix, and its columns of y's gradient, to be written. */
+static inline param_t *joined_row(const struct joined *j, int row)
+{
+	return ((struct recip_act *)j->a->act)->w[row];
+}
+
+static inline act_t *joined_dy(const struct joined *j, int row)
+{
+	return ((struct recip_tmp *)j->a->tmp)->y[0] + row;
+}
+
+/**
+ * recip_hidden() - after a forward: h as part @above finds it, in tmp->log.h
+ */
+act_t *recip_hidden(const struct mixer_args *a, const struct recip_part *above);
+
+/* Root mean square of x[b*t][F]; waits. */
+static inline double recip_rms(const struct mixer_args *a, const act_t *x)
+{
+	struct recip_tmp *tmp = a->tmp;
+	struct stats s;
+
+	k_stats(&tmp->log.stats, x, (size_t)a->b * a->t * F);
+	arch_get(&s, &tmp->log.stats, sizeof(s));
+	return s.rms;
+}
 
 #endif

@@ -1,186 +1,279 @@
 // SPDX-License-Identifier: MIT
 /*
  * Mechanism 2 of recip, cross-token aggregation: hidden layers of earlier positions,
- * mixed by the routing R^ of the same layer's attention (detached), in two forms
- * that are equal:
+ * mixed by the routing R^ of the same layer's attention (detached):
  *
- *     direct  h += alpha_c (R^ h) cross_proj^T
- *     folded  [out ; z] += alpha_c R^ (h W^T),  W = [c_proj ; gate_proj] cross_proj
+ *     h += alpha_c (R^ h) cross_proj^T
  *
- * Everything behind the mix is linear, so the folded form routes C + G outputs
- * instead of F hidden values and keeps neither R^ h nor the mixed h. It needs one
- * routing for the whole layer. Documentation/cross-token.md.
+ * Its rows of the joined matrix are W = O cross_proj, O being all rows above: they give y,
+ * and what O gives gets alpha_c R^ y. Neither R^ h nor the mixed h exists then; where
+ * heads route apart, both do (direct form). Documentation/cross-token.md.
  */
-#include "arch.h"
 #include "recip.h"
+#include "util.h"
 
 static const double alpha_c = CONFIG_RA_MLA_MLP_CROSS_ALPHA;
 
-/* Outputs of a row: c_proj's, then gate_proj's where the gate is read. */
-static int outputs(const struct recip *r)
+static bool cross_on(const struct mixer_args *a)
 {
-	return r->gate ? C + G : C;
+	return a->in[TAP_ROUTE];
 }
 
-/* ---- direct --------------------------------------------------------------- */
+/* ---- joined ------------------------------------------------------------------------ */
 
-void recip_mix_fwd(const struct recip *r)
+static int cross_rows(const struct mixer_args *a, int above)
 {
-	k_route_gather_fwd(&r->a->in.route, r->mixed, F, r->h, F, F, 1, 0, r->scratch);
-	linear_fwd(r->h, r->mixed, r->w->cross_proj, r->rows, F, F, alpha_c, 1);
+	return !RECIP_DIRECT && cross_on(a) ? above : 0;
 }
 
-void recip_mix_bwd(const struct recip *r)
+static bool cross_joined(const struct joined *j)
 {
-	act_t *dmixed = r->wide;
+	return cross_rows(j->a, 1);
+}
 
-	linear_dw(RECIP_GRAD(r, cross_proj), r->dh, r->mixed, r->rows, F, F, alpha_c, 0);
-	linear_dx(dmixed, r->dh, r->w->cross_proj, r->rows, F, F, alpha_c, 0);
-	k_route_gather_bwd(&r->a->in.route, r->dh, F, dmixed, F, F, 1, 1, r->scratch);
+/* W */
+static void cross_fill(const struct joined *j, int row)
+{
+	const struct recip_param *w = j->a->w;
+
+	if (cross_joined(j))
+		k_gemm(&(struct gemm){
+			.m = row, .n = F, .k = F, .a = j->w, .lda = COLS, .b = w->cross_proj,
+			.ldb = F, .c = joined_row(j, row), .ldc = COLS, .alpha = 1 });
+}
+
+/* Outputs of O: c_proj's columns, and those kept wide. */
+static struct route_rows outputs_of(act_t *y, long ldy, acc_t *z, int row)
+{
+	return (struct route_rows){ .x = y, .ld = ldy, .width = C, .wide = row > C ? z : NULL,
+				    .wide_ld = G, .wide_width = row - C };
+}
+
+static void cross_forward(const struct joined *j, int row)
+{
+	const struct mixer_args *a = j->a;
+	struct recip_act *act = a->act;
+	struct recip_tmp *tmp = a->tmp;
+	struct route_rows out = outputs_of(a->y, C, (acc_t *)act->z, row);
+
+	if (cross_joined(j))
+		k_route_gather_fwd(a->in[TAP_ROUTE], &out, j->y + row, j->ldy, row, alpha_c, 1,
+				   tmp->route);
+}
+
+static void cross_backward(const struct joined *j, int row)
+{
+	const struct mixer_args *a = j->a;
+	struct recip_tmp *tmp = a->tmp;
+	struct route_rows d = outputs_of(joined_dy(j, 0), j->ldy, (acc_t *)tmp->bwd.dz, row);
+
+	if (cross_joined(j))
+		k_route_gather_bwd(a->in[TAP_ROUTE], joined_dy(j, row), j->ldy, &d, row, alpha_c,
+				   0, tmp->route);
+}
+
+/* W = O cross_proj: d cross_proj = O^T dW, dO += dW cross_proj^T */
+static void cross_chain(const struct joined *j, int row)
+{
+	const struct mixer_args *a = j->a;
+	const struct recip_param *w = a->w;
+	struct recip_tmp *tmp = a->tmp;
+	param_t *dw = (param_t *)tmp->bwd.dw_cross;
+
+	if (!cross_on(a))
+		RECIP_ZERO_GRAD(a, cross_proj);
+	if (!cross_joined(j))
+		return;
+	k_cast(dw, j->dw + (size_t)row * F, (size_t)row * F);
+	k_gemm_grad(&(struct gemm){
+		.m = F, .n = F, .k = row, .ta = true, .a = j->w, .lda = COLS, .b = dw, .ldb = F,
+		.c = RECIP_GRAD(a, cross_proj), .ldc = F, .alpha = 1 });
+	k_gemm_grad(&(struct gemm){
+		.m = row, .n = F, .k = F, .tb = true, .a = dw, .lda = F, .b = w->cross_proj,
+		.ldb = F, .c = j->dw, .ldc = F, .alpha = 1, .beta = 1 });
+}
+
+/* ---- direct ------------------------------------------------------------------------- */
+
+static void mix_fwd(const struct hidden *s)
+{
+	const struct recip_param *w = s->a->w;
+	struct recip_tmp *tmp = s->a->tmp;
+	struct route_rows mixed = { .x = s->mixed, .ld = F, .width = F };
+
+	k_route_gather_fwd(s->a->in[TAP_ROUTE], &mixed, s->h, F, F, 1, 0, tmp->route);
+	linear_fwd(s->h, s->mixed, w->cross_proj, s->n, F, F, alpha_c, 1);
+}
+
+static void cross_hidden_bwd(const struct hidden *s)
+{
+	const struct mixer_args *a = s->a;
+	const struct recip_param *w = a->w;
+	struct recip_tmp *tmp = a->tmp;
+	act_t *dmixed = (act_t *)tmp->bwd.wide;
+	struct route_rows d = { .x = dmixed, .ld = F, .width = F };
+
+	if (!RECIP_DIRECT || !cross_on(a))
+		return;
+	linear_dw(RECIP_GRAD(a, cross_proj), NULL, s->dh, s->mixed, s->n, F, F, alpha_c, 0);
+	linear_dx(dmixed, s->dh, w->cross_proj, s->n, F, F, alpha_c, 0);
+	k_route_gather_bwd(a->in[TAP_ROUTE], s->dh, F, &d, F, 1, 1, tmp->route);
+}
+
+/* ---- decode ---------------------------------------------------------------------------- */
+
+/* What is cached of a position: y where heads are averaged, else h before the mix. */
+static int past_width(const struct mixer_args *a)
+{
+	bool gate = RECIP_GATE && (a->has & TAP_BIT(HEAD_GATE));
+
+	return !RECIP_AVERAGE ? F : gate ? OUT : C;
+}
+
+static struct cache_rows past_rows(const struct mixer_args *a, struct recip_cache *cache)
+{
+	bool gate = RECIP_GATE && (a->has & TAP_BIT(HEAD_GATE));
+	int width = past_width(a);
+	size_t seq = gate ? sizeof(struct recip_cache) : sizeof(struct recip_cache_ungated);
+
+	return (struct cache_rows){ .base = (act_t *)cache->past, .seq = seq / sizeof(act_t),
+				    .row = width, .width = width };
+}
+
+/* In step the tap is one dense row for each row set. */
+static struct route_step step_route(const struct hidden *s)
+{
+	return (struct route_step){ ROUTE_RULE, .b = s->n, .pos = s->pos,
+				    .row = (acc_t *)s->a->in[TAP_ROUTE], .row_stride = T_MAX };
 }
 
 /* h is appended before the mix, so this position takes part. */
-void recip_mix_step(const struct recip *r, act_t *past, long seq, int pos)
+static void mix_step(const struct hidden *s)
 {
-	for (int i = 0; i < r->rows; i++)
-		arch_copy(past + i * seq + (long)pos * F, r->h + (long)i * F, sizeof(act_t) * F);
-	k_route_gather_step(&r->a->in.route, r->mixed, F, past, seq, F, r->rows, F, pos, 1, 0);
-	linear_fwd(r->h, r->mixed, r->w->cross_proj, r->rows, F, F, alpha_c, 1);
+	const struct recip_param *w = s->a->w;
+	struct cache_rows past = past_rows(s->a, s->cache);
+	struct route_step r = step_route(s);
+	struct route_rows mixed = { .x = s->mixed, .ld = F, .width = F };
+
+	k_cache_put(&past, s->h, F, s->pos, s->n);
+	k_route_gather_step(&r, &mixed, &past, 1, 0);
+	linear_fwd(s->h, s->mixed, w->cross_proj, s->n, F, F, alpha_c, 1);
 }
 
-/* ---- folded --------------------------------------------------------------- */
-
-/* W, then every row's routed outputs h W^T */
-static void fold(const struct recip *r)
+static void cross_hidden(const struct hidden *s)
 {
-	const struct recip_param *w = r->w;
-
-	linear_dx(r->fold, w->c_proj, w->cross_proj, C, F, F, 1, 0);
-	if (r->gate)
-		linear_dx(r->fold + (size_t)C * F, w->gate_proj, w->cross_proj, G, F, F, 1, 0);
-	linear_fwd(r->routed, r->h, r->fold, r->rows, outputs(r), F, 1, 0);
+	if (!cross_on(s->a))
+		return;
+	if (s->pos && !RECIP_AVERAGE)
+		mix_step(s);
+	else if (!s->pos && RECIP_DIRECT)
+		mix_fwd(s);
 }
 
-void recip_fold_fwd(const struct recip *r)
+/* y of this token through both matrices, then what its outputs get from the past. */
+static void cross_step(const struct hidden *s)
 {
-	const struct route *route = &r->a->in.route;
-	int n = outputs(r);
+	const struct mixer_args *a = s->a;
+	const struct recip_param *w = a->w;
+	struct recip_step_tmp *tmp = a->tmp;
+	struct cache_rows past = past_rows(a, s->cache);
+	struct route_rows out = outputs_of(a->y, C, (acc_t *)tmp->z, past.width);
+	struct route_step r = step_route(s);
+	act_t *y = (act_t *)tmp->y;
 
-	fold(r);
-	k_route_gather_fwd(route, r->a->y, C, r->routed, n, C, alpha_c, 1, r->scratch);
-	if (r->gate)
-		k_route_gather_fwd(route, r->z, r->ldz, r->routed + C, n, G, alpha_c, 1,
-				   r->scratch);
-}
-
-/* Gradients of the routed outputs, of W, and of h through them. */
-static void fold_bwd(const struct recip *r)
-{
-	const struct route *route = &r->a->in.route;
-	int n = outputs(r);
-
-	k_route_gather_bwd(route, r->routed, n, r->a->dy, C, C, alpha_c, 0, r->scratch);
-	if (r->gate)
-		k_route_gather_bwd(route, r->routed + C, n, r->dz, G, G, alpha_c, 0, r->scratch);
+	if (!RECIP_AVERAGE || !cross_on(a))
+		return;
+	linear_fwd(s->mixed, s->h, w->cross_proj, s->n, F, F, 1, 0);
 	k_gemm(&(struct gemm){
-		.m = n, .n = F, .k = r->rows, .ta = true, .a = r->routed, .lda = n, .b = r->h,
-		.ldb = F, .c = r->dfold, .ldc = F, .alpha = 1 });
-	linear_dx(r->dh, r->routed, r->fold, r->rows, n, F, 1, 1);
+		.m = s->n, .n = C, .k = F, .tb = true, .a = s->mixed, .lda = F, .b = w->c_proj,
+		.ldb = F, .c = y, .ldc = past.width, .alpha = 1 });
+	if (past.width > C)
+		k_gemm(&(struct gemm){
+			.m = s->n, .n = G, .k = F, .tb = true, .a = s->mixed, .lda = F,
+			.b = w->gate_proj, .ldb = F, .c = y + C, .ldc = past.width, .alpha = 1 });
+	k_cache_put(&past, y, past.width, s->pos, s->n);
+	k_route_gather_step(&r, &out, &past, alpha_c, 1);
 }
 
-/* W = [c_proj ; gate_proj] cross_proj: from its gradient those of all three */
-void recip_fold_bwd(const struct recip *r)
+static void cross_fill_cache(const struct joined *j, int row, struct recip_cache *cache,
+			     const int32_t *len)
 {
-	const struct recip_param *w = r->w;
-	const act_t *dgate = r->dfold + (size_t)C * F;
+	const struct mixer_args *a = j->a;
+	struct cache_rows past = past_rows(a, cache);
 
-	fold_bwd(r);
-	linear_dw(RECIP_GRAD(r, cross_proj), w->c_proj[0], r->dfold, C, F, F, 1, 0);
-	k_gemm_grad(&(struct gemm){
-		.m = C, .n = F, .k = F, .tb = true, .a = r->dfold, .lda = F, .b = w->cross_proj,
-		.ldb = F, .c = RECIP_GRAD(r, c_proj), .ldc = F, .alpha = 1, .beta = 1 });
-	if (!r->gate)
+	if (!cross_on(a))
 		return;
-	linear_dw(RECIP_GRAD(r, cross_proj), w->gate_proj[0], dgate, G, F, F, 1, 1);
-	k_gemm_grad(&(struct gemm){
-		.m = G, .n = F, .k = F, .tb = true, .a = dgate, .lda = F, .b = w->cross_proj,
-		.ldb = F, .c = RECIP_GRAD(r, gate_proj), .ldc = F, .alpha = 1, .beta = 1 });
-}
-
-/* One token is too few to fold for: its outputs go through both matrices. */
-void recip_fold_step(const struct recip *r, act_t *past, long seq, int pos)
-{
-	const struct recip_param *w = r->w;
-	const struct route *route = &r->a->in.route;
-	int n = outputs(r);
-	act_t *now = past + (long)pos * n;
-	struct gemm g = { .m = r->rows, .n = C, .k = F, .tb = true, .a = r->mixed, .lda = F,
-			  .b = w->c_proj, .ldb = F, .c = now, .ldc = seq, .alpha = 1 };
-
-	linear_fwd(r->mixed, r->h, w->cross_proj, r->rows, F, F, 1, 0);
-	k_gemm(&g);
-	k_route_gather_step(route, r->a->y, C, past, seq, n, r->rows, C, pos, alpha_c, 1);
-	if (!r->gate)
-		return;
-	g.n = G;
-	g.b = w->gate_proj;
-	g.c = now + C;
-	k_gemm(&g);
-	k_route_gather_step(route, r->z, r->ldz, past + C, seq, n, r->rows, G, pos, alpha_c, 1);
-}
-
-/* ---- metrics --------------------------------------------------------------- */
-
-/* The direct form kept R^ h and changed h, the folded one neither. */
-double recip_cross_ratio(const struct recip *r)
-{
-	size_t n = (size_t)r->rows * F;
-	const act_t *mixed = r->mixed;
-
-	if (RECIP_FOLDED) {
-		k_route_gather_fwd(&r->a->in.route, r->dh, F, r->h, F, F, 1, 0, r->scratch);
-		mixed = r->dh;
-	}
-	linear_fwd(r->wide, mixed, r->w->cross_proj, r->rows, F, F, alpha_c, 0);
-	arch_copy(r->dh, r->h, n * sizeof(act_t));
 	if (RECIP_DIRECT)
-		k_axpby(r->dh, r->wide, n, -1, 1);
-	return recip_ratio(r, r->wide, r->dh);
+		k_cache_fill(&past, recip_hidden(a, &recip_cross), F, len, a->b, a->t);
+	else
+		k_cache_fill(&past, j->y + row, j->ldy, len, a->b, a->t);
 }
 
-/* ---- operations ------------------------------------------------------------ */
+/* ---- operations and metrics ---------------------------------------------------------------- */
 
 /*
- * One gather of @width columns: the listed entries (topk), or every visible entry
- * and the scores of all heads once more (none, rms).
+ * One gather: the listed entries (topk), or every visible entry and the scores of all
+ * heads once more (none, rms).
  */
-static double gather_flops(int b, int t, double width)
+static void work_gather(struct work *w, const struct mixer_args *a, int width)
 {
-	if (ROUTE_MODE == ROUTE_TOPK)
-		return linear_flops(causal_pairs(b, t, ROUTE_K), width, 1);
-	return linear_flops(causal_pairs(b, t, t), width, 1) + score_flops(b, t);
+	if (ROUTE_MODE != ROUTE_TOPK)
+		work_scores(w, a->b, a->t, 1);
+	work_pairs(w, causal_pairs(a->b, a->t, ROUTE_MODE == ROUTE_TOPK ? ROUTE_K : a->t), width);
 }
 
-/* The folded form gathers y and z apart. */
-static double cross_gather_flops(int b, int t, bool gate)
+static void cross_work(struct work *w, const struct joined *j, int row, bool backward)
 {
-	if (RECIP_DIRECT)
-		return gather_flops(b, t, F);
-	return gather_flops(b, t, C) + (gate ? gather_flops(b, t, G) : 0);
+	work_gather(w, j->a, RECIP_DIRECT ? F : row);
+	if (RECIP_DIRECT) {
+		work_linear(w, j->n, F, F, backward);
+		return;
+	}
+	if (backward)
+		work_product(w, F, F, row, 1);
+	work_product(w, row, F, F, 1);
 }
 
-double recip_cross_flops(int b, int t, bool gate)
+static void cross_work_step(struct work *w, const struct mixer_args *a, int pos)
 {
-	double rows = (double)b * t, n = gate ? C + G : C;
+	int width = past_width(a);
 
-	if (RECIP_DIRECT)
-		return cross_gather_flops(b, t, gate) + linear_flops(rows, F, F);
-	return cross_gather_flops(b, t, gate) + linear_flops(rows, n, F) + linear_flops(n, F, F);
+	work_linear(w, 1, F, F, false);
+	if (RECIP_AVERAGE)
+		work_linear(w, 1, width, F, false);
+	work_pairs(w, ROUTE_MODE == ROUTE_TOPK ? MIN((int)ROUTE_K, pos + 1) : pos + 1, width);
 }
 
-double recip_cross_flops_bwd(int b, int t, bool gate)
+/* What the mix adds to h, over h before it. */
+static int cross_metrics(const struct mixer_args *a, struct metric *out)
 {
-	double gather = cross_gather_flops(b, t, gate);
+	const struct recip_param *w = a->w;
+	struct recip_tmp *tmp = a->tmp;
+	act_t *h, *part = (act_t *)tmp->log.part;
+	struct route_rows mixed = { .x = part, .ld = F, .width = F };
+	double before;
 
-	return gather + 2 * (recip_cross_flops(b, t, gate) - gather);
+	if (!cross_on(a))
+		return 0;
+	h = recip_hidden(a, &recip_cross);
+	before = recip_rms(a, h);
+	k_route_gather_fwd(a->in[TAP_ROUTE], &mixed, h, F, F, 1, 0, tmp->route);
+	linear_fwd(h, part, w->cross_proj, a->b * a->t, F, F, alpha_c, 0);
+	out[0] = (struct metric){ "cross_ratio", recip_rms(a, h) / before };
+	return 1;
 }
+
+const struct recip_part recip_cross = {
+	.rows = cross_rows,
+	.fill = cross_fill,
+	.forward = cross_forward,
+	.backward = cross_backward,
+	.chain = cross_chain,
+	.hidden = cross_hidden,
+	.hidden_bwd = cross_hidden_bwd,
+	.step = cross_step,
+	.fill_cache = cross_fill_cache,
+	.work = cross_work,
+	.work_step = cross_work_step,
+	.metrics = RECIP_LOG ? cross_metrics : NULL,
+};

@@ -37,10 +37,12 @@ class Config(kconfiglib.Kconfig):
 
     # Loading
 
-    def load(self, paths):
+    def load(self, paths, bases=0):
         """Replace all values by those of files, later ones on top.
 
-        Raises ConfigError with every line that cannot take effect.
+        The first ones are what the next is based on, and make nothing moot that
+        is worth a note. Raises ConfigError with every line that cannot take
+        effect.
         """
         self.unset_values()
         self.bare.clear()
@@ -55,8 +57,10 @@ class Config(kconfiglib.Kconfig):
             strict.check(self, own)
             merged.append(own)
             self.origin.update((sym.name, line) for sym, line in own.items())
-        strict.check_overridden(self, merged)
+        strict.check_overridden(self, merged, bases)
         self.named = {sym.name for own in merged for sym in own}
+        for sym in filter(self.decl.derived, self.unique_defined_syms):
+            sym.set_value(sym.str_value or "0")     # for menuconfig's Save
 
     def place(self, names):
         """Where to mend one of these symbols: file:line of the last file that
@@ -110,7 +114,7 @@ class Config(kconfiglib.Kconfig):
 
     def line(self, sym):
         """The line of a symbol in a file, with newline; '' for none."""
-        if sym in self.decl.mode_of_member:
+        if sym in self.decl.mode_of_member or self.decl.derived(sym):
             return ""
         text = sym.config_string
         if text and sym.name in self.bare:

@@ -24,6 +24,11 @@ class ConfigError(Exception):
         super().__init__("\n".join(self.messages))
 
 
+def show(conf, name):
+    """CONFIG_X=value."""
+    return f"CONFIG_{name}={conf.value(name)}"
+
+
 class Interval:
     """The values that a real symbol may take, from `[0, 1)` and the like."""
 
@@ -96,12 +101,18 @@ class BlockName:
 
 
 class Mechanism:
-    """What a bool of a mixer needs: `tap-X := mixer reads T, writes U`."""
+    """What a bool of a mixer needs: `needs-X := mixer reads T, writes U`."""
 
     def __init__(self, symbol, text):
         self.symbol = symbol
         self.mixer, _, taps = text.partition(" ")
         self.taps = _taps(taps)
+
+
+def _conditions(text):
+    """'A, B if X' as [(A, ''), (B, X)]."""
+    rules = (rule.strip().partition(" if ") for rule in text.split(","))
+    return [(rule, condition) for rule, _, condition in rules]
 
 
 def _taps(text):
@@ -110,6 +121,25 @@ def _taps(text):
     for part in filter(None, (p.split() for p in text.split(","))):
         taps[part[0]] += part[1:]
     return taps
+
+
+class Tap:
+    """A row of a tap: `tap-X := TYPE WIDTH [step WIDTH] [detached]`.
+
+    A width is a product of numbers and symbols. `detached-if SYMBOL` leaves it
+    to that switch whether gradients flow back.
+    """
+
+    FORM = re.compile(r"(act_t|acc_t) (\S+)(?: step (\S+))?"
+                      r"(?: (detached)| detached-if (\S+))?")
+
+    def __init__(self, name, text):
+        match = self.FORM.fullmatch(text)
+        if not match:
+            raise ConfigError(f"Kconfig: bad tap-{name} '{text}'")
+        self.name, self.type, self.width = name, match[1], match[2]
+        self.step_width = match[3] or match[2]
+        self.detached, self.detached_if = bool(match[4]), match[5]
 
 
 class Declarations:
@@ -124,12 +154,22 @@ class Declarations:
         self.reals = {n: Interval(t) for n, t in found.get("real", {}).items()}
         self.aliases = {n: t.split() for n, t in found.get("alias", {}).items()}
         self.refusals = found.get("refuse", {})
+        self.divides = {n: _conditions(t)
+                        for n, t in found.get("divides", {}).items()}
+        self.below = found.get("below", {})
+        self.free = found.get("free", {})
         self.tries = {n: t.split() for n, t in found.get("try", {}).items()}
         self.blocks = {n: BlockName(n, t)
                        for n, t in found.get("block", {}).items()}
         self.mechanisms = [Mechanism(n, t)
-                           for n, t in found.get("tap", {}).items()]
+                           for n, t in found.get("needs", {}).items()]
+        self.taps = [Tap(n, t) for n, t in found.get("tap", {}).items()]
         modes = filter(None, map(Mode.of, conf.unique_defined_syms))
         self.modes = {m.string: m for m in modes}
         self.mode_of_member = {member: m for m in self.modes.values()
                                for member in m.members.values()}
+
+    def derived(self, sym):
+        """Whether no line can set a symbol: it follows from others alone."""
+        return bool(sym.nodes) and sym not in self.modes \
+            and not any(node.prompt for node in sym.nodes)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Writes what the build reads: autoconf.h, auto.conf and the stamps.
+"""Writes what the build reads: autoconf.h, taps.h, free.h, auto.conf, stamps.
 
 autoconf.h has every int, real and string whether it has a value or not, so
 that code of a disabled mechanism still compiles and its arrays get dimension
@@ -12,6 +12,7 @@ import re
 
 import kconfiglib
 
+from . import stack
 from .config import write_if_changed
 
 DEFINE = re.compile(r"#define CONFIG_(\w+) .*\n")
@@ -22,6 +23,10 @@ def sync(conf, directory):
     header = os.path.join(directory, "include/generated/autoconf.h")
     stamps = os.path.join(directory, "include/config")
     entries = {sym.name: _define(conf, sym) for sym in conf.unique_defined_syms}
+    write_if_changed(os.path.join(directory, "include/generated/taps.h"),
+                     stack.header(conf))
+    write_if_changed(os.path.join(directory, "include/generated/free.h"),
+                     _free_text(conf))
     _touch_stamps(stamps, _old_entries(header, entries), entries)
     write_if_changed(os.path.join(stamps, "auto.conf"), _make_text(conf))
     # Last: an interrupted run touches the stamps again.
@@ -40,9 +45,27 @@ def _define(conf, sym):
         real = float(value or 0) + 0.0      # no -0.0
         return f"{name} {real!r}\n{name}_NONZERO {int(real != 0)}\n"
     text = f'{name} "{kconfiglib.escape(value)}"\n'
-    if sym.name == "BLOCK":
+    if sym.name in stack.NAMES:
         text += f"{name}_LEN {len(value.split())}\n"
+    if sym.name == "BLOCK_ALT_LAYERS":
+        text += f"{name}_NR {len(stack.alt_layers(conf))}\n"
     return text
+
+
+def _free_text(conf):
+    """free.h: the symbols that checkpoints may differ in, as C strings.
+
+    One member stands for its whole choice.
+    """
+    lists = {"resume": [], "weights": []}
+    for name, use in conf.decl.free.items():
+        sym = conf.syms[name]
+        lists[use] += sym.choice.syms if sym.choice else [sym]
+    out = ["/* Written by scripts/kconfig.py: free-X of the Kconfig files. */\n"]
+    for use, syms in lists.items():
+        names = ", \\\n".join(f'\t"{sym.name}"' for sym in syms)
+        out.append(f"#define FREE_{use.upper()} \\\n{names}\n")
+    return "".join(out)
 
 
 def _make_text(conf):
@@ -74,7 +97,7 @@ def _old_entries(header, entries):
 
 
 def _owner(name, entries):
-    """The symbol of a derived name: X_NONZERO and BLOCK_LEN."""
+    """The symbol of a derived name: X_NONZERO, X_LEN and X_NR."""
     base = name.rpartition("_")[0]
     return base if name not in entries and base in entries else name
 

@@ -15,6 +15,7 @@ import kconfiglib
 from .declare import ConfigError
 
 ASSIGN = re.compile(r"CONFIG_([A-Za-z0-9_]+)=(.*)")
+BASE = re.compile(r"#\s*base:\s*(.*)")
 UNSET = re.compile(r"# CONFIG_([A-Za-z0-9_]+) is not set")
 QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 BOOLS = (kconfiglib.BOOL, kconfiglib.TRISTATE)
@@ -37,6 +38,18 @@ def read(path):
         raise ConfigError(f"{path}: not a text file") from None
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
+
+
+def base(path):
+    """NAME of a file that begins with `# base: NAME`, else None."""
+    named = [(number, match[1]) for number, text in enumerate(read(path), 1)
+             if (match := BASE.fullmatch(text.strip()))]
+    for number, name in named:
+        if number > 1:
+            raise ConfigError(f"{path}:{number}: a base must be the first line")
+        if not re.fullmatch(r"\S+", name):
+            raise ConfigError(f"{path}:{number}: name one defconfig as base")
+    return named[0][1] if named else None
 
 
 def parse(conf, path):
@@ -93,6 +106,8 @@ def _assign(conf, name, raw):
     sym = conf.syms.get(name)
     if sym is None or not sym.nodes:
         raise BadValue(_unknown(conf, name))
+    if conf.decl.derived(sym):
+        raise BadValue("follows from other symbols; delete the line")
     if name in conf.decl.reals:
         return _real(conf.decl.reals[name], sym, raw)
     if sym.orig_type in BOOLS:

@@ -25,6 +25,7 @@ def randomise(conf, seed):
         _draw_block(conf, draw)
         for node in conf.node_iter(unique_syms=True):
             _draw_node(conf, draw, node)
+        _draw_layers(conf, draw)
         if not rules.violations(conf):
             return
     raise ConfigError(f"randconfig {seed}: no legal configuration in "
@@ -32,20 +33,33 @@ def randomise(conf, seed):
 
 
 def _draw_block(conf, draw):
-    """A few names; what is named is enabled, everything else off.
+    """A few names; what is named is enabled, everything else off."""
+    words = _draw_names(conf, draw)
+    other = _draw_names(conf, draw) if draw.random() < 0.3 else []
+    conf.syms["BLOCK"].set_value(" ".join(words))
+    conf.syms["BLOCK_ALT"].set_value(" ".join(other))
+    conf.syms["BLOCK_ALT_LAYERS"].set_value("")
+    for block in conf.decl.blocks.values():
+        conf.syms[block.symbol].set_value(
+            "y" if block.name in words + other else "n")
 
-    Mostly pairs of a token and a channel mixer, where mechanisms can act.
-    """
+
+def _draw_names(conf, draw):
+    """Mostly pairs of a token and a channel mixer, where mechanisms can act."""
     names = sorted(conf.decl.blocks)
     kinds = [[n for n in names if conf.decl.blocks[n].symbol.startswith(kind)]
              for kind in ("MIXER_", "MLP_")]
     if draw.random() < 0.8:
-        words = [draw.choice(kind) for kind in kinds * draw.randint(1, 2)]
-    else:
-        words = [draw.choice(names) for _ in range(draw.randint(1, 4))]
-    conf.syms["BLOCK"].set_value(" ".join(words))
-    for block in conf.decl.blocks.values():
-        conf.syms[block.symbol].set_value("y" if block.name in words else "n")
+        return [draw.choice(kind) for kind in kinds * draw.randint(1, 2)]
+    return [draw.choice(names) for _ in range(draw.randint(1, 4))]
+
+
+def _draw_layers(conf, draw):
+    """Which layers are BLOCK_ALT, where there is one: some, but not all."""
+    layers = range(conf.number("N_LAYER"))
+    if conf.value("BLOCK_ALT") and len(layers) > 1:
+        picked = sorted(draw.sample(layers, draw.randint(1, len(layers) - 1)))
+        conf.syms["BLOCK_ALT_LAYERS"].set_value(",".join(map(str, picked)))
 
 
 def _draw_node(conf, draw, node):

@@ -29,16 +29,21 @@ def check(conf, own):
     _note(conf, moot)
 
 
-def check_overridden(conf, merged):
-    """Note lines of earlier files that later ones made moot."""
-    moot = []
+def check_overridden(conf, merged, bases=0):
+    """Note lines of earlier files that later ones made moot.
+
+    Not for the first files, which the next one is based on, among themselves.
+    """
+    moot, one = [], {line.file for own in merged[:bases + 1]
+                     for line in own.values()}
     for i, own in enumerate(merged[:-1]):
         later = {sym: line for m in merged[i + 1:] for sym, line in m.items()}
         for line in own.values():
             if effective(line) or _replaced(line, later):
                 continue
             culprit = _blame_line(conf, line, {**own, **later})
-            if culprit and culprit.file != line.file:
+            if culprit and culprit.file != line.file \
+                    and not {culprit.file, line.file} <= one:
                 moot.append((line, culprit))
     _note(conf, moot)
 
@@ -114,9 +119,12 @@ def _picks(conf, sym, own):
 
 
 def _condition(item):
-    """What a symbol or choice depends on."""
+    """What a symbol or choice depends on; without prompt, what selects it."""
     prompt = item.nodes[0].prompt
-    return prompt[1] if prompt else item.direct_dep
+    if prompt:
+        return prompt[1]
+    selected = getattr(item, "rev_dep", item.kconfig.n)
+    return item.direct_dep if selected is item.kconfig.n else selected
 
 
 def _blame(conf, expr, own):
@@ -166,7 +174,8 @@ def _unmet(conf, expr):
     if isinstance(expr, kconfiglib.Choice):
         return _unmet(conf, _condition(expr))
     if isinstance(expr, kconfiglib.Symbol):
-        return [_wish(conf, expr)]
+        return _unmet(conf, _condition(expr)) \
+            if conf.decl.derived(expr) else [_wish(conf, expr)]
     if expr[0] == kconfiglib.AND:
         return _unmet(conf, expr[1]) + _unmet(conf, expr[2])
     if expr[0] == kconfiglib.OR:

@@ -7,7 +7,7 @@
  *   best                 a link, replaced by rename
  *
  * Only after the new one is on the disk are older ones deleted, never the one that
- * "best" means.
+ * "best" means. A run killed before the link is replaced does it when it resumes.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -16,7 +16,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "train.h"
+#include "ckpt.h"
 #include "util.h"
 
 #define STEP_FORMAT "step-%06" PRId64
@@ -113,13 +113,13 @@ static int write_files(const char *folder, const struct model *m, const struct o
 		{ .name = "model.safetensors" }, { .name = "optim.safetensors" },
 		{ .name = "state.json" },
 	};
-	const struct tensor_set weights = { "", m->w };
-	const struct tensor_set moments[] = { { "m.", o->m }, { "v.", o->v } };
+	struct tensor_set weights, buffers[OPTIM_BUFFERS];
 	int err;
 
+	tensors_of(o, &weights, buffers);
 	err = tensors_write(folder, m, &weights, 1, &files[0]);
 	if (!err)
-		err = tensors_write(folder, m, moments, 2, &files[1]);
+		err = tensors_write(folder, m, buffers, optim_rule.nr_buffers, &files[1]);
 	if (!err)
 		err = state_write(folder, st, &files[2]);
 	if (!err)
@@ -147,12 +147,14 @@ static int commit(const char *dir, const char *tmp, const char *folder, const ch
 	return err;
 }
 
-static void link_best(const char *dir, int64_t step)
+void ckpt_link_best(const char *dir, int64_t step)
 {
 	char *path = xasprintf("%s/best", dir), *target = ckpt_folder(dir, step);
 
-	must(link_replace(strrchr(target, '/') + 1, path), "link", path);
-	must(dir_sync(dir), "sync", dir);
+	if (step >= 0 && !access(target, F_OK)) {
+		must(link_replace(strrchr(target, '/') + 1, path), "link", path);
+		must(dir_sync(dir), "sync", dir);
+	}
 	free(target);
 	free(path);
 }
@@ -187,7 +189,7 @@ void ckpt_save(const char *dir, const struct model *m, const struct optim *o,
 	must(err, "write", folder);
 	must(commit(dir, tmp, folder, old), "write", folder);
 	if (st->best_step == st->step)
-		link_best(dir, st->step);
+		ckpt_link_best(dir, st->step);
 	prune(dir, st->step, st->best_step);
 	free(old);
 	free(tmp);

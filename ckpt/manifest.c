@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "train.h"
+#include "ckpt.h"
 #include "util.h"
 
 #define MANIFEST "manifest.json"

@@ -9,7 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "train.h"
+#include "ckpt.h"
 #include "util.h"
 
 /* Verify one; NULL, or what is wrong with it. */
@@ -78,7 +78,7 @@ static char *flag_diff(const struct ckpt_state *was, const struct ckpt_state *is
 void ckpt_accept(const char *folder, const char *config, const struct model *m,
 		 const struct ckpt_state *was, const struct ckpt_state *is, bool allow)
 {
-	const struct tensor_set weights = { "", NULL };
+	const struct tensor_set weights = { .prefix = "", .weights = true };
 	char *wrong = tensors_match(folder, "model.safetensors", m, &weights, 1);
 	char *diff = flag_diff(was, is, compat_diff(config, config_text(), COMPAT_RESUME));
 
@@ -95,12 +95,14 @@ void ckpt_accept(const char *folder, const char *config, const struct model *m,
 
 void ckpt_load(const char *folder, struct model *m, struct optim *o, const struct ckpt_state *st)
 {
-	const struct tensor_set weights = { "", m->w };
-	const struct tensor_set moments[] = { { "m.", o->m }, { "v.", o->v } };
-	char *wrong = tensors_read(folder, "model.safetensors", m, &weights, 1);
+	struct tensor_set weights, buffers[OPTIM_BUFFERS];
+	char *wrong;
 
+	tensors_of(o, &weights, buffers);
+	wrong = tensors_read(folder, "model.safetensors", m, &weights, 1);
 	if (!wrong)
-		wrong = tensors_read(folder, "optim.safetensors", m, moments, 2);
+		wrong = tensors_read(folder, "optim.safetensors", m, buffers,
+				     optim_rule.nr_buffers);
 	if (wrong)
 		die("%s; remove that folder to use an older checkpoint", wrong);
 	optim_put(o, &st->optim);
@@ -131,7 +133,7 @@ char *ckpt_find(const char *path)
 
 int64_t ckpt_load_weights(const char *path, struct model *m)
 {
-	const struct tensor_set weights = { "", m->w };
+	const struct tensor_set weights = { .prefix = "", .weights = true };
 	char *folder = ckpt_find(path), *config, *wrong, *diff;
 	struct ckpt_state st;
 

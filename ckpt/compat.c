@@ -2,39 +2,27 @@
 /*
  * In which symbols two configurations differ, and which of those matter.
  *
- * Free when a run is resumed: names, paths, how often something is logged,
- * evaluated, kept or sampled, and the study around the run. SEED and MAX_ITERS
- * are free here because their effective values, flags included, are compared
- * apart. Free when only the weights are used: whatever steers training alone. A
- * symbol that is on no list matters.
+ * Kconfig declares which are free (free-X := resume, or weights): when a run is resumed,
+ * names, paths, how often something is logged, evaluated, kept or sampled, and the study
+ * around the run; when only the weights are used, whatever steers training alone as
+ * well. SEED and MAX_ITERS are free because their effective values, flags included, are
+ * compared apart. A symbol that is on no list matters.
  */
+#include <generated/free.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "train.h"
+#include "ckpt.h"
 #include "util.h"
 
-/* A name that ends in _ stands for all that begin with it. */
-static const char *const free_resume[] = {
-	"RUN_NAME", "SEED", "MAX_ITERS", "MAX_TIME", "DATA_PATH", "LOG_INTERVAL",
-	"EVAL_INTERVAL", "CHECKPOINT_", "TENSORBOARD", "GENERATION_", "RA_MLA_LOG_METRICS",
-	"RA_MLA_ABLATION_", "ABLATION_",
-};
-
-static const char *const free_weights[] = {
-	"LEARNING_RATE", "MIN_LR", "WARMUP_STEPS", "LR_", "WEIGHT_DECAY", "GRAD_CLIP", "ADAM_",
-	"OPTIM_", "OPTIMIZER", "SPAM_", "GRADIENT_ACCUMULATION", "BATCH_SIZE", "EVAL_SAMPLES",
-	"DATA_", "DIST_", "ARCH_", "BLAS_", "CPU_NATIVE",
-};
+static const char *const free_resume[] = { FREE_RESUME };
+static const char *const free_weights[] = { FREE_WEIGHTS };
 
 static bool listed(const char *name, const char *const *list, size_t nr)
 {
-	for (size_t i = 0; i < nr; i++) {
-		size_t n = strlen(list[i]);
-
-		if (list[i][n - 1] == '_' ? !strncmp(name, list[i], n) : !strcmp(name, list[i]))
+	for (size_t i = 0; i < nr; i++)
+		if (!strcmp(name, list[i]))
 			return true;
-	}
 	return false;
 }
 

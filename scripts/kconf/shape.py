@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: MIT
+"""Sizes that must divide or stay below a limit, as the Kconfig files declare.
+
+An expression is a product of numbers and symbols (`4*N_EMBD`), or several joined
+by `or`: the first that is not 0 counts (`INTERMEDIATE_SIZE or 4*N_EMBD`).
+"""
+
+import math
+import re
+
+from .declare import show
+
+LIMIT = 2 ** 31
+
+
+def violations(conf):
+    """All objections, as texts."""
+    for name, rules in conf.decl.divides.items():
+        for expression, condition in rules:
+            if holds(conf, condition):
+                yield from _divides(conf, name, expression, condition)
+    for expression in conf.decl.below.values():
+        yield from _below(conf, expression.split("*"))
+
+
+def holds(conf, condition):
+    """Whether a Kconfig expression is true; '' is."""
+    return not condition or conf.eval_string(condition) > 0
+
+
+def _factors(conf, text):
+    """(words, value) of the product that counts in an expression."""
+    for part in text.split(" or "):
+        words = part.split("*")
+        value = math.prod(int(w) if w.isdigit() else conf.number(w)
+                          for w in words)
+        if value:
+            break
+    return words, value
+
+
+def value(conf, text):
+    """The value of an expression."""
+    return _factors(conf, text)[1]
+
+
+def _divides(conf, name, expression, condition):
+    number = conf.number(name)
+    words, multiple = _factors(conf, expression)
+    if number and multiple % number:
+        named = "*".join(w if w.isdigit() else f"CONFIG_{w}" for w in words)
+        cause = f", as {_cause(conf, condition)}" if condition else ""
+        yield (f"{show(conf, name)} does not divide {named}={multiple}{cause}; "
+               f"nearest that do: {_divisors_near(multiple, number)}")
+
+
+def _cause(conf, condition):
+    """A condition as the lines that make it true, with a verb."""
+    lines = []
+    for no, name in re.findall(r"(!?)([A-Z]\w+)", condition):
+        mode = conf.decl.mode_of_member.get(conf.syms[name])
+        lines.append(f'CONFIG_{mode.string.name}="{mode.string.str_value}"'
+                     if mode else f"CONFIG_{name}={'n' if no else 'y'}")
+    return " and ".join(lines) + (" need" if lines[1:] else " needs")
+
+
+def _divisors_near(number, want):
+    """The divisors of a number just below and just above a value."""
+    divisors = {d for i in range(1, math.isqrt(number) + 1) if number % i == 0
+                for d in (i, number // i)}
+    below = max((d for d in divisors if d < want), default=None)
+    above = min((d for d in divisors if d > want), default=None)
+    return " and ".join(str(d) for d in (below, above) if d)
+
+
+def _below(conf, names):
+    """Rows and list entries are counted in 32 bits."""
+    product = math.prod(map(conf.number, names))
+    if product >= LIMIT:
+        last = max(names, key=conf.number)
+        rest = product // conf.number(last)
+        yield (f"{', '.join(show(conf, n) for n in names)}: their product "
+               f"{product} must be below 2^31={LIMIT}; for instance "
+               f"CONFIG_{last}={(LIMIT - 1) // rest}")

@@ -1,0 +1,59 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""The core knows no mechanism and no number format: a GPT-2 build depends on no symbol and
+links no kernel of a family that it does not use, and what is outside arch/ compiles with
+parameters and activations that are structs."""
+import os
+import re
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import training as t            # noqa: E402
+from faults import run          # noqa: E402
+
+FAMILY = re.compile(r"include/config/RA_MLA_\w+")
+# Kernels that ra_mla and recip alone select.
+FOREIGN = re.compile(r"\bk_(?:route|couple|head_gate|causal_mean|sequence_mean|stats)\w*")
+SCRATCH = os.path.join(os.path.dirname(t.SCRATCH), "neutral")
+
+
+def make(name, defconfig, *goals):
+    """Path of an object tree, and what make said where it failed."""
+    tree = os.path.join(SCRATCH, name)
+    done = run("make", "-s", f"O={tree}", f"defconfig-{defconfig}", *goals)
+    return tree, t.said(done) if done.returncode else ""
+
+
+def dependencies(tree):
+    """path below the tree -> text of every .d file."""
+    return {os.path.relpath(os.path.join(base, name), tree): t.read(base, name).decode()
+            for base, _, names in os.walk(tree) for name in names if name.endswith(".d")}
+
+
+def test_gpt2():
+    tree, error = make("gpt2", "gpt2-124m", "build", "EXTRA_CFLAGS=-O1 -g0")
+    t.ok(not error, "gpt2-124m builds", error)
+    found = dependencies(tree)
+    users = {path: sorted(set(FAMILY.findall(text))) for path, text in found.items()
+             if FAMILY.search(text)}
+    t.ok(len(found) > 40 and not users, "none of its objects depends on an RA_MLA symbol", users)
+    names = run("nm", f"{tree}/tenon").stdout
+    foreign = FOREIGN.findall(names)
+    t.ok("k_attn_fwd" in names and not foreign, "it links no kernel of another family", foreign)
+
+
+def test_opaque():
+    """No arithmetic on act_t or param_t outside arch/."""
+    for defconfig in ("tiny-gpt2", "tiny-ra-mla-full"):
+        _, error = make("opaque", defconfig, "objects", "EXTRA_CFLAGS=-O1 -DCONFIG_REAL_BF16=1")
+        t.ok(not error, f"what is outside arch/ compiles with opaque numbers: {defconfig}", error)
+
+
+def main():
+    test_gpt2()
+    test_opaque()
+    return t.done()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
