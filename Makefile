@@ -4,7 +4,8 @@
 
 # Goals run in the order in which they were typed: make defconfig-tiny-gpt2 all
 .NOTPARALLEL:
-.PHONY: all build objects check-programs demo check bench setup help clean mrproper FORCE
+.PHONY: all train build objects check-programs install demo check bench table setup help clean mrproper \
+	FORCE
 all:
 
 include scripts/common.mk
@@ -24,8 +25,15 @@ ifneq ($(word 2,$(defconfig)),)
 $(error $(defconfig): only one of them can be the configuration; name one, and fragments on top)
 endif
 
+ifneq ($(filter defconfig-%.config %.config_defconfig,$(MAKECMDGOALS)),)
+$(error $(filter defconfig-%.config %.config_defconfig,$(MAKECMDGOALS)): a defconfig or a \
+	fragment? Type defconfig-NAME, or NAME.config, or both)
+endif
+
 $(verbs):
 	$(Q)$(KCONFIG) $@
+	$(if $(filter menuconfig guiconfig,$@),$(Q)+[ ! -f $(CONF) ] || \
+		$(PYTHON) scripts/chosen.py $(OBJ)/tenon $(MAKE) $(addprefix O=,$(tree)) build)
 
 randconfig:
 	$(Q)$(KCONFIG) $@ $(call cmdline,SEED)
@@ -51,16 +59,31 @@ all:
 	$(have-config)
 	$(Q)+$(build.mk) run
 
+train: all
+
 build objects check-programs:
 	$(have-config)
 	$(Q)+$(locked) $(build.mk) $@
 
+# Binary, man page and bash completion; DESTDIR goes before all of it.
+prefix = $(call cmdline,DESTDIR)$(or $(call cmdline,PREFIX),/usr/local)
+
+install: build
+	$(call say,INSTALL,$(prefix)/bin/tenon)
+	$(Q)sh scripts/install.sh $(OBJ)/tenon '$(subst ','\'',$(prefix))'
+
 setup:
 	@sh scripts/setup.sh
 
-demo: setup
+demo:
+	@sh scripts/setup.sh curve
 	$(Q)$(MAKE) defconfig-tiny-ra-mla-full
 	$(Q)$(MAKE) all
+
+# Finished runs side by side, whatever binary made them.
+table:
+	$(if $(call cmdline,RUNS),,$(error make table: say which runs: make table RUNS="runs/a runs/b"))
+	$(Q)$(PYTHON) scripts/table.py $(addprefix --out ,$(call cmdline,OUT)) $(call cmdline,RUNS)
 
 bench:
 	@sh scripts/setup.sh torch
@@ -97,3 +120,20 @@ mrproper: clean
 
 help:
 	@cat scripts/help.txt
+
+# Names of folders, which make would take for files that are up to date.
+
+folders := arch ckpt dist include infer lib model scripts defconfigs Documentation runs
+.PHONY: $(folders) data tests tools
+
+$(folders):
+	$(error make $@: that is a folder; `make build` compiles what is selected, `make help` lists goals)
+
+data:
+	$(error make data: make fetches none; Documentation/data.md says where data comes from, and how a file of tokens is made)
+
+tests:
+	$(error make tests: type `make check`, or for some of them `make check TESTS=tests/build.t`)
+
+tools:
+	$(error make tools: they are verbs of the binary: `make build`, then `./tenon --help`)

@@ -2,8 +2,8 @@
 /*
  * Writing checkpoints so that a fault at any moment leaves the last one whole:
  *
- *   .tmp-step-000200/    written and synced file by file, manifest last
- *   step-000200/         by rename; what had the name is first .old-step-000200/
+ *   .tmp-ckpt-000200/    written and synced file by file, manifest last
+ *   ckpt-000200/         by rename; what had the name is first .old-ckpt-000200/
  *   best                 a link, replaced by rename
  *
  * Only after the new one is on the disk are older ones deleted, never the one that
@@ -17,13 +17,14 @@
 #include <unistd.h>
 
 #include "ckpt.h"
+#include "options.h"
 #include "util.h"
 
-#define STEP_FORMAT "step-%06" PRId64
+#define CKPT_FORMAT "ckpt-%06" PRId64
 
 char *ckpt_folder(const char *dir, int64_t step)
 {
-	return xasprintf("%s/" STEP_FORMAT, dir, step);
+	return xasprintf("%s/" CKPT_FORMAT, dir, step);
 }
 
 /* The step that a folder's name says, -1 for other names. */
@@ -32,9 +33,9 @@ static int64_t step_of(const char *name)
 	char again[32];
 	int64_t step;
 
-	if (sscanf(name, "step-%" SCNd64, &step) != 1 || step < 0)
+	if (sscanf(name, "ckpt-%" SCNd64, &step) != 1 || step < 0)
 		return -1;
-	snprintf(again, sizeof(again), STEP_FORMAT, step);
+	snprintf(again, sizeof(again), CKPT_FORMAT, step);
 	return strcmp(again, name) ? -1 : step;
 }
 
@@ -52,6 +53,8 @@ int ckpt_list(const char *dir, int64_t **steps)
 	int nr = 0;
 
 	*steps = NULL;
+	if (!d && errno != ENOENT && errno != ENOTDIR)
+		die("cannot list %s: %s", dir, strerror(errno));
 	while (d && (e = readdir(d))) {
 		int64_t step = step_of(e->d_name);
 
@@ -69,9 +72,13 @@ int ckpt_list(const char *dir, int64_t **steps)
 
 static void must(int err, const char *what, const char *path)
 {
+	if (err == -ENOENT)
+		die("cannot %s %s: its folder was moved or removed under this run; move it back "
+		    "and run again", what, path);
 	if (err)
 		die("cannot %s %s: %s; earlier checkpoints are intact: make room or give "
-		    "another --out, then run again", what, path, strerror(-err));
+		    "another %s, then run again", what, path, file_error(-err),
+		    flag_words("out"));
 }
 
 /* A leftover: an old target whose new one never came goes back, the rest goes. */
@@ -79,13 +86,13 @@ static void recover_one(const char *dir, const char *name)
 {
 	char *path = xasprintf("%s/%s", dir, name), *target = NULL;
 
-	if (!strncmp(name, ".old-step-", 10)) {
+	if (!strncmp(name, ".old-ckpt-", 10)) {
 		target = xasprintf("%s/%s", dir, name + 5);
 		if (access(target, F_OK))
 			must(path_rename(path, target), "restore", target);
 		else
 			must(dir_remove(path), "remove", path);
-	} else if (!strncmp(name, ".tmp-step-", 10) || !strcmp(name, "best.partial") ||
+	} else if (!strncmp(name, ".tmp-ckpt-", 10) || !strcmp(name, "best.partial") ||
 		   !strcmp(name, "result.json.partial")) {
 		must(dir_remove(path), "remove", path);
 	}
@@ -98,12 +105,12 @@ void ckpt_recover(const char *dir)
 	struct dirent **names;
 	int nr = scandir(dir, &names, NULL, alphasort);
 
+	must(nr < 0 ? -errno : 0, "list", dir);
 	for (int i = 0; i < nr; i++) {
 		recover_one(dir, names[i]->d_name);
 		free(names[i]);
 	}
-	if (nr >= 0)
-		free(names);
+	free(names);
 }
 
 static int write_files(const char *folder, const struct model *m, const struct optim *o,
@@ -123,7 +130,7 @@ static int write_files(const char *folder, const struct model *m, const struct o
 	if (!err)
 		err = state_write(folder, st, &files[2]);
 	if (!err)
-		err = manifest_write(folder, files, st->step);
+		err = manifest_write(folder, files, st);
 	if (!err)
 		err = dir_sync(folder);
 	return err;
@@ -180,13 +187,14 @@ void ckpt_save(const char *dir, const struct model *m, const struct optim *o,
 {
 	char *folder = ckpt_folder(dir, st->step), *name = strrchr(folder, '/') + 1;
 	char *tmp = xasprintf("%s/.tmp-%s", dir, name), *old = xasprintf("%s/.old-%s", dir, name);
-	int err = dir_make(tmp);
+	int err;
 
+	die_removes(tmp);
+	err = dir_make_one(tmp);
 	if (!err)
 		err = write_files(tmp, m, o, st);
-	if (err)
-		dir_remove(tmp);
 	must(err, "write", folder);
+	die_removes(NULL);
 	must(commit(dir, tmp, folder, old), "write", folder);
 	if (st->best_step == st->step)
 		ckpt_link_best(dir, st->step);

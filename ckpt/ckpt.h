@@ -24,24 +24,26 @@ struct ckpt_file {
 };
 
 /** manifest_write() - the last file of a checkpoint; 0 or -errno */
-int manifest_write(const char *folder, const struct ckpt_file files[CKPT_FILES], int64_t step);
+int manifest_write(const char *folder, const struct ckpt_file files[CKPT_FILES],
+		   const struct ckpt_state *st);
 
 /**
  * manifest_check() - whether a checkpoint is what was written
- * @folder: step folder
+ * @folder: checkpoint folder
  * @config: gets the malloc'ed configuration text it was written under
+ * @st: gets machine and log, which a repeated run may have otherwise
  *
  * Reads every byte of every file. Returns: NULL, or a malloc'ed
  * "FILE: what is wrong".
  */
-char *manifest_check(const char *folder, char **config);
+char *manifest_check(const char *folder, char **config, struct ckpt_state *st);
 
 /* ---- state.c -------------------------------------------------------------- */
 
 /** state_write() - state.json of a checkpoint; 0 or -errno */
 int state_write(const char *folder, const struct ckpt_state *st, struct ckpt_file *f);
 
-/** state_read() - NULL, or a malloc'ed "FILE: what is wrong" */
+/** state_read() - the rest of @st; NULL, or a malloc'ed "FILE: what is wrong" */
 char *state_read(const char *folder, struct ckpt_state *st);
 
 /* ---- tensors.c ------------------------------------------------------------ */

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: MIT
 /*
  * manifest.json, the last file of a checkpoint: sizes and SHA-256 of the others,
- * the configuration and the build. Its own digest covers its canonical JSON text
+ * configuration, build and machine, and what the log was. Its own digest covers its canonical JSON text
  * without that digest, so that no bit of a checkpoint can change unseen.
  */
 #include <errno.h>
-#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "ckpt.h"
+#include "json.h"
 #include "util.h"
 
 #define MANIFEST "manifest.json"
@@ -23,7 +24,7 @@ static void digest(const json_t *root, char hex[65])
 	free(text);
 }
 
-static json_t *describe(const struct ckpt_file files[CKPT_FILES], int64_t step)
+static json_t *describe(const struct ckpt_file files[CKPT_FILES], const struct ckpt_state *st)
 {
 	json_t *list = json_object(), *root;
 	char hex[65];
@@ -32,9 +33,10 @@ static json_t *describe(const struct ckpt_file files[CKPT_FILES], int64_t step)
 		json_object_set_new(list, files[i].name,
 				    json_pack("{s:I,s:s}", "bytes", (json_int_t)files[i].bytes,
 					      "sha256", files[i].sha256));
-	root = json_pack("{s:I,s:o,s:s,s:s,s:s}", "step", (json_int_t)step, "files", list,
-			 "config_sha256", config_hash(), "config", config_text(),
-			 "build", build_text());
+	root = json_pack("{s:I,s:o,s:s,s:s,s:s,s:s,s:{s:I,s:s}}", "step", (json_int_t)st->step,
+			 "files", list, "config_sha256", config_hash(), "config", config_text(),
+			 "build", build_text(), "machine", st->machine,
+			 "log", "bytes", (json_int_t)st->log.bytes, "sha256", st->log.sha256);
 	if (!root)
 		die_bug("manifest: the configuration is no UTF-8");
 	digest(root, hex);
@@ -42,10 +44,11 @@ static json_t *describe(const struct ckpt_file files[CKPT_FILES], int64_t step)
 	return root;
 }
 
-int manifest_write(const char *folder, const struct ckpt_file files[CKPT_FILES], int64_t step)
+int manifest_write(const char *folder, const struct ckpt_file files[CKPT_FILES],
+		   const struct ckpt_state *st)
 {
 	char *path = xasprintf("%s/" MANIFEST, folder);
-	json_t *root = describe(files, step);
+	json_t *root = describe(files, st);
 	char *text = json_dumps(root, CANONICAL);
 	int err = file_put(path, text, strlen(text));
 
@@ -59,26 +62,24 @@ int manifest_write(const char *folder, const struct ckpt_file files[CKPT_FILES],
 static int digest_file(const char *path, uint64_t *bytes, char hex[65])
 {
 	enum { PIECE = 1 << 20 };
-	FILE *f = fopen(path, "rb");
+	int fd = file_open(path), err;
 	struct sha256 sha;
-	int err = 0;
 	char *buf;
-	size_t n;
+	ssize_t n;
 
-	if (!f)
+	if (fd < 0)
 		return -errno;
 	buf = xmalloc(PIECE);
 	sha256_init(&sha);
 	*bytes = 0;
-	while ((n = fread(buf, 1, PIECE, f))) {
-		sha256_update(&sha, buf, n);
-		*bytes += n;
+	while ((n = read(fd, buf, PIECE)) > 0 || (n < 0 && errno == EINTR)) {
+		sha256_update(&sha, buf, MAX(n, 0));
+		*bytes += MAX(n, 0);
 	}
-	if (ferror(f))
-		err = -EIO;
+	err = n < 0 ? -errno : 0;
 	sha256_final(&sha, hex);
 	free(buf);
-	fclose(f);
+	close(fd);
 	return err;
 }
 
@@ -94,7 +95,7 @@ static char *check_file(const char *folder, const char *name, json_t *entry)
 	if (!sha)
 		wrong = xasprintf("%s/" MANIFEST ": does not list %s", folder, name);
 	else if (err)
-		wrong = xasprintf("%s: %s", path, strerror(-err));
+		wrong = xasprintf("%s: %s", path, file_error(-err));
 	else if (bytes != (uint64_t)want)
 		wrong = xasprintf("%s: %llu bytes, written were %lld", path,
 				  (unsigned long long)bytes, (long long)want);
@@ -108,14 +109,13 @@ static char *check_file(const char *folder, const char *name, json_t *entry)
 static char *open_manifest(const char *folder, json_t **root)
 {
 	char *path = xasprintf("%s/" MANIFEST, folder), *wrong = NULL;
+	const char *why;
 	json_t *own;
 	char hex[65];
 
-	*root = NULL;
-	errno = 0;
-	*root = json_load_file(path, JSON_REJECT_DUPLICATES, NULL);
-	if (!json_is_object(*root)) {
-		wrong = xasprintf("%s: %s", path, errno ? strerror(errno) : "not a JSON object");
+	*root = json_read(path, &why);
+	if (!*root) {
+		wrong = xasprintf("%s: %s", path, why);
 		goto out;
 	}
 	own = json_incref(json_object_get(*root, "manifest_sha256"));
@@ -129,7 +129,22 @@ out:
 	return wrong;
 }
 
-char *manifest_check(const char *folder, char **config)
+/* Machine and log; false where one is missing. */
+static bool unpack(json_t *root, struct ckpt_state *st)
+{
+	const char *machine, *sha256;
+	json_int_t bytes;
+
+	if (json_unpack(root, "{s:s,s:{s:I,s:s}}", "machine", &machine, "log", "bytes", &bytes,
+			"sha256", &sha256))
+		return false;
+	snprintf(st->machine, sizeof(st->machine), "%s", machine);
+	snprintf(st->log.sha256, sizeof(st->log.sha256), "%s", sha256);
+	st->log.bytes = bytes;
+	return true;
+}
+
+char *manifest_check(const char *folder, char **config, struct ckpt_state *st)
 {
 	static const char *const names[CKPT_FILES] = {
 		"model.safetensors", "optim.safetensors", "state.json",
@@ -144,6 +159,8 @@ char *manifest_check(const char *folder, char **config)
 	*config = wrong || !json_is_string(text) ? NULL : xstrdup(json_string_value(text));
 	if (!wrong && !*config)
 		wrong = xasprintf("%s/" MANIFEST ": no configuration", folder);
+	if (!wrong && !unpack(root, st))
+		wrong = xasprintf("%s/" MANIFEST ": no machine and log", folder);
 	json_decref(root);
 	return wrong;
 }

@@ -3,6 +3,7 @@
  * Reading checkpoints: the newest whole one of a run, whether this binary may go
  * on with it, and its tensors.
  */
+#include <errno.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <stdlib.h>
@@ -10,13 +11,16 @@
 #include <unistd.h>
 
 #include "ckpt.h"
+#include "options.h"
 #include "util.h"
 
 /* Verify one; NULL, or what is wrong with it. */
 static char *inspect(const char *folder, char **config, struct ckpt_state *st)
 {
-	char *wrong = manifest_check(folder, config);
+	char *wrong;
 
+	memset(st, 0, sizeof(*st));
+	wrong = manifest_check(folder, config, st);
 	if (wrong)
 		return wrong;
 	wrong = state_read(folder, st);
@@ -28,24 +32,27 @@ static char *inspect(const char *folder, char **config, struct ckpt_state *st)
 bool ckpt_newest(const char *dir, char **folder, char **config, struct ckpt_state *st)
 {
 	int64_t *steps;
-	int nr = ckpt_list(dir, &steps);
+	int nr = ckpt_list(dir, &steps), bad;
+	char **wrong = xcalloc(nr + 1, sizeof(*wrong));
 
 	*folder = NULL;
-	for (int i = 0; i < nr && !*folder; i++) {
-		char *path = ckpt_folder(dir, steps[i]), *wrong = inspect(path, config, st);
-
-		if (wrong) {
-			warn("damaged checkpoint passed over: %s", wrong);
-			free(wrong);
-			free(path);
-		} else {
-			*folder = path;
-		}
+	for (bad = 0; bad < nr; bad++) {
+		*folder = ckpt_folder(dir, steps[bad]);
+		wrong[bad] = inspect(*folder, config, st);
+		if (!wrong[bad])
+			break;
+		free(*folder);
+		*folder = NULL;
 	}
-	free(steps);
 	if (nr && !*folder)
-		die("%s: none of its %d checkpoints is whole; --restart begins anew beside it",
-		    dir, nr);
+		die("%s: none of its %d checkpoints is whole (the newest: %s); %s begins anew "
+		    "beside it", dir, nr, wrong[0], flag_words("restart"));
+	for (int i = 0; i < bad; i++) {
+		warn("damaged checkpoint passed over: %s", wrong[i]);
+		free(wrong[i]);
+	}
+	free(wrong);
+	free(steps);
 	return *folder != NULL;
 }
 
@@ -83,13 +90,19 @@ void ckpt_accept(const char *folder, const char *config, const struct model *m,
 	char *diff = flag_diff(was, is, compat_diff(config, config_text(), COMPAT_RESUME));
 
 	if (wrong)
-		die("%s; the checkpoint is of another configuration: %s; build that one, or begin "
-		    "anew with --restart", wrong, diff ? diff : "the same symbols, another version");
+		die("%s; the checkpoint is of another configuration: %s; build that one, choose "
+		    "another folder with %s, or begin anew with %s", wrong,
+		    diff ? diff : "the same symbols, another version", flag_words("out"),
+		    flag_words("restart"));
 	if (diff && !allow)
-		die("%s: the configuration changed: %s; --allow-config-change goes on with it, "
-		    "--restart begins anew", folder, diff);
+		die("%s: the configuration changed: %s; %s goes on with it, %s chooses another "
+		    "folder, %s begins anew", folder, diff, flag_words("allow-config-change"),
+		    flag_words("out"), flag_words("restart"));
 	if (diff)
 		warn("%s: going on with a changed configuration: %s", folder, diff);
+	if (strcmp(was->machine, is->machine))
+		warn("%s: going on with other arithmetic, the bits will not be those of one "
+		     "machine: was %s, is %s", folder, was->machine, is->machine);
 	free(diff);
 }
 
@@ -113,9 +126,12 @@ char *ckpt_find(const char *path)
 	char *manifest = xasprintf("%s/manifest.json", path), *best = xasprintf("%s/best", path);
 	char target[PATH_MAX], *found = NULL;
 	ssize_t n = readlink(best, target, sizeof(target) - 1);
+	bool no_link = n < 0 && errno == EINVAL;
 	int64_t *steps;
 	int nr = ckpt_list(path, &steps);
 
+	if (no_link)
+		die("%s is no link to a checkpoint: remove it, or give a step folder", best);
 	if (!access(manifest, F_OK))
 		found = xstrdup(path);
 	else if (n > 0)
@@ -123,7 +139,7 @@ char *ckpt_find(const char *path)
 	else if (nr)
 		found = ckpt_folder(path, steps[0]);
 	if (!found)
-		die("%s: no checkpoint; give a step folder (with manifest.json) or a run folder",
+		die("%s: no checkpoint; give a checkpoint folder (with manifest.json) or a run folder",
 		    path);
 	free(steps);
 	free(best);
@@ -139,7 +155,7 @@ int64_t ckpt_load_weights(const char *path, struct model *m)
 
 	wrong = inspect(folder, &config, &st);
 	if (wrong)
-		die("damaged checkpoint: %s; choose another step folder", wrong);
+		die("damaged checkpoint: %s; choose another checkpoint folder", wrong);
 	diff = compat_diff(config, config_text(), COMPAT_WEIGHTS);
 	wrong = tensors_match(folder, "model.safetensors", m, &weights, 1);
 	if (wrong || diff)

@@ -5,12 +5,12 @@
  * integers as they are, reals with 17 digits, and what JSON has no number for (nan, inf)
  * as a string.
  */
-#include <jansson.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "ckpt.h"
+#include "json.h"
 #include "util.h"
 
 enum field_kind { FIELD_INT, FIELD_REAL, FIELD_TEXT };
@@ -146,13 +146,13 @@ int state_write(const char *folder, const struct ckpt_state *st, struct ckpt_fil
 char *state_read(const char *folder, struct ckpt_state *st)
 {
 	char *path = xasprintf("%s/state.json", folder), *wrong = NULL;
-	json_t *root = json_load_file(path, JSON_REJECT_DUPLICATES, NULL);
+	const char *why;
+	json_t *root = json_read(path, &why);
 	struct field fd;
 	char name[64];
 
-	memset(st, 0, sizeof(*st));
-	if (!json_is_object(root))
-		wrong = xasprintf("%s: not a JSON object", path);
+	if (!root)
+		wrong = xasprintf("%s: %s", path, why);
 	for (int i = 0; !wrong && field_at(i, &fd, name); i++)
 		if (!get_field(&fd, (char *)st, json_object_get(root, fd.name)))
 			wrong = xasprintf("%s: no valid \"%s\"", path, fd.name);

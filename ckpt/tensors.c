@@ -182,7 +182,7 @@ static char *fill_all(struct st_file *f, const char *path, struct model *m,
 
 			if (err)
 				wrong = xasprintf("%s: tensor %s%s: %s", path, sets[s].prefix,
-						  m->entries[i].name, strerror(-err));
+						  m->entries[i].name, file_error(-err));
 		}
 	free(host);
 	return wrong;

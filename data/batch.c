@@ -23,6 +23,11 @@ void data_open(const char *path)
 			    source_describe(), split_name[s], source_tokens(s), need);
 }
 
+const char *data_unit(void)
+{
+	return IS_ENABLED(CONFIG_TOKENIZER_BYTES) ? "byte" : "token";
+}
+
 /*
  * Windows of an epoch: as many as fit wherever the epoch's shift of 0..t-1 puts the first
  * one, so that every epoch has the same number. Data for one window only is shifted as

@@ -8,7 +8,6 @@
  * (github.com/karpathy/nanoGPT) train.bin and val.bin, which have no header.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <glob.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -29,7 +28,8 @@ enum {
 #define NANOGPT "nanogpt:"
 #define FORM "CONFIG_DATA_PATH or --data wants a folder or glob of .bin shards (magic 20240520, version 1) " \
 	"with train or val in their names, or nanogpt:FOLDER with train.bin and val.bin; " \
-	"`make demo` runs on the embedded corpus"
+	"to train on text instead, put the lines CONFIG_DATA_TEXT=y and CONFIG_DATA_PATH=\"PATH\" " \
+	"into mine.config and type `make mine.config all`; `make demo` brings its own data"
 
 /* @token: [count], little-endian; @first: its position in the split */
 struct shard {
@@ -53,14 +53,14 @@ static uint32_t le32(const uint8_t *p)
 /* The file's bytes, read-only; dies where it is missing, empty or no file. */
 static const uint8_t *map_file(const char *path, uint64_t *bytes)
 {
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	int fd = file_open(path);
 	struct stat st;
 	void *p;
 
 	if (fd < 0 || fstat(fd, &st) < 0)
-		die("%s: cannot be opened: %s: " FORM, path, strerror(errno));
-	if (!S_ISREG(st.st_mode) || !st.st_size)
-		die("%s: %s", path, st.st_size ? "no plain file" : "empty: make it again");
+		die("%s: cannot be opened: %s: " FORM, path, file_error(errno));
+	if (!st.st_size)
+		die("%s: empty: make it again", path);
 	p = mmap(NULL, st.st_size, PROT_READ, MAP_SHARED, fd, 0);
 	if (p == MAP_FAILED)
 		die("%s: cannot be mapped: %s", path, strerror(errno));
@@ -169,7 +169,8 @@ static void open_glob(const char *path)
 	int err = glob(pattern, GLOB_ERR, NULL, &g);
 
 	if (err)
-		die("%s: %s: " FORM, path, err != GLOB_NOMATCH ? "cannot be read" :
+		die("%s: %s: " FORM, path, err == GLOB_NOSPACE ? "no memory for the names" :
+		    err != GLOB_NOMATCH ? "cannot be read" :
 		    folder ? "no .bin files in this folder" : "no such files");
 	for (size_t i = 0; i < g.gl_pathc; i++)
 		add_shard(named_split(g.gl_pathv[i]), g.gl_pathv[i], true);
@@ -180,6 +181,7 @@ static void open_glob(const char *path)
 /* One hash over "name bytes" lines: reading all of a large set would take minutes. */
 static char *describe(const char *path)
 {
+	char *plain = text_plain(path), *line;
 	struct sha256 sha;
 	char hex[65];
 
@@ -187,16 +189,18 @@ static char *describe(const char *path)
 	for (int split = SPLIT_TRAIN; split <= SPLIT_VAL; split++)
 		for (int i = 0; i < shards.nr[split]; i++) {
 			const struct shard *s = &shards.shard[split][i];
-			char *line = xasprintf("%s %" PRIu64 "\n", base_name(s->path), s->bytes);
 
+			line = xasprintf("%s %" PRIu64 "\n", base_name(s->path), s->bytes);
 			sha256_update(&sha, line, strlen(line));
 			free(line);
 		}
 	sha256_final(&sha, hex);
-	return xasprintf("%s: train %" PRIu64 " tokens in %d shards, validation %" PRIu64
-			 " in %d (by name), sha256 of names and sizes %s", path,
+	line = xasprintf("%s: train %" PRIu64 " tokens in %d shards, validation %" PRIu64
+			 " in %d (by name), sha256 of names and sizes %s", plain,
 			 shards.tokens[SPLIT_TRAIN], shards.nr[SPLIT_TRAIN],
 			 shards.tokens[SPLIT_VAL], shards.nr[SPLIT_VAL], hex);
+	free(plain);
+	return line;
 }
 
 void source_open(const char *path)

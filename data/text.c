@@ -18,7 +18,7 @@
 #include "util.h"
 
 #define FORM "CONFIG_DATA_PATH or --data wants UTF-8 text, a file or a folder of files, plain or .gz; " \
-	"`make demo` runs on the embedded corpus"
+	"`make demo` brings its own data"
 
 /* Files below the folder, [nr] malloc'ed paths. */
 struct list {
@@ -91,10 +91,8 @@ static uint8_t *read_file(const char *path, size_t *n)
 {
 	uint8_t *p = file_read(path, n);
 
-	if (!p && errno == EBADMSG)
-		die("%s: damaged or cut off gzip data: copy it again", path);
 	if (!p)
-		die("%s: cannot be read: %s", path, strerror(errno));
+		die("%s: cannot be read: %s", path, file_error(errno));
 	return p;
 }
 
@@ -154,13 +152,15 @@ static char *split_files(const struct list *l, size_t skip)
 /* @skip: letters of the folder's own name, which say nothing about a file */
 static void open_files(const char *path, const struct list *l, size_t skip)
 {
-	char *origin = xasprintf("%s (%zu %s)", path, l->nr, l->nr == 1 ? "file" : "files");
+	char *plain = text_plain(path);
+	char *origin = xasprintf("%s (%zu %s)", plain, l->nr, l->nr == 1 ? "file" : "files");
 	char *rule = split_files(l, skip);
 
 	if (!(text.n[SPLIT_TRAIN] + text.n[SPLIT_VAL]))
 		die("%s: empty: " FORM, path);
 	bytes_ready(&text, origin, rule);
 	free(origin);
+	free(plain);
 	free(rule);
 }
 

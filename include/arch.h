@@ -18,10 +18,11 @@ extern "C" {
 /**
  * arch_init() - open the device, once, before anything else here
  * @device: device number (cpu: 0 only, else dies)
- * @threads: cpu threads, 0 = all that the process may use; the number changes
- *	no bit of any result
+ * @threads: cpu threads, 0 = OMP_NUM_THREADS, or all that the process may use; the
+ *	number changes no bit of any result
  *
- * Also warms the BLAS up, so that its buffers count before the arena.
+ * Also warms the BLAS up, so that its buffers count before the arena. Dies where threads
+ * cannot be started or have no memory.
  */
 void arch_init(int device, int threads);
 
@@ -31,6 +32,15 @@ void arch_init(int device, int threads);
  * Returns: one line, static storage.
  */
 const char *arch_describe(void);
+
+/**
+ * arch_bits() - what of the machine and its libraries the bits of a result depend on
+ *
+ * Two processes of one binary that say the same compute the same bits. It stands in every
+ * checkpoint. Returns: one line of at most 150 bytes, static storage, once arch_init() is
+ * done.
+ */
+const char *arch_bits(void);
 
 /**
  * arch_memory() - bytes that an arena may take now

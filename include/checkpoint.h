@@ -2,7 +2,7 @@
 /**
  * DOC: checkpoints
  *
- * A run folder holds step-000200/ folders and "best", a link to one of them. Each
+ * A run folder holds ckpt-000200/ folders and "best", a link to one of them. Each
  * has model.safetensors, optim.safetensors, state.json and, written last,
  * manifest.json with sizes and SHA-256 of the others and the configuration.
  * Documentation/checkpoints.md.
@@ -11,6 +11,16 @@
 #define TENON_CHECKPOINT_H
 
 #include "optim.h"
+
+/**
+ * struct ckpt_log - what metrics.jsonl was at a step
+ * @bytes: its size
+ * @sha256: hex digest of these bytes
+ */
+struct ckpt_log {
+	int64_t bytes;
+	char sha256[65];
+};
 
 /**
  * struct ckpt_state - what a run is besides its tensors (state.json)
@@ -23,17 +33,20 @@
  * @best_step: step of the lowest validation loss, -1 none
  * @best_loss: that loss
  * @data: digest of the data, as the source describes it
+ * @machine: arch_bits() where it was computed
+ * @log: metrics.jsonl after @step
  * @optim: the optimizer's scalars after @step
  */
 struct ckpt_state {
 	int64_t step, total, seed, micro;
 	int64_t eval_step, best_step;
 	double eval_loss, best_loss;
-	char data[65];
+	char data[65], machine[160];
+	struct ckpt_log log;
 	union optim_memory optim;
 };
 
-/** ckpt_folder() - malloc'ed DIR/step-000200 */
+/** ckpt_folder() - malloc'ed DIR/ckpt-000200 */
 char *ckpt_folder(const char *dir, int64_t step);
 
 /** ckpt_recover() - undo or finish what a killed run left half-done in @dir */
@@ -57,15 +70,15 @@ void ckpt_link_best(const char *dir, int64_t step);
  * @config: gets the malloc'ed configuration text it was written under
  * @st: gets its state
  *
- * Damaged ones are named on stderr. Returns: false where there is no checkpoint;
- * dies where there are only damaged ones.
+ * Damaged ones that are newer are named on stderr, a line each. Returns: false where there
+ * is no checkpoint; dies with one line where there are only damaged ones.
  */
 bool ckpt_newest(const char *dir, char **folder, char **config, struct ckpt_state *st);
 
 /**
  * ckpt_accept() - refuse to resume what another configuration began
  * @was: state of the checkpoint
- * @is: total, seed and data of this run
+ * @is: total, seed, data and machine of this run; another machine is only told
  * @allow: symbols that leave the tensors alone may differ
  */
 void ckpt_accept(const char *folder, const char *config, const struct model *m,
@@ -79,16 +92,16 @@ void ckpt_load(const char *folder, struct model *m, struct optim *o, const struc
 
 /**
  * ckpt_find() - the checkpoint that a path means
- * @path: a step folder or a run folder
+ * @path: a checkpoint folder or a run folder
  *
- * Returns: malloc'ed path of a step folder: @path itself, or in a run folder what
+ * Returns: malloc'ed path of a checkpoint folder: @path itself, or in a run folder what
  * "best" points to, else the newest. Dies where there is none.
  */
 char *ckpt_find(const char *path);
 
 /**
  * ckpt_load_weights() - weights of a checkpoint into m->w
- * @path: a step folder or a run folder, see ckpt_find()
+ * @path: a checkpoint folder or a run folder, see ckpt_find()
  * @m: placed
  *
  * Sizes, checksums and header are verified before anything is used. Dies where

@@ -2,7 +2,7 @@
 /**
  * DOC: data
  *
- * A source (one per binary, a link-time choice: data/tree.c, text.c, shard.c)
+ * A source (one per binary, a link-time choice: data/corpus.c, text.c, shard.c)
  * offers two splits of token ids; data/batch.c cuts batches from them. The
  * position is a pure function of (seed, micro-batch number).
  */
@@ -36,6 +36,9 @@ const char *source_describe(void);
  * data_open() - source_open(), and refuse splits with fewer tokens than one batch
  */
 void data_open(const char *path);
+
+/** data_unit() - what losses and perplexities are per: "byte" or "token" */
+const char *data_unit(void);
 
 /**
  * data_train_batch() - sequences of one micro-batch

@@ -37,7 +37,7 @@ struct opt {
  * @argc: of the verb, argv[0] is the verb
  * @argv: permuted: positional arguments last
  *
- * --help prints the table and exits 0. An unknown flag (the nearest is named), a
+ * --help prints the table and exits 0. An unknown flag (one that is near is named), a
  * missing or malformed value or one out of range dies.
  *
  * Returns: index of the first positional argument (argc if there is none; dies if
@@ -45,6 +45,31 @@ struct opt {
  */
 int options_parse(const char *verb, const char *usage, const struct opt *opts, int nr, int argc,
 		  char **argv);
+
+/**
+ * struct nearest - the candidate that a mistyped word may have meant
+ * @word: what was typed
+ * @best: gets the candidate of the least edit distance; NULL where none is near
+ */
+struct nearest {
+	const char *word, *best;
+	int least;
+};
+
+/** nearest_offer() - one candidate; the first of several as near stays */
+void nearest_offer(struct nearest *n, const char *candidate);
+
+/**
+ * flag_words() - what to type for a flag
+ * @name: without the dashes
+ *
+ * Returns: "--restart", in static storage; "RESTART=1" behind flags_of_make(), where
+ * make has a setting for it.
+ */
+const char *flag_words(const char *name);
+
+/** flags_of_make() - make was typed, not this program: messages name its settings */
+void flags_of_make(void);
 
 /* the verbs (tools/main.c); each returns the exit status */
 int verb_train(int argc, char **argv);

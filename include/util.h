@@ -40,12 +40,39 @@ void die_hook(void (*fn)(int status));
 /** warn() - one line on stderr */
 void warn(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
+/**
+ * die_removes() - a folder that is half-written: die() and die_bug() remove it
+ * @path: stays valid until the next call; NULL: none any more
+ */
+void die_removes(const char *path);
+
+/**
+ * text_plain() - malloc'ed copy that one line of a terminal can show
+ *
+ * Names of files may hold anything: control bytes and what is no UTF-8 come out as
+ * "\n", "\x1b". What die(), warn() and log_line() print goes through it.
+ */
+char *text_plain(const char *text);
+
+/**
+ * process_init() - what a program does before anything else
+ *
+ * A file that may not grow says so where it is written (EFBIG) instead of killing the
+ * process; jansson dies as xmalloc() does; some memory is set aside, so that die() can
+ * still speak and tidy up where there is none.
+ */
+void process_init(void);
+
+/** stdout_check() - dies where what was printed did not go out: a full disk */
+void stdout_check(void);
+
 /** Allocation that dies where there is no memory. */
 void *xmalloc(size_t n);
 void *xcalloc(size_t n, size_t size);
 void *xrealloc(void *p, size_t n);
 char *xstrdup(const char *s);
 char *xasprintf(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+char *xvasprintf(const char *fmt, va_list ap);
 
 /** now() - monotonic seconds */
 double now(void);
@@ -54,14 +81,33 @@ double now(void);
 size_t peak_rss(void);
 
 /**
+ * file_open() - a plain file for reading
+ *
+ * Returns: a descriptor, or -1 with errno set. Folders, pipes, sockets and devices are
+ * refused, without waiting for what may never come; file_error() has the words.
+ */
+int file_open(const char *path);
+
+/**
+ * file_peek() - the first bytes of a small text, of /proc for example; asks for no memory
+ * @buf: gets at most @size - 1 bytes and a 0 byte
+ *
+ * Returns: bytes, or -errno.
+ */
+int file_peek(const char *path, char *buf, size_t size);
+
+/**
  * file_read() - a whole file
  * @path: plain, or gzip (recognised by its content)
  * @size: bytes read
  *
  * Returns: malloc'ed, with a 0 byte behind it; NULL with errno set (EBADMSG: gzip
- * data that is damaged or ends too early).
+ * data that is damaged, ends too early, or has other bytes behind it).
  */
 uint8_t *file_read(const char *path, size_t *size);
+
+/** file_error() - strerror(), and what the functions of this file layer mean by theirs */
+const char *file_error(int err);
 
 /**
  * DOC: writing
@@ -105,8 +151,11 @@ int file_finish(struct file_writer *f);
 int file_put(const char *path, const void *buf, size_t n);
 /** file_cancel() - close, remove what file_create() started, free */
 void file_cancel(struct file_writer *f);
+/** files_drop() - remove what file_create() started and nobody finished; die() calls it */
+void files_drop(void);
 
 int dir_make(const char *path);			/* mkdir -p */
+int dir_make_one(const char *path);		/* in a folder that is there */
 int dir_sync(const char *path);			/* fsync a folder */
 int dir_remove(const char *path);		/* rm -r, no links followed */
 int path_rename(const char *from, const char *to);

@@ -55,9 +55,7 @@ static void emit(const int32_t *tok, int n)
 		else
 			printf("%d ", tok[i]);
 	}
-	fflush(stdout);
-	if (ferror(stdout))
-		die("generate: cannot write to stdout: %s", strerror(errno));
+	stdout_check();
 }
 
 static void print_title(const struct request *r, const struct row *row)
@@ -211,7 +209,7 @@ int verb_generate(int argc, char **argv)
 	int64_t seed = CONFIG_SEED, samples = 1, device = 0, threads = 0;
 	double temperature = CONFIG_GENERATION_TEMPERATURE, top_p = 1;
 	const struct opt opts[] = {
-		{ "checkpoint", OPT_STRING, &checkpoint, 0, 0, "run folder or step folder" },
+		{ "checkpoint", OPT_STRING, &checkpoint, 0, 0, "run folder or checkpoint folder" },
 		{ "prompt", OPT_STRING, &text, 0, 0, "text to continue; default: a line feed" },
 		{ "prompt-ids", OPT_STRING, &ids, 0, 0, "token ids to continue, \"1 2 3\"" },
 		{ "prompts", OPT_STRING, &file, 0, 0,
@@ -223,7 +221,7 @@ int verb_generate(int argc, char **argv)
 		{ "seed", OPT_INT, &seed, 0, INT64_MAX, "key of the random numbers" },
 		{ "samples", OPT_INT, &samples, 1, 1e6, "continuations of each prompt" },
 		{ "device", OPT_INT, &device, 0, 1024, "device number" },
-		{ "threads", OPT_INT, &threads, 0, 4096, "cpu threads, 0 = all" },
+		{ "threads", OPT_INT, &threads, 0, 4096, "cpu threads, 0 = OMP_NUM_THREADS or all" },
 	};
 	struct request r;
 

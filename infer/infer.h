@@ -32,7 +32,7 @@ struct decoder {
 /**
  * decoder_open() - an arena for @sequences at a time, and the weights of a checkpoint
  * @d: result
- * @checkpoint: run folder or step folder
+ * @checkpoint: run folder or checkpoint folder
  * @sequences: at most B_MAX
  *
  * Dies where the configuration cannot decode, the plan does not fit or the
@@ -77,7 +77,7 @@ struct decode_loss {
 
 /**
  * decode_loss() - what a checkpoint loses where it generates
- * @checkpoint: run folder or step folder
+ * @checkpoint: run folder or checkpoint folder
  * @s: split
  * @count: fixed batches of it, as data_eval_batch() cuts them; after data_open()
  * @from: 0..T_MAX - 1: so many tokens fill the caches as a prompt, each further one is

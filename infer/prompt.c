@@ -74,7 +74,7 @@ static void from_file(struct prompts *all, const char *path)
 	char *data = (char *)file_read(path, &size), *at = data, *end;
 
 	if (!data)
-		die("generate: cannot read --prompts %s: %s", path, strerror(errno));
+		die("generate: cannot read --prompts %s: %s", path, file_error(errno));
 	for (int line = 1; at < data + size; line++, at = end + 1) {
 		char *where = xasprintf("%s line %d", path, line);
 

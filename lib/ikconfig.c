@@ -28,7 +28,13 @@ static char *config_inflate(void)
 	};
 
 	/* 16: a gzip header, not a zlib one.*/
-	if (inflateInit2(&z, 16 + MAX_WBITS) != Z_OK || inflate(&z, Z_FINISH) != Z_STREAM_END)
+	int code = inflateInit2(&z, 16 + MAX_WBITS);
+
+	if (code == Z_OK)
+		code = inflate(&z, Z_FINISH);
+	if (code == Z_MEM_ERROR)
+		die("no memory to decompress the embedded .config");
+	if (code != Z_STREAM_END)
 		die_bug("the embedded .config does not decompress");
 	inflateEnd(&z);
 	text[size] = '\0';

@@ -2,6 +2,7 @@
 /*
  * Flags of a verb: one table, "--name VALUE" or "--name=VALUE".
  */
+#include <ctype.h>
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
@@ -31,27 +32,48 @@ static int distance(const char *a, const char *b)
 	return row[n];
 }
 
-static const char *nearest(const struct opt *opts, int nr, const char *name)
+/* Near: at most half of the longer word differs. */
+void nearest_offer(struct nearest *n, const char *candidate)
 {
-	const char *best = "help";
-	int least = distance(name, best);
+	int d = distance(n->word, candidate);
 
-	for (int i = 0; i < nr; i++) {
-		int d = distance(name, opts[i].name);
+	if (2 * d > (int)MAX(strlen(n->word), strlen(candidate)) || (n->best && d >= n->least))
+		return;
+	n->least = d;
+	n->best = candidate;
+}
 
-		if (d < least) {
-			least = d;
-			best = opts[i].name;
-		}
-	}
-	return best;
+static bool made;
+
+void flags_of_make(void)
+{
+	made = true;
+}
+
+const char *flag_words(const char *name)
+{
+	static const struct { const char *flag, *setting; } settings[] = {
+		{ "out", "OUT=DIR" }, { "restart", "RESTART=1" }, { "threads", "THREADS=N" },
+		{ "allow-config-change", "ALLOW_CONFIG_CHANGE=1" },
+		{ "data", "CONFIG_DATA_PATH" }, { "seed", "CONFIG_SEED" },
+		{ "steps", "CONFIG_MAX_ITERS" },
+	};
+	static char words[3][MAX_NAME];	/* a message may name three */
+	static int next;
+	char *at = words[next++ % ARRAY_SIZE(words)];
+
+	for (size_t i = 0; made && i < ARRAY_SIZE(settings); i++)
+		if (!strcmp(name, settings[i].flag))
+			return settings[i].setting;
+	snprintf(at, sizeof(words[0]), "--%s", name);
+	return at;
 }
 
 /* The default, as --help shows it; "" where there is nothing to say. */
 static void show_default(const struct opt *o, char *buf, size_t size)
 {
 	*buf = 0;
-	if (o->kind == OPT_STRING && *(const char **)o->value)
+	if (o->kind == OPT_STRING && *(const char **)o->value && **(const char **)o->value)
 		snprintf(buf, size, " [%s]", *(const char **)o->value);
 	else if (o->kind == OPT_INT)
 		snprintf(buf, size, " [%lld]", (long long)*(int64_t *)o->value);
@@ -78,9 +100,9 @@ static void check_range(const char *verb, const struct opt *o, const char *text,
 	if (isfinite(value) && ((!o->min && !o->max) || (value >= o->min && value <= o->max)))
 		return;
 	if (!isfinite(value) && !o->min && !o->max)
-		die("%s: --%s %s is no finite number", verb, o->name, text);
-	die("%s: --%s %s is out of range: give %.15g to %.15g", verb, o->name, text, o->min,
-	    o->max);
+		die("%s: %s: %s is no finite number", verb, flag_words(o->name), text);
+	die("%s: %s: %s is out of range: give %.15g to %.15g", verb, flag_words(o->name), text,
+	    o->min, o->max);
 }
 
 static void set_int(const char *verb, const struct opt *o, const char *text)
@@ -90,10 +112,10 @@ static void set_int(const char *verb, const struct opt *o, const char *text)
 
 	errno = 0;
 	v = strtoll(text, &end, 10);
-	if (end == text || *end)
-		die("%s: --%s wants a whole number, not '%s'", verb, o->name, text);
+	if (end == text || *end || isspace((unsigned char)*text))
+		die("%s: %s wants a whole number, not '%s'", verb, flag_words(o->name), text);
 	if (errno)
-		die("%s: --%s %s does not fit into 64 bits", verb, o->name, text);
+		die("%s: %s: %s does not fit into 64 bits", verb, flag_words(o->name), text);
 	check_range(verb, o, text, v);
 	*(int64_t *)o->value = v;
 }
@@ -103,8 +125,8 @@ static void set_real(const char *verb, const struct opt *o, const char *text)
 	char *end;
 	double v = strtod(text, &end);
 
-	if (end == text || *end)
-		die("%s: --%s wants a number, not '%s'", verb, o->name, text);
+	if (end == text || *end || isspace((unsigned char)*text))
+		die("%s: %s wants a number, not '%s'", verb, flag_words(o->name), text);
 	check_range(verb, o, text, v);
 	*(double *)o->value = v;
 }
@@ -117,6 +139,22 @@ static void set_value(const char *verb, const struct opt *o, const char *text)
 		set_real(verb, o, text);
 	else
 		*(const char **)o->value = text;
+}
+
+/* One that is not in the table: @dashes and @name as they were typed. */
+static void __attribute__((noreturn)) unknown(const char *verb, const struct opt *opts, int nr,
+					      const char *dashes, const char *name)
+{
+	struct nearest n = { .word = name };
+	const char *why = strlen(dashes) == 1 ? ": flags begin with two dashes" : "";
+
+	for (int i = 0; i < nr; i++)
+		nearest_offer(&n, opts[i].name);
+	nearest_offer(&n, "help");
+	if (n.best)
+		die("%s: unknown flag %s%s%s: did you mean --%s? ('tenon %s --help' lists all)",
+		    verb, dashes, name, why, n.best, verb);
+	die("%s: unknown flag %s%s%s ('tenon %s --help' lists all)", verb, dashes, name, why, verb);
 }
 
 static const struct opt *find(const struct opt *opts, int nr, const char *name)
@@ -142,8 +180,7 @@ static int parse_flag(const char *verb, const struct opt *opts, int nr, const ch
 		*eq = 0;
 	o = find(opts, nr, name);
 	if (!o)
-		die("%s: unknown flag --%s: the nearest is --%s ('tenon %s --help' lists all)",
-		    verb, name, nearest(opts, nr, name), verb);
+		unknown(verb, opts, nr, "--", name);
 	free(name);
 	if (o->kind == OPT_FLAG) {
 		if (inside)
@@ -177,10 +214,10 @@ int options_parse(const char *verb, const char *usage, const struct opt *opts, i
 			plain[nr_plain++] = argv[i++];
 		} else if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) {
 			print_help(verb, usage, opts, nr);
+			stdout_check();
 			exit(0);
 		} else if (strncmp(argv[i], "--", 2)) {
-			die("%s: unknown flag %s: flags begin with two dashes, the nearest is "
-			    "--%s", verb, argv[i], nearest(opts, nr, argv[i] + 1));
+			unknown(verb, opts, nr, "-", argv[i] + 1);
 		} else {
 			i += parse_flag(verb, opts, nr, argv[i] + 2,
 					i + 1 < argc ? argv[i + 1] : NULL);

@@ -68,7 +68,7 @@ static char *read_header(struct st_file *f)
 	if (f->header)
 		return NULL;
 	if (err)
-		return xasprintf("cannot read the header: %s", strerror(-err));
+		return xasprintf("cannot read the header: %s", file_error(-err));
 	return object ? xasprintf("header is no JSON: %s", e.text) :
 	       xstrdup("header does not begin with '{'");
 }
@@ -200,11 +200,9 @@ struct st_file *st_open(const char *path, char **err)
 	char *bad = NULL;
 	struct stat st;
 
-	f->fd = open(path, O_RDONLY | O_CLOEXEC);
+	f->fd = file_open(path);
 	if (f->fd < 0 || fstat(f->fd, &st) < 0) {
-		bad = xasprintf("cannot be opened: %s", strerror(errno));
-	} else if (!S_ISREG(st.st_mode)) {
-		bad = xstrdup("is no plain file");
+		bad = xasprintf("cannot be opened: %s", file_error(errno));
 	} else {
 		f->size = st.st_size;
 		bad = read_header(f);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /*
  * TensorBoard event files. Record format: tensorflow/core/lib/io/record_writer.h;
- * messages: tensorflow/core/util/event.proto and framework/summary.proto, of which four
- * fields are needed and encoded by hand.
+ * messages: tensorflow/core/util/event.proto, framework/summary.proto and tensor.proto, and
+ * tensorboard/plugins/hparams/plugin_data.proto.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -12,6 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "protobuf.h"
 #include "tfevents.h"
 
 #define PREFIX "events.out.tfevents."
@@ -20,20 +21,26 @@
 enum {
 	RECORD_HEAD = 12,	/* length and its checksum */
 	RECORD_TAIL = 4,	/* checksum of the data */
-	EVENT_MAX = 512,	/* an encoded scalar: tags are short */
-	TAG_MAX = 256,
+	TAG_MAX = 224,
 };
 
-/* Field numbers of the messages, and protobuf's wire types. */
+/* Field numbers of the messages. */
 enum { EVENT_WALL_TIME = 1, EVENT_STEP = 2, EVENT_VERSION = 3, EVENT_SUMMARY = 5 };
-enum { SUMMARY_VALUE = 1, VALUE_TAG = 1, VALUE_SIMPLE = 2 };
-enum { WIRE_VARINT, WIRE_FIXED64, WIRE_BYTES, WIRE_FIXED32 = 5 };
+enum { SUMMARY_VALUE = 1 };
+enum { VALUE_TAG = 1, VALUE_SIMPLE = 2, VALUE_TENSOR = 8, VALUE_METADATA = 9 };
+enum { METADATA_PLUGIN = 1, METADATA_CLASS = 4, PLUGIN_NAME = 1, PLUGIN_CONTENT = 2 };
+enum { TENSOR_DTYPE = 1, TENSOR_SHAPE = 2, TENSOR_STRING = 8, SHAPE_DIM = 2 };
+enum { HPARAMS_START = 3, HPARAMS_END = 4, START_HPARAMS = 1, END_STATUS = 1 };
+enum { MAP_KEY = 1, MAP_VALUE = 2, ANY_NUMBER = 2, ANY_STRING = 3, ANY_BOOL = 4 };
+
+/* Values of enumerations in them. */
+enum { DT_FLOAT = 1, DT_STRING = 7, DATA_CLASS_TENSOR = 2, STATUS_SUCCESS = 1 };
 
 struct tfevents {
 	struct file_writer *f;
 };
 
-/* ---- encoding ------------------------------------------------------------ */
+/* ---- records --------------------------------------------------------------- */
 
 static void put_le(uint8_t *p, uint64_t v, int n)
 {
@@ -55,52 +62,42 @@ static uint32_t masked_crc(const uint8_t *p, size_t n)
 	return (crc >> 15 | crc << 17) + 0xa282ead8u;
 }
 
-static uint8_t *put_varint(uint8_t *p, uint64_t v)
+static struct pb event_now(void)
 {
-	for (; v >= 0x80; v >>= 7)
-		*p++ = v | 0x80;
-	*p++ = v;
-	return p;
-}
-
-static uint8_t *put_bytes(uint8_t *p, int field, const void *data, size_t n)
-{
-	*p++ = field << 3 | WIRE_BYTES;
-	p = put_varint(p, n);
-	memcpy(p, data, n);
-	return p + n;
-}
-
-static uint8_t *put_fixed(uint8_t *p, int field, const void *value, int n)
-{
-	uint64_t bits = 0;
-
-	memcpy(&bits, value, n);
-	*p++ = field << 3 | (n == 8 ? WIRE_FIXED64 : WIRE_FIXED32);
-	put_le(p, bits, n);
-	return p + n;
-}
-
-static uint8_t *put_wall_time(uint8_t *p)
-{
+	struct pb event = { 0 };
 	struct timespec ts;
-	double wall;
 
 	clock_gettime(CLOCK_REALTIME, &ts);
-	wall = ts.tv_sec + ts.tv_nsec * 1e-9;
-	return put_fixed(p, EVENT_WALL_TIME, &wall, 8);
+	pb_double(&event, EVENT_WALL_TIME, ts.tv_sec + ts.tv_nsec * 1e-9);
+	return event;
 }
 
-/* One record by one write, so that only the last can be torn. */
-static int write_record(struct file_writer *f, const uint8_t *event, size_t n)
+/* One record by one write, so that only the last can be torn; frees @event. */
+static int write_event(struct tfevents *t, struct pb *event)
 {
-	uint8_t rec[RECORD_HEAD + EVENT_MAX + RECORD_TAIL];
+	size_t n = event->n, size = RECORD_HEAD + n + RECORD_TAIL;
+	uint8_t *rec = xmalloc(size);
+	int err;
 
 	put_le(rec, n, 8);
 	put_le(rec + 8, masked_crc(rec, 8), 4);
-	memcpy(rec + RECORD_HEAD, event, n);
-	put_le(rec + RECORD_HEAD + n, masked_crc(event, n), 4);
-	return file_write(f, rec, RECORD_HEAD + n + RECORD_TAIL);
+	memcpy(rec + RECORD_HEAD, event->p, n);
+	put_le(rec + RECORD_HEAD + n, masked_crc(event->p, n), 4);
+	err = file_write(t->f, rec, size);
+	free(rec);
+	pb_free(event);
+	return err;
+}
+
+/* A summary of one value; frees @value. */
+static int write_value(struct tfevents *t, int64_t step, struct pb *value)
+{
+	struct pb event = event_now(), summary = { 0 };
+
+	pb_message(&summary, SUMMARY_VALUE, value);
+	pb_int(&event, EVENT_STEP, step);
+	pb_message(&event, EVENT_SUMMARY, &summary);
+	return write_event(t, &event);
 }
 
 /* ---- the folder ---------------------------------------------------------- */
@@ -132,9 +129,9 @@ static int clear(const char *dir)
 struct tfevents *tfevents_create(const char *dir)
 {
 	char host[HOST_NAME_MAX + 1] = "localhost", *path;
-	uint8_t event[EVENT_MAX], *end;
-	struct tfevents *t;
 	int err = clear(dir);
+	struct tfevents *t;
+	struct pb event;
 
 	if (err) {
 		errno = -err;
@@ -146,9 +143,10 @@ struct tfevents *tfevents_create(const char *dir)
 	t->f = file_append(path);
 	err = t->f ? 0 : -errno;
 	free(path);
-	end = put_bytes(put_wall_time(event), EVENT_VERSION, VERSION, strlen(VERSION));
+	event = event_now();
+	pb_string(&event, EVENT_VERSION, VERSION);
 	if (!err)
-		err = write_record(t->f, event, end - event);
+		err = write_event(t, &event);
 	if (!err)
 		return t;
 	if (t->f)
@@ -158,22 +156,83 @@ struct tfevents *tfevents_create(const char *dir)
 	return NULL;
 }
 
-int tfevents_scalar(struct tfevents *t, int64_t step, const char *tag, double value)
-{
-	uint8_t event[EVENT_MAX], summary[TAG_MAX + 16], val[TAG_MAX + 8], *p, *s;
-	float simple = value;
-	size_t len = strlen(tag);
+/* ---- values -------------------------------------------------------------------- */
 
-	if (len > TAG_MAX - 32)
+int tfevents_scalar(struct tfevents *t, int64_t step, const char *tag, double number)
+{
+	struct pb value = { 0 };
+
+	if (strlen(tag) > TAG_MAX)
 		return -ENAMETOOLONG;
-	p = put_bytes(val, VALUE_TAG, tag, len);
-	p = put_fixed(p, VALUE_SIMPLE, &simple, 4);
-	s = put_bytes(summary, SUMMARY_VALUE, val, p - val);
-	p = put_wall_time(event);
-	*p++ = EVENT_STEP << 3 | WIRE_VARINT;
-	p = put_varint(p, step);
-	p = put_bytes(p, EVENT_SUMMARY, summary, s - summary);
-	return write_record(t->f, event, p - event);
+	pb_string(&value, VALUE_TAG, tag);
+	pb_float(&value, VALUE_SIMPLE, number);
+	return write_value(t, step, &value);
+}
+
+/* What a plugin shows: @content (freed) for itself, a tensor for the value; step 0. */
+static int write_plugin(struct tfevents *t, const char *tag, const char *plugin,
+			struct pb *content, struct pb *tensor)
+{
+	struct pb value = { 0 }, metadata = { 0 }, data = { 0 };
+
+	pb_string(&data, PLUGIN_NAME, plugin);
+	pb_message(&data, PLUGIN_CONTENT, content);
+	pb_message(&metadata, METADATA_PLUGIN, &data);
+	pb_int(&metadata, METADATA_CLASS, DATA_CLASS_TENSOR);
+	pb_string(&value, VALUE_TAG, tag);
+	pb_message(&value, VALUE_TENSOR, tensor);
+	pb_message(&value, VALUE_METADATA, &metadata);
+	return write_value(t, 0, &value);
+}
+
+int tfevents_text(struct tfevents *t, const char *tag, const char *text)
+{
+	struct pb tensor = { 0 }, content = { 0 };
+
+	pb_int(&tensor, TENSOR_DTYPE, DT_STRING);
+	pb_bytes(&tensor, TENSOR_SHAPE, NULL, 0);
+	pb_string(&tensor, TENSOR_STRING, text);
+	return write_plugin(t, tag, "text", &content, &tensor);
+}
+
+/* The hparams plugin reads metadata alone; its tensor has no elements. */
+static int write_hparams(struct tfevents *t, const char *tag, int field, struct pb *session)
+{
+	struct pb tensor = { 0 }, content = { 0 }, shape = { 0 };
+
+	pb_bytes(&shape, SHAPE_DIM, NULL, 0);
+	pb_int(&tensor, TENSOR_DTYPE, DT_FLOAT);
+	pb_message(&tensor, TENSOR_SHAPE, &shape);
+	pb_message(&content, field, session);
+	return write_plugin(t, tag, "hparams", &content, &tensor);
+}
+
+int tfevents_hparams(struct tfevents *t, const struct tfevents_hparam *list, int nr)
+{
+	struct pb session = { 0 };
+
+	for (int i = 0; i < nr; i++) {
+		struct pb entry = { 0 }, any = { 0 };
+
+		if (list[i].kind == HPARAM_TEXT)
+			pb_string(&any, ANY_STRING, list[i].text);
+		else if (list[i].kind == HPARAM_NUMBER)
+			pb_double(&any, ANY_NUMBER, list[i].number);
+		else
+			pb_int(&any, ANY_BOOL, list[i].number != 0);
+		pb_string(&entry, MAP_KEY, list[i].name);
+		pb_message(&entry, MAP_VALUE, &any);
+		pb_message(&session, START_HPARAMS, &entry);
+	}
+	return write_hparams(t, "_hparams_/session_start_info", HPARAMS_START, &session);
+}
+
+int tfevents_success(struct tfevents *t)
+{
+	struct pb session = { 0 };
+
+	pb_int(&session, END_STATUS, STATUS_SUCCESS);
+	return write_hparams(t, "_hparams_/session_end_info", HPARAMS_END, &session);
 }
 
 int tfevents_sync(struct tfevents *t)

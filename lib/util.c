@@ -2,34 +2,128 @@
 /*
  * Messages that end the program, allocation that cannot fail, clock and memory use.
  */
+#include <errno.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
+#include <jansson.h>
+
 #include "util.h"
 
-/* One line on stderr: "tenon: [file:line: ]message". */
+enum {
+	MESSAGE = 16384,	/* bytes of the longest message */
+	RESERVE = 1 << 18,	/* bytes for die(): a folder's list, stdio's buffers */
+};
+
+/* ---- one line ---------------------------------------------------------------- */
+
+/*
+ * Bytes of the character at @s, 0 where a terminal or JSON should not see it: control
+ * characters (C0, DEL, C1), and what is no UTF-8 (RFC 3629).
+ */
+static int shown(const unsigned char *s)
+{
+	int n = *s < 0x80 ? 1 : *s < 0xc2 ? 0 : *s < 0xe0 ? 2 : *s < 0xf0 ? 3 : *s < 0xf5 ? 4 : 0;
+	uint32_t c = n == 1 ? *s : *s & (0x7f >> n);
+
+	for (int i = 1; i < n; i++) {
+		if ((s[i] & 0xc0) != 0x80)
+			return 0;
+		c = c << 6 | (s[i] & 0x3f);
+	}
+	if (c < ' ' || (c >= 0x7f && c < 0xa0) || (c >= 0xd800 && c < 0xe000) || c > 0x10ffff)
+		return 0;
+	return (n == 3 && c < 0x800) || (n == 4 && c < 0x10000) ? 0 : n;
+}
+
+/* @text as a terminal may see it; @dst: NULL, or room for 4 times its bytes. Returns: bytes. */
+static size_t escape(char *dst, const char *text)
+{
+	static const char named[] = "\n\r\t", letter[] = "nrt";
+	size_t at = 0;
+
+	while (*text) {
+		int n = shown((const unsigned char *)text);
+		const char *known = strchr(named, *text);
+		char out[5];
+
+		if (n)
+			snprintf(out, sizeof(out), "%.*s", n, text);
+		else if (known)
+			snprintf(out, sizeof(out), "\\%c", letter[known - named]);
+		else
+			snprintf(out, sizeof(out), "\\x%02x", (unsigned char)*text);
+		if (dst)
+			strcpy(dst + at, out);
+		at += strlen(out);
+		text += n ? n : 1;
+	}
+	if (dst)
+		dst[at] = 0;
+	return at;
+}
+
+char *text_plain(const char *text)
+{
+	char *copy = xmalloc(escape(NULL, text) + 1);
+
+	escape(copy, text);
+	return copy;
+}
+
+/* One line on stderr: "tenon: [file:line: ]message". It asks for no memory. */
 static void message(const char *where, const char *fmt, va_list ap)
 {
+	static char text[MESSAGE], line[4 * MESSAGE];
+
 	fflush(stdout);
 	flockfile(stderr);
-	fprintf(stderr, "tenon: %s", where);
-	vfprintf(stderr, fmt, ap);
-	fputc('\n', stderr);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	escape(line, text);
+	fprintf(stderr, "tenon: %s%s\n", where, line);
 	funlockfile(stderr);
 }
 
+void stdout_check(void)
+{
+	if (fflush(stdout) || ferror(stdout))
+		die("cannot write to stdout: %s", strerror(errno));
+}
+
+/* ---- the end ------------------------------------------------------------------ */
+
+static void *reserve;
 static void (*last_act)(int status);
+static const char *doomed;
+
+void process_init(void)
+{
+	signal(SIGXFSZ, SIG_IGN);
+	reserve = xmalloc(RESERVE);
+	json_set_alloc_funcs(xmalloc, free);
+}
 
 void die_hook(void (*fn)(int status))
 {
 	last_act = fn;
 }
 
+void die_removes(const char *path)
+{
+	doomed = path;
+}
+
 static void __attribute__((noreturn)) leave(int status)
 {
 	void (*fn)(int) = last_act;
+	const char *path = doomed;
 
+	doomed = NULL;
+	files_drop();
+	if (path)
+		dir_remove(path);
 	last_act = NULL;
 	if (fn)
 		fn(status);
@@ -67,12 +161,16 @@ void warn(const char *fmt, ...)
 	va_end(ap);
 }
 
+/* ---- memory ------------------------------------------------------------------- */
+
 static void *check_memory(void *p, size_t n)
 {
-	if (!p && n)
-		die("no memory for %zu bytes: close other programs, or lower BATCH_SIZE "
-		    "or BLOCK_SIZE", n);
-	return p;
+	if (p || !n)
+		return p;
+	free(reserve);
+	reserve = NULL;
+	die("no memory for %zu bytes: close other programs, raise the limit (ulimit -v), or "
+	    "lower CONFIG_BATCH_SIZE or CONFIG_BLOCK_SIZE", n);
 }
 
 void *xmalloc(size_t n)
@@ -97,20 +195,29 @@ char *xstrdup(const char *s)
 	return memcpy(xmalloc(n), s, n);
 }
 
+char *xvasprintf(const char *fmt, va_list ap)
+{
+	va_list again;
+	char *s;
+	int n;
+
+	va_copy(again, ap);
+	n = vsnprintf(NULL, 0, fmt, again);
+	va_end(again);
+	if (n < 0)
+		die_bug("bad format: %s", fmt);
+	s = xmalloc(n + 1);
+	vsnprintf(s, n + 1, fmt, ap);
+	return s;
+}
+
 char *xasprintf(const char *fmt, ...)
 {
 	va_list ap;
 	char *s;
-	int n;
 
 	va_start(ap, fmt);
-	n = vsnprintf(NULL, 0, fmt, ap);
-	va_end(ap);
-	if (n < 0)
-		die_bug("bad format: %s", fmt);
-	s = xmalloc(n + 1);
-	va_start(ap, fmt);
-	vsnprintf(s, n + 1, fmt, ap);
+	s = xvasprintf(fmt, ap);
 	va_end(ap);
 	return s;
 }
@@ -129,14 +236,10 @@ double now(void)
  */
 size_t peak_rss(void)
 {
-	FILE *f = fopen("/proc/self/status", "r");
+	char text[4096];
 	size_t kib = 0;
-	char line[256];
+	const char *at = file_peek("/proc/self/status", text, sizeof(text)) > 0 ?
+		strstr(text, "VmHWM:") : NULL;
 
-	while (f && fgets(line, sizeof(line), f))
-		if (sscanf(line, "VmHWM: %zu", &kib) == 1)
-			break;
-	if (f)
-		fclose(f);
-	return kib * 1024;
+	return at && sscanf(at, "VmHWM: %zu", &kib) == 1 ? kib * 1024 : 0;
 }

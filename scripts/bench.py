@@ -25,9 +25,9 @@ SCRIPTS = os.path.dirname(os.path.abspath(__file__))
 CASES = {
     "gpt2-124m": ("gpt2-124m", [], {"BATCH_SIZE": 4, "BLOCK_SIZE": 64,
                                     "GRADIENT_ACCUMULATION": 1}, 3),
-    "tiny-step3": ("tiny-ra-mla-full", ["ra-mla-step3"], {}, 100),
+    "tiny-arm3": ("tiny-ra-mla-full", ["ra-mla-arm3"], {}, 100),
 }
-WARMUP = {"gpt2-124m": 1, "tiny-step3": 10}
+WARMUP = {"gpt2-124m": 1, "tiny-arm3": 10}
 
 
 class BenchError(Exception):

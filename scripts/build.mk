@@ -28,6 +28,10 @@ $(auto): $(CONF) $(wildcard Kconfig */Kconfig */*/*.Kconfig) scripts/kconfig.py 
 	$(Q)$(KCONFIG) sync
 	@touch $@
 
+# What a crash of the machine left empty is made again.
+$(shell for f in $(auto) $(addprefix $(gen)/,autoconf.h taps.h free.h); do \
+	[ ! -e $$f ] || [ -s $$f ] || rm -f $(auto); done)
+
 # Without a file, however old, make would add a complaint of its own to a refusal.
 $(if $(wildcard $(auto)),,$(shell mkdir -p $(dir $(auto)) && touch -d @0 $(auto)))
 include $(auto)
@@ -49,13 +53,17 @@ arch-test :=
 $(foreach d,lib arch model train ckpt data infer dist tools,$(eval $(call folder,$(d))))
 include tests/Makefile
 
-objects += $(OBJ)/lib/config-gz.o $(if $(CONFIG_DATA_TREE),$(OBJ)/data/corpus.o)
+objects += $(OBJ)/lib/config-gz.o $(if $(CONFIG_DATA_TREE),$(OBJ)/data/corpus-bin.o)
 tests := $(addprefix $(OBJ)/tests/,$(or $(call cmdline,PROGRAMS),$(test-y)))
 test-only := $(addprefix $(OBJ)/arch/$(ARCH)/,$(arch-test))
-compiled := $(filter-out %/config-gz.o %/corpus.o,$(objects)) $(test-only) $(addsuffix .o,$(tests))
+compiled := $(filter-out %/config-gz.o %/corpus-bin.o,$(objects)) $(test-only) $(addsuffix .o,$(tests))
 $(shell mkdir -p $(gen) $(OBJ)/scripts $(sort $(dir $(compiled) $(objects))))
 
-# Flags. -ffast-math and its like are refused: they change results. So is -O0: the
+$(shell for f in $(objects) $(compiled) $(tests) $(addprefix $(OBJ)/,tenon scripts/fixdep \
+		data/corpus.bin) $(gen)/config $(gen)/config.gz; do [ ! -e $$f ] || [ -s $$f ] || rm -f $$f; done; \
+	for f in $(compiled:.o=.d); do [ ! -e $$f ] || [ -s $$f ] || rm -f $${f%.d}.o; done)
+
+# Flags. -ffast-math and its parts are refused: they change results. So is -O0: the
 # optimizer removes calls of what is switched off, and what is switched off is not linked.
 
 package = $(or $(shell pkg-config $(1) 2>/dev/null), \
@@ -79,15 +87,25 @@ else ifneq ($(findstring clang,$(compiler)),)
 $(error CC=$(CC): $(compiler) lacks vector operations that arch/cpu uses; name a gcc, or leave CC away)
 endif
 
-ifneq ($(filter -ffast-math -Ofast -funsafe-math-optimizations,$(EXTRA_CFLAGS)),)
-$(error EXTRA_CFLAGS=$(EXTRA_CFLAGS): results must not depend on it; leave it away)
+loose := -Ofast -ffast-math -funsafe-math-optimizations -fassociative-math -freciprocal-math \
+	-ffinite-math-only -fno-signed-zeros -fno-trapping-math -fno-math-errno \
+	-ffp-contract=fast -fexcess-precision=fast -fsingle-precision-constant -mrecip% -mfpmath% \
+	-mdaz-ftz
+portable := $(if $(CONFIG_CPU_PORTABLE_BITS),-march=x86-64-v3 -ffp-contract=off)
+
+define refuse-loose
+ifneq ($$(filter $$(loose) $$(if $$(portable),-march% -mtune% -ffp-contract%),$$($(1))),)
+$$(error $(1)=$$($(1)): results must not depend on $$(strip $$(filter $$(loose) -m% \
+	-ffp-contract%,$$($(1)))); leave it away)
 endif
+endef
+$(foreach v,CC EXTRA_CFLAGS EXTRA_LDFLAGS,$(eval $(call refuse-loose,$(v))))
 
 ifneq ($(filter -O0,$(EXTRA_CFLAGS)),)
 $(error EXTRA_CFLAGS=$(EXTRA_CFLAGS): what is switched off needs an optimizer to go; use -Og or -O1)
 endif
 
-cflags := -std=gnu11 -O3 $(if $(CONFIG_CPU_NATIVE),-march=native) -fopenmp -g \
+cflags := -std=gnu11 -O3 $(if $(CONFIG_CPU_NATIVE),-march=native) $(portable) -fopenmp -g \
 	-Wall -Wextra -Wno-zero-length-bounds -Iinclude -I$(OBJ)/include $(blas-cflags) \
 	-include include/kconfig.h $(EXTRA_CFLAGS)
 ldflags := -fopenmp $(EXTRA_LDFLAGS)
@@ -149,16 +167,15 @@ $(OBJ)/lib/config-gz.o: $(gen)/config.gz scripts/embed.S $(OBJ)/compile.flags
 
 $(OBJ)/lib/ikconfig.o: $(gen)/build.h
 
-# The embedded corpus: the committed files, made again when HEAD moved.
+# The embedded corpus: a text that no commit changes.
 
-$(OBJ)/data/corpus.head: FORCE
-	$(call content,$(git:+dirty=))
+$(OBJ)/data/corpus.bin: data/corpus.gz data/corpus.sha256
+	$(call say,UNPACK,data/corpus.bin)
+	$(Q)gzip -dc data/corpus.gz | tee $@.tmp | sha256sum --check --status data/corpus.sha256 || \
+		{ echo 'data/corpus.gz is damaged: git checkout data/corpus.gz brings it back' >&2; exit 2; }
+	@mv $@.tmp $@
 
-$(OBJ)/data/corpus.bin: $(OBJ)/data/corpus.head scripts/corpus.py
-	$(call say,CORPUS,data/corpus.bin)
-	$(Q)$(PYTHON) scripts/corpus.py $@
-
-$(OBJ)/data/corpus.o: $(OBJ)/data/corpus.bin scripts/embed.S $(OBJ)/compile.flags
+$(OBJ)/data/corpus-bin.o: $(OBJ)/data/corpus.bin scripts/embed.S $(OBJ)/compile.flags
 	$(call embed,tenon_corpus,$<)
 
 # Linking
@@ -189,20 +206,26 @@ objects: $(filter-out $(OBJ)/arch/%,$(objects))
 	@:
 
 # What the configuration is for. Building takes seconds; the binary itself says then
-# whether memory, data and output folder are there.
+# whether memory, data and output folder are there. The output of an object tree lies in it,
+# so that two configurations do not meet in one folder.
 
-out := $(or $(call cmdline,OUT),runs/$(call unquote,$(CONFIG_RUN_NAME)))
+out := $(or $(call cmdline,OUT),$(addsuffix /,$(tree))runs/$(call unquote,$(CONFIG_RUN_NAME)))
 # A string of auto.conf for the shell: already in double quotes.
 literal = $(subst `,\`,$(subst $$,\$$,$(1)))
 run-flags := --out $(out) $(if $(call cmdline,RESTART),--restart) \
 	$(addprefix --threads ,$(call cmdline,THREADS))
+allow := $(if $(call cmdline,ALLOW_CONFIG_CHANGE),--allow-config-change)
+tenon := $(OBJ)/tenon --called-by-make
 
 run:
-ifeq ($(CONFIG_RA_MLA_ABLATION_MODE),y)
-	$(Q)$(afresh) $(PYTHON) scripts/ablate.py --config $(CONF) --objtree $(OBJ) $(run-flags)
+ifneq ($(CONFIG_RA_MLA_ABLATION_MODE)$(call unquote,$(CONFIG_ABLATION_ARMS)),)
+	$(if $(allow),$(error ALLOW_CONFIG_CHANGE=$(ALLOW_CONFIG_CHANGE): the arms of a study must be of \
+		one configuration; RESTART=1 moves the old study aside))
+	$(Q)$(afresh) $(PYTHON) scripts/ablate.py --config $(CONF) --objtree $(OBJ) \
+		$(if $(tree),,--link tenon) $(run-flags)
 else
 	$(Q)+$(locked) $(MAKE) -f scripts/build.mk build
-	$(Q)$(OBJ)/tenon plan --check --out $(out) \
+	$(Q)$(tenon) plan --check --out $(out) \
 		$(if $(CONFIG_DATA_PATH),--data $(call literal,$(CONFIG_DATA_PATH)))
-	$(Q)$(OBJ)/tenon train $(run-flags)
+	$(Q)$(tenon) train $(run-flags) $(allow)
 endif

@@ -6,11 +6,31 @@
 
 MAKEFLAGS += --no-builtin-rules --no-builtin-variables --no-print-directory
 cmdline = $(if $(filter command,$(firstword $(origin $(1)))),$($(1)))
-unexport O V OUT RESTART THREADS TESTS PROGRAMS SEED
+unexport O V DESTDIR PREFIX OUT RESTART ALLOW_CONFIG_CHANGE THREADS TESTS PROGRAMS SEED RUNS
 
 # O=DIR: DIR/.config, DIR/tenon and everything that is made.
 # Without it: ./.config, and everything under build/ with a link ./tenon.
+# What make, the shell or a pattern rule would read otherwise is refused before it is used.
+hash := \#
+odd := : % $$ ' " \ * ? [ ] ; & | < > ( ) { } ` ! , ^ ~ $(hash)
+given := $(if $(filter command,$(firstword $(origin O))),$(value O))
+wrong := $(foreach c,$(odd),$(findstring $(c),$(given)))$(if $(filter -%,$(given)), a dash in front)
+ifneq ($(strip $(wrong)),)
+$(error O=$(strip $(given)): a path with $(strip $(wrong)) does not work; name another folder)
+endif
+define newline
+
+
+endef
+ifneq ($(findstring $(newline),$(given)),)
+$(error O=: a path with a line feed does not work; name another folder)
+endif
+ifneq ($(subst x$(given)x,,x$(strip $(given))x),)
+$(error O=$(strip $(given)): a path with spaces or line feeds around it does not work; name another folder)
+endif
+# A path back through a folder that may not be there is taken for where it leads.
 tree := $(patsubst %/,%,$(call cmdline,O))
+tree := $(if $(findstring /..,$(tree)),$(abspath $(tree)),$(tree))
 OBJ := $(or $(tree),build)
 CONF := $(if $(tree),$(tree)/.config,.config)
 

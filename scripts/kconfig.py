@@ -11,10 +11,15 @@ exit status 2, and leave every file as it was.
 import argparse
 import difflib
 import os
+import re
 import subprocess
 import sys
 
-import kconfiglib
+try:
+    import kconfiglib
+except ImportError:
+    sys.exit("kconfig.py: this Python has no kconfiglib; by hand, run it with the Python of the "
+             "build: $(sh scripts/python.sh) scripts/kconfig.py")
 
 from kconf import header, interactive, lines, random_config, rules
 from kconf.config import Config, write_if_changed
@@ -95,6 +100,32 @@ def save(args, conf):
         print(f"  CONFIG  {args.config}")
 
 
+def save_anew(args, conf):
+    """The same for what does not come from FILE, which is kept as FILE.old."""
+    text = conf.text()
+    try:
+        with open(args.config, encoding="utf-8") as file:
+            before = file.read()
+    except (FileNotFoundError, UnicodeDecodeError):
+        before = ""
+    if before not in ("", text, as_loaded(before)):
+        write_if_changed(args.config + ".old", before)
+        print(f"  CONFIG  {args.config}.old (what {args.config} was)")
+    save(args, conf)
+
+
+def as_loaded(text):
+    """What the defconfig that a .config is named after gives without a change."""
+    name = re.search(r'^CONFIG_RUN_NAME="(.*)"$', text, re.M)
+    if not name or name[1] not in defconfig_names():
+        return None
+    path = os.path.join(FOLDER, name[1])
+    plain = Config()
+    plain.load([*with_bases(path)])
+    plain.syms["RUN_NAME"].set_value(name[1])
+    return plain.text()
+
+
 def listing(*missing):
     """The defconfigs in words, or what to do about a .config that is missing."""
     command = ["sh", "scripts/list-defconfigs.sh", *missing]
@@ -129,7 +160,7 @@ def do_defconfig(args):
         conf.syms["RUN_NAME"].set_value(
             "-".join(n.removesuffix(".config") for n in names))
         rules.check(conf)
-    save(args, conf)
+    save_anew(args, conf)
 
 
 @verb
@@ -194,7 +225,7 @@ def do_alldefconfig(args):
     """every symbol at its default"""
     conf = Config()
     rules.check(conf)
-    save(args, conf)
+    save_anew(args, conf)
 
 
 @verb
@@ -207,7 +238,7 @@ def do_allnoconfig(args):
             sym.set_value("n")
             if rules.violations(conf):
                 sym.unset_value()
-    save(args, conf)
+    save_anew(args, conf)
 
 
 @verb
@@ -221,7 +252,7 @@ def do_randconfig(args):
     random_config.randomise(conf, int(text))
     conf.syms["RUN_NAME"].set_value(f"randconfig-{int(text)}")
     print(f"randconfig {int(text)}")
-    save(args, conf)
+    save_anew(args, conf)
 
 
 @verb

@@ -5,9 +5,10 @@
 # else print the command to type and fail. Says nothing where nothing is missing.
 # Run from the top of the tree.
 #
-#	scripts/setup.sh [torch]
+#	scripts/setup.sh [torch|curve]
 #
 # torch: PyTorch too, which the bench and tests/torch.t compare with.
+# curve: gnuplot too, where it can be had; without it a study draws no curve.
 
 WITH=$1
 KCONFIGLIB=14.1.0
@@ -123,6 +124,13 @@ install_kconfiglib() {
 		"sudo apt-get install -y $(kconfiglib_package || echo python3-venv), then repeat"
 }
 
+# A wish, not a need.
+install_gnuplot() {
+	command -v gnuplot >/dev/null || ! may_install || apt_install gnuplot-nox ||
+		{ apt_update && apt_install gnuplot-nox; } ||
+		say "without gnuplot: no picture of the losses"
+}
+
 log=$(mktemp) || exit
 trap 'rm -f "$log"' EXIT
 packages=$(missing_packages)
@@ -132,3 +140,4 @@ packages=$(missing_packages | tr '\n' ' ')
 [ -z "$packages" ] || fail "still missing after the installation: $packages"
 has_python || install_kconfiglib
 has_python || fail "no python3 imports kconfiglib $KCONFIGLIB even after the installation"
+[ "$WITH" != curve ] || install_gnuplot

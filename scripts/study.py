@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""What the ablation study compares, and its table.
+"""What a study compares: its arms, and what their runs left.
 
 A run is a folder written by `tenon train`: metrics.jsonl has one row per training
 step, result.json the outcome.
 """
 import json
-import math
 import os
-import statistics
+
+from kconf import fragment
 
 
 class StudyError(Exception):
@@ -18,33 +18,78 @@ class StudyError(Exception):
         self.status = status
 
 
-FRAGMENT = "defconfigs/ra-mla-step{}.config"    # what an arm puts on the configuration
-TWIN = {4: 2, 5: 3}          # a step that repeats another one's build and seed
+FRAGMENT = "ra-mla-arm{}"    # what an arm of the published study puts on the configuration
+GPT2 = "ra-mla-gpt2"         # the arm that stands beside them for scale
+TWIN = {4: 2, 5: 3}          # an arm that repeats another one's build and seed
 TAIL = 1 << 14               # bytes at the end of metrics.jsonl that hold its last rows
 
 
-def parse_steps(text):
-    """[step] from "0,1,5"; ValueError where it is no such list."""
-    steps = [int(word) for word in text.split(",")]
-    if len(set(steps)) != len(steps) or not all(os.path.exists(fragment(s)) for s in steps):
+class Entry:
+    """A line of the study: a published arm by its number, or a fragment by its name."""
+
+    def __init__(self, word, name):
+        self.fragment = fragment.find(word)
+        self.name = name
+        self.twin = TWIN.get(name)              # the number that it repeats
+        self.title = f"arm {name}"
+        self.folder = f"arm{name}" if self.published else name
+
+    @classmethod
+    def numbered(cls, number):
+        return cls(FRAGMENT.format(TWIN.get(number, number)), number)
+
+    @property
+    def published(self):
+        return isinstance(self.name, int)
+
+    @property
+    def build(self):
+        """The folder of the binary, which a repeat shares with its twin."""
+        return self.folder if self.twin is None else f"arm{self.twin}"
+
+    @property
+    def label(self):
+        """What the fragment's first line, "# words" or "# Arm N: words", says of it."""
+        with open(self.fragment, encoding="utf-8") as f:
+            line = f.readline().strip()
+        words = line.strip("# ") if line.startswith("# ") else str(self.name)
+        return words.removeprefix(f"Arm {TWIN.get(self.name, self.name)}: ")
+
+
+def parse_numbers(text):
+    """[number] from "0,1,5"; ValueError where it is no such list."""
+    numbers = [int(word) for word in text.split(",")]
+    if len(set(numbers)) != len(numbers) or \
+            not all(fragment.find(FRAGMENT.format(TWIN.get(n, n))) for n in numbers) or \
+            not all(TWIN.get(n, n) in numbers for n in numbers):
         raise ValueError(text)
-    return sorted(steps)
+    return sorted(numbers)
 
 
-def build_of(step):
-    return TWIN.get(step, step)
+def entries(cfg):
+    """[Entry]: GPT-2, the published arms, then those of ABLATION_ARMS."""
+    found, words = [], cfg.s("ABLATION_ARMS").split()
+    reason = fragment.problem(words)
+    if reason:
+        raise StudyError(f"CONFIG_ABLATION_ARMS: {reason}")
+    own = [Entry(word, fragment.name(word)) for word in words]
+    if cfg.y("RA_MLA_ABLATION_MODE"):
+        try:
+            found = [Entry.numbered(n) for n in parse_numbers(cfg.s("RA_MLA_ABLATION_STEPS"))]
+        except ValueError:
+            raise StudyError("CONFIG_RA_MLA_ABLATION_STEPS must be a comma list of numbers that "
+                             f"have an arm, defconfigs/{FRAGMENT.format('N')}.config, 4 and 5 with "
+                             "the 2 and 3 that they repeat") from None
+        if "gpt2" not in [entry.name for entry in own]:
+            found.insert(0, Entry(GPT2, "gpt2"))
+    return found + own
 
 
-def fragment(step):
-    """The file of a step's arm."""
-    return FRAGMENT.format(build_of(step))
-
-
-def label(step):
-    """What the fragment's first line, "# Arm N: words", says of it."""
-    with open(fragment(step), encoding="utf-8") as f:
-        words = f.readline().strip("# \n").partition(": ")[2]
-    return words + (f" (= {TWIN[step]})" if step in TWIN else "")
+def reference(names):
+    """What changes are measured from: arm 0, without published arms the first; or None."""
+    if 0 in names:
+        return 0
+    return None if any(isinstance(n, int) for n in names) else names[0]
 
 
 def load_result(folder):
@@ -103,68 +148,3 @@ def first_difference(folder, twin):
         return f"{len(a)} training steps against {len(b)}"
     mine, theirs = (load_result(f).get("weights_sha256") for f in (folder, twin))
     return None if mine and mine == theirs else f"final weights {mine} against {theirs}"
-
-
-def number(x, form="{:.4f}"):
-    return "not finite" if x is None or not math.isfinite(x) else form.format(x)
-
-
-def mean(values):
-    """None where a value is missing."""
-    return None if None in values else statistics.fmean(values)
-
-
-def spread(values, form):
-    """"mean" of one seed, "mean ± sd" of several."""
-    text = number(mean(values), form)
-    if len(values) > 1 and None not in values:
-        text += f" ± {statistics.stdev(values):.4f}"
-    return text
-
-
-def paired(results, base):
-    """Differences to step 0, seed by seed; [] where it was not run."""
-    return [None if None in (r["val_loss"], base[s]["val_loss"])
-            else r["val_loss"] - base[s]["val_loss"]
-            for s, r in results.items()] if base else []
-
-
-def row(step, name, results, base):
-    """One step's cells from its results by seed; base: step 0's, or None."""
-    losses = [r["val_loss"] for r in results.values()]
-    change = paired(results, base)
-    loss = mean(losses)
-    return {
-        "step": step,
-        "arm": name,
-        "parameters": next(iter(results.values()))["params"],
-        "val_loss": loss,
-        "perplexity": None if loss is None else math.exp(loss),
-        "change": mean(change) if change else None,
-        "peak_bytes": max(r["peak_bytes"] for r in results.values()),
-        "tok_s": statistics.median(r["tok_s"] for r in results.values()),
-        "text_loss": spread(losses, "{:.4f}"),
-        "text_change": spread(change, "{:+.4f}") if change else "-",
-        "seeds": {str(s): r for s, r in results.items()},
-    }
-
-
-HEADS = ("step", "arm", "parameters", "val loss", "perplexity", "change", "peak memory",
-         "tok/s")
-
-
-def cells(r):
-    return (str(r["step"]), r["arm"], f"{r['parameters']:,}", r["text_loss"],
-            number(r["perplexity"], "{:.2f}"), r["text_change"],
-            f"{r['peak_bytes'] / 2**20:.1f} MiB", f"{r['tok_s']:,.0f}")
-
-
-def format_table(rows, notes):
-    """Text: one line per step that begins with its number, then the notes."""
-    lines = [HEADS] + [cells(r) for r in rows]
-    width = [max(len(line[i]) for line in lines) for i in range(len(HEADS))]
-    text = [" | ".join(c.ljust(w) if i < 2 else c.rjust(w)
-                       for i, (c, w) in enumerate(zip(line, width))).rstrip()
-            for line in lines]
-    text.insert(1, "-+-".join("-" * w for w in width))
-    return "\n".join(text + notes) + "\n"

@@ -7,14 +7,25 @@ import sys
 import time
 
 import study
+import study_table
 from study import StudyError
 
 POLL = 0.25                  # seconds between looks at the running arms
 ESTIMATE_ROWS = 10           # training steps that an estimate of the time rests on
+LINES = 5                    # lines of an arm's loss that stay, at most; its log has the others
+WIDTH = 80                   # of a terminal that does not say
 
 
 def say(text):
     print(text, flush=True)
+
+
+def columns():
+    """The longest line that the terminal does not wrap."""
+    try:
+        return (os.get_terminal_size(sys.stdout.fileno()).columns or WIDTH) - 1
+    except OSError:
+        return WIDTH - 1
 
 
 def read(path):
@@ -25,14 +36,16 @@ def read(path):
 class Run:
     """One training run of an arm."""
 
-    def __init__(self, arm, step, seed, out, threads, iters, first_seed):
+    def __init__(self, arm, entry, seed, out, threads, first_seed):
         tail = "" if seed == first_seed else f"-seed{seed}"
-        self.iters = iters
-        self.arm, self.step, self.seed, self.threads = arm, step, seed, threads
-        self.name = f"step {step}" + (f" seed {seed}" if tail else "")
-        self.folder = os.path.join(out, f"step{step}{tail}")
+        self.arm, self.entry, self.seed, self.threads = arm, entry, seed, threads
+        self.iters = arm.iters
+        self.name = entry.title + (f" seed {seed}" if tail else "")
+        self.folder = os.path.join(out, entry.folder + tail)
         self.log = self.folder + ".log"
         self.process = None
+        self.told = 0               # lines of loss that stay
+        self.trained = False        # by this study, now
         self.began = self.rows_before = 0
 
     def start(self):
@@ -41,11 +54,13 @@ class Run:
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 [self.arm.binary, "train", "--out", self.folder, "--seed", str(self.seed),
-                 "--threads", str(self.threads)],
+                 "--threads", str(self.threads), "--label",
+                 f"{self.entry.title}: {self.entry.label}"],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env,
                 start_new_session=True)
         self.began = time.monotonic()
         self.rows_before = self.rows()
+        self.told = self.rows_before * LINES // self.iters
 
     def rows(self):
         """Training steps in the log."""
@@ -70,8 +85,7 @@ class Run:
         if not study.load_result(self.folder):
             raise StudyError(f"{self.name} wrote no {self.folder}/result.json", 1)
 
-    def progress(self):
-        row = study.last_row(self.folder)
+    def progress(self, row):
         if not row:
             return f"{self.name}: starts"
         loss = "not finite" if row["loss"] is None else f"{row['loss']:.3f}"
@@ -113,11 +127,12 @@ class Scheduler:
                 continue
             run.finish()
             result = study.load_result(run.folder)
-            took, trained = time.monotonic() - run.began, run.rows() > run.rows_before
-            if trained:
+            took = time.monotonic() - run.began
+            run.trained = run.rows() > run.rows_before
+            if run.trained:
                 self.estimate([run])
-            how = f"done in {took:.0f} s" if trained else "was finished"
-            self.line(f"{run.name} {how}: validation loss {study.number(result['val_loss'])}")
+            how = f"done in {took:.0f} s" if run.trained else "was finished"
+            self.line(f"{run.name} {how}: validation loss {study_table.number(result['val_loss'])}")
 
     def line(self, text):
         say(("\r\033[K" if self.live else "") + text)
@@ -134,8 +149,15 @@ class Scheduler:
         self.estimated = True
 
     def show(self):
-        if self.live and self.active:
-            sys.stdout.write("\r\033[K" + " | ".join(r.progress() for r in self.active)[:110])
+        """The losses: a line of each run stays now and then, one is written over."""
+        rows = [(run, study.last_row(run.folder)) for run in self.active]
+        for run, row in rows:
+            if row and row["step"] * LINES // run.iters > run.told:
+                run.told = row["step"] * LINES // run.iters
+                self.line(run.progress(row))
+        if self.live and rows:
+            text = " | ".join(run.progress(row) for run, row in rows)
+            sys.stdout.write("\r\033[K" + text[:columns()])
             sys.stdout.flush()
 
     def loop(self):

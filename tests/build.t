@@ -47,17 +47,19 @@ users_of() {
 		sed 's|^\./||; s|\.d$|.o|' | sort
 }
 
-copy_tree() {
-	local entry list=()
+# What is committed or about to be, as it stands: nothing of the user's that lies beside it.
+source_files() {
+	if [ -e .git ]; then
+		git ls-files -z
+	else
+		find . -type d \( -name build -o -name runs -o -name __pycache__ \) -prune -o \
+			-type f -print0
+	fi
+}
 
+copy_tree() {
 	rm -rf "$scratch" && mkdir -p "$copy" && cd "$src" || exit 1
-	for entry in .[!.]* *; do
-		case $entry in
-		.git | .config* | build | runs | tenon | defconfig) continue ;;
-		esac
-		[ -e "$entry/.config" ] || list+=("$entry")
-	done
-	tar c --exclude=__pycache__ "${list[@]}" | tar x -C "$copy"
+	source_files | tar c --null --ignore-failed-read -T - 2>/dev/null | tar x -C "$copy"
 	cd "$copy" || exit 1
 	git init -q && git add -A && git commit -q -m 'the tree'
 }
@@ -78,6 +80,20 @@ test_front() {
 	ok 'two defconfigs: exit 2' both status_is 2 says 'only one'
 	run make O=. build
 	ok 'O=. is refused' both status_is 2 says 'O=\.'
+}
+
+test_goals() {
+	local goal path
+
+	for goal in data tests tools model Documentation; do
+		run make $goal
+		ok "make $goal is refused with what to type" both status_is 2 says 'make (check|build|fetch)'
+	done
+	for path in $(git ls-files -s | sed -n 's/^100... [^\t]*\t//p'); do
+		[ "$(head -c 2 "$path" | tr -d '\0')" = '#!' ] && [ ! -x "$path" ] && echo "$path"
+	done >"$scratch/not-executable"
+	out=$(cat "$scratch/not-executable")
+	ok 'every script can be executed' silent
 }
 
 test_output() {
@@ -175,15 +191,23 @@ test_git() {
 	ok 'and it says so' grep -q '+dirty' build/include/generated/build.h
 	git commit -q -a -m 'a line'
 	run make build
-	ok 'a new commit: the build text and the corpus' \
-		both compiled_is lib/ikconfig.o says '^  CORPUS '
-	git ls-tree -r --name-only HEAD | sort | xargs cat >"$scratch/corpus"
-	ok 'the corpus is the committed files in order' cmp -s "$scratch/corpus" build/data/corpus.bin
+	ok 'a new commit: the build text, and no other corpus' both compiled_is lib/ikconfig.o lacks UNPACK
 	mv .git "$scratch/git"
-	run "${TENON_PYTHON:-python3}" scripts/corpus.py "$scratch/walked"
+	run make build
 	mv "$scratch/git" .git
-	ok 'without git: a note' says '^note: the corpus is the source files'
-	ok 'without git: the same files' cmp -s "$scratch/corpus" "$scratch/walked"
+	ok 'without git it builds' both status_is 0 lacks UNPACK
+}
+
+test_corpus() {
+	ok 'the corpus is the text of data/corpus.sha256' \
+		sha256sum --check --status data/corpus.sha256 <build/data/corpus.bin
+	cp data/corpus.gz "$scratch/corpus.gz"
+	printf x | dd of=data/corpus.gz bs=1 seek=5000 conv=notrunc status=none
+	run make build
+	ok 'a damaged corpus is refused by name' both status_is 2 says '^data/corpus.gz is damaged: git '
+	cp "$scratch/corpus.gz" data/corpus.gz
+	run make build
+	ok 'and taken again when it is whole' status_is 0
 }
 
 test_trees() {
@@ -197,6 +221,11 @@ test_trees() {
 	ok 'O=DIR has other objects' \
 		[ -e "$other/model/mixer/ra_mla.o" -a ! -e "$other/model/mixer/mha.o" ]
 	ok 'the tree itself is as it was' [ "$before" = "$(sha256sum .config build/tenon)" ]
+	fragment CONFIG_MAX_ITERS=2 CONFIG_EVAL_SAMPLES=1 CONFIG_RA_MLA_ABLATION_MODE=n
+	run make O="$other" fragment.config train
+	ok 'O=DIR keeps its output to itself, make train makes it' \
+		[ "$status" -eq 0 -a -e "$other"/runs/tiny-ra-mla-full*/result.json -a ! -e runs ]
+	rm -rf "$other/runs" fragment.config
 	run make O="$other" mrproper
 	ok 'mrproper O=DIR leaves nothing' [ ! -e "$other" ]
 }
@@ -238,12 +267,14 @@ test_clean() {
 
 copy_tree
 test_front
+test_goals
 test_output
 test_objects
 test_symbols
 test_fixdep
 test_changes
 test_git
+test_corpus
 test_trees
 test_flags
 test_two_makes

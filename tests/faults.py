@@ -16,7 +16,7 @@ ENV.update(OMP_NUM_THREADS="1", TENON_PYTHON=t.PYTHON, LC_ALL="C")
 
 def run(*command, **kw):
     kw.setdefault("stdout", subprocess.PIPE)
-    return subprocess.run([str(word) for word in command], cwd=t.SRC, env=ENV, text=True,
+    return subprocess.run([str(word) for word in command], cwd=t.SRC, env=ENV, text=True, errors="backslashreplace",
                           stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=300, **kw)
 
 
@@ -73,13 +73,16 @@ def flip(data):
     return data[:at] + bytes([data[at] ^ 4]) + data[at + 1:]
 
 
-def forge(folder, **symbols):
-    """A checkpoint as a binary with other symbols would have written it."""
+def forge(folder, machine=None, drop=(), **symbols):
+    """A checkpoint as a binary with other symbols, or another machine, would have written it."""
     manifest = json.loads(t.read(folder, "manifest.json"))
     lines = manifest["config"].splitlines()
     for name, value in symbols.items():
         lines = [f"CONFIG_{name}={value}" if x.startswith(f"CONFIG_{name}=") else x for x in lines]
     manifest["config"] = "\n".join(lines) + "\n"
+    manifest["machine"] = machine or manifest["machine"]
+    for name in drop:
+        del manifest[name]
     del manifest["manifest_sha256"]
     text = json.dumps(manifest, indent=1, sort_keys=True)
     manifest["manifest_sha256"] = hashlib.sha256(text.encode()).hexdigest()

@@ -113,13 +113,13 @@ def test_aliases():
 def test_fragments():
     for step, lines in enumerate((("n", "n", "n"), ("y", "n", "n"),
                                   ("y", "y", "n"), ("y", "y", "y"))):
-        status = run("defconfig", TINY, f"ra-mla-step{step}")[0]
+        status = run("defconfig", TINY, f"ra-mla-arm{step}")[0]
         names = ("ATTN_GATE", "CROSS_TOKEN", "LATENT_RECIP")
         got = tuple("y" if shows(f"CONFIG_RA_MLA_MLP_{n}=y") else "n"
                     for n in names)
         ok(status == 0 and got == lines, f"arm_has_its_switches: step {step}",
            got)
-    ok(shows('CONFIG_RUN_NAME="tiny-ra-mla-full-ra-mla-step3"'),
+    ok(shows('CONFIG_RUN_NAME="tiny-ra-mla-full-ra-mla-arm3"'),
        "run_name_joins_defconfig_and_fragments")
     run("defconfig", "tiny-gpt2")
     status, _, err = run("merge", "real-double")

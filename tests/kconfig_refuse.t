@@ -46,7 +46,7 @@ ERRORS = {
     "fallback": ("CONFIG_LR_COSINE=n", "CONFIG_LR_WSD=y"),
     "mode without mechanism": (
         'CONFIG_RA_MLA_MLP_GATE_POOL="token"',
-        "needs CONFIG_RA_MLA_MLP_ATTN_GATE=y", "gpt2-ra-mla-step0"),
+        "needs CONFIG_RA_MLA_MLP_ATTN_GATE=y", "gpt2-ra-mla-arm0"),
     "preset": ("CONFIG_N_EMBD=64", "set CONFIG_GPT2_MODEL_CUSTOM=y",
                "gpt2-124m"),
     "other model": ("CONFIG_RA_MLA_LATENT_DIM=64", "CONFIG_MIXER_RA_MLA=y",
@@ -111,6 +111,7 @@ RULES = {
     "decay": ("CONFIG_LR_WSD=y\nCONFIG_LR_DECAY_STEPS=201\n"
               "CONFIG_MAX_ITERS=200", ["LR_DECAY_STEPS=201", "legal 200"]),
     "steps": ('CONFIG_RA_MLA_ABLATION_STEPS="0,1,6"', ['nearest legal "0,1"']),
+    "a repeat alone": ('CONFIG_RA_MLA_ABLATION_STEPS="0,4"', ['nearest legal "0,2,4"']),
     "steps twice": ('CONFIG_RA_MLA_ABLATION_STEPS="1,1"', ['"1"']),
     "run": ('CONFIG_RUN_NAME="../x"', ["RUN_NAME"]),
 }

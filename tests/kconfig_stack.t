@@ -155,7 +155,7 @@ def test_taps():
     ok("TAP(LATENT, act_t, 16, 16, 0)" in text and "TAP(ROUTE, acc_t, 0, 512, 1)" in text
        and "ra_mla_TAPS_READ (1u << TAP_LATENT_MIX)" in text
        and "recip_TAPS_WRITTEN (1u << TAP_LATENT_MIX)" in text, "taps_follow_switches", text)
-    run("defconfig", "gpt2-ra-mla-step0")
+    run("defconfig", "gpt2-ra-mla-arm0")
     run("sync")
     text = generated("taps")
     ok(text.count("TAP(") == 4 and len(re.findall("TAPS_(?:READ|WRITTEN) 0", text)) == 4,
@@ -208,11 +208,11 @@ def based(name, text):
 
 def test_bases():
     for step in range(4):
-        run("defconfig", "gpt2-ra-mla-full", f"ra-mla-step{step}")
+        run("defconfig", "gpt2-ra-mla-full", f"ra-mla-arm{step}")
         run("merge", based("off.config", "CONFIG_RA_MLA_ABLATION_MODE=n\n"
-                           f'CONFIG_RUN_NAME="gpt2-ra-mla-step{step}"\n'))
+                           f'CONFIG_RUN_NAME="gpt2-ra-mla-arm{step}"\n'))
         arm = slurp(".config")
-        run("defconfig", f"gpt2-ra-mla-step{step}")
+        run("defconfig", f"gpt2-ra-mla-arm{step}")
         ok(slurp(".config") == arm, f"step_is_the_study_with_its_fragment: {step}")
     one = based("one", "# base: tiny-gpt2\n# One\nCONFIG_N_LAYER=2\nCONFIG_MAX_ITERS=5\n")
     two = based("two", f"# base: {one}\n# Two\nCONFIG_MAX_ITERS=6\n")

@@ -22,6 +22,7 @@ except ImportError:
 
 sys.path.insert(0, "scripts")
 import kconfig                          # noqa: E402
+from kconf import block                 # noqa: E402, F401
 
 DIR = tempfile.TemporaryDirectory()
 CONFIG = os.path.join(DIR.name, ".config")

@@ -3,14 +3,14 @@
 """The verbs of the configuration, menuconfig in a terminal among them."""
 
 import io
+import json
 import os
-import pty
-import select
+import subprocess
 import sys
-import time
 
-from kconfig_tap import (CONFIG, DIR, FRAGMENT, TINY, defines, edit, main, ok,
-                         run, shows, slurp, with_lines, write)
+import terminal
+from kconfig_tap import (CONFIG, DIR, FRAGMENT, TINY, block, defines, edit,
+                         kconfig, main, ok, run, shows, slurp, with_lines, write)
 
 
 # Other verbs
@@ -81,6 +81,38 @@ def test_all_kinds():
     sys.stdin = keep
 
 
+def kept():
+    """The text of .config.old, which is removed; None without."""
+    path = os.path.join(DIR.name, ".config.old")
+    if not os.path.exists(path):
+        return None
+    text = slurp(".config.old")
+    os.unlink(path)
+    return text
+
+
+def test_old():
+    """A .config that somebody changed is kept when another one takes its place."""
+    run("defconfig", TINY)
+    kept()
+    run("defconfig", "tiny-gpt2")
+    ok(kept() is None, "what_a_defconfig_gives_is_not_kept")
+    for verb in (["defconfig", TINY], ["defconfig", "tiny-gpt2"], ["alldefconfig"],
+                 ["allnoconfig"], ["randconfig", "1"]):
+        run("defconfig", "tiny-gpt2")
+        kept()
+        edit("CONFIG_SEED=1337", "CONFIG_SEED=7")
+        mine = slurp(".config")
+        status, out, _ = run(*verb)
+        ok(status == 0 and ".config.old" in out and kept() == mine,
+           f"a_hand_edit_is_kept: {' '.join(verb)}", out)
+    run("defconfig", "tiny-gpt2")
+    edit("CONFIG_SEED=1337", "CONFIG_SEED=7")
+    for name in (TINY, "tiny-gpt2", "gpt2-124m"):
+        run("defconfig", name)
+    ok("CONFIG_SEED=7" in (kept() or ""), "a_second_defconfig_keeps_it_too")
+
+
 def test_randconfig():
     blocks, seen = set(), set()
     for seed in range(30):
@@ -105,45 +137,32 @@ def test_randconfig():
 
 # The terminal interface
 
-def drive(keys, seconds=60.0):
-    """Exit status of menuconfig after typing keys, one per idle moment."""
-    child, terminal = pty.fork()
-    if child == 0:
-        os.environ.update(TERM="xterm", LINES="40", COLUMNS="100")
-        os.execv(sys.executable, [sys.executable, "scripts/kconfig.py",
-                                  "--config", CONFIG, "--gen", DIR.name,
-                                  "menuconfig"])
-    keys, started, end = list(keys), False, time.monotonic() + seconds
-    while time.monotonic() < end:
-        ready = select.select([terminal], [], [], 0.2 if started else 5)[0]
-        if ready:
-            try:
-                started = bool(os.read(terminal, 65536))
-            except OSError:
-                break
-        elif keys:
-            os.write(terminal, keys.pop(0).encode())
-    else:
-        os.kill(child, 9)
-    os.close(terminal)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+SCREEN = []         # what the interface that ran last wrote
 
 
-def has_terminal():
-    try:
-        for end in os.openpty():
-            os.close(end)
-    except OSError:
-        return False
-    return True
+def drive(keys, seconds=60.0, command=()):
+    """Exit status of menuconfig after typing keys."""
+    command = command or [sys.executable, "scripts/kconfig.py", "--config", CONFIG, "--gen",
+                          DIR.name, "menuconfig"]
+    status, SCREEN[:] = terminal.drive(command, keys, seconds)
+    return status
+
+
+def jump(symbol, *keys):
+    """Keys that go to a symbol, press Enter on it, and what follows."""
+    return ["/", symbol, "\n", "\n", *keys]
+
+
+SAVE = ["q", "y"]
 
 
 def test_menuconfig():
-    if not has_terminal():
+    if not terminal.exists():
         ok(True, "menuconfig # SKIP this machine has no pseudo-terminals")
         return
-    run("defconfig", TINY)
-    ok(drive(["q"]) == 0, "menuconfig_has_nothing_to_save_after_defconfig")
+    for name in ("tiny-gpt2", TINY):
+        run("defconfig", name)
+        ok(drive(["q"]) == 0, f"menuconfig_has_nothing_to_save_after_defconfig: {name}")
     status = drive(["/", "SPARSE_MODE_RMS", "\n", "\n", "q", "y"])
     ok(status == 0 and shows('CONFIG_RA_MLA_MLP_SPARSE_MODE="rms"')
        and "SPARSE_K" not in slurp(".config"),
@@ -156,5 +175,84 @@ def test_menuconfig():
        "menuconfig_refuses_a_real_out_of_range", status)
     edit("CONFIG_SEED=", "CONFIG_SEDE=")
     ok(drive([]) == 2, "menuconfig_refuses_a_bad_file")
+
+
+# name: (defconfig, lines on top, keys, lines that the saved file has)
+BLOCKS = {
+    "another_model_sets_mixers_and_block": (
+        "tiny-gpt2", "", jump("MODEL_GPT2_RA_MLA"),
+        ['CONFIG_BLOCK="ra_mla recip"', "CONFIG_MIXER_RA_MLA=y", "CONFIG_MLP_RECIP=y",
+         "# CONFIG_MIXER_MHA is not set", "# CONFIG_MLP_MLP is not set"]),
+    "and_back": (
+        TINY, "", jump("MODEL_GPT2"), ['CONFIG_BLOCK="mha mlp"', "CONFIG_MIXER_MHA=y",
+                                       "# CONFIG_MIXER_RA_MLA is not set"]),
+    "a_mixer_turned_on_offers_a_block": (
+        "tiny-gpt2", "", jump("MIXER_RA_MLA", "1"),
+        ['CONFIG_BLOCK="mha mlp ra_mla mlp"', "CONFIG_MIXER_MHA=y", "CONFIG_MIXER_RA_MLA=y"]),
+    "another_order_can_be_chosen": (
+        "tiny-gpt2", "", jump("MIXER_RA_MLA", "2"), ['CONFIG_BLOCK="ra_mla mlp mha mlp"']),
+    "one_turned_on_and_one_off": (
+        "tiny-gpt2", "", jump("MIXER_RA_MLA", "1") + jump("MIXER_MHA", "1"),
+        ['CONFIG_BLOCK="ra_mla mlp"', "# CONFIG_MIXER_MHA is not set"]),
+    "enter_on_block_offers_what_fits": (
+        "tiny-gpt2", 'CONFIG_BLOCK="mha mlp mlp"\n', jump("BLOCK", "1"), ['CONFIG_BLOCK="mha mlp"']),
+    "or_lets_a_string_be_typed": (
+        "tiny-gpt2", "", jump("BLOCK", "c", " mlp", "\n"), ['CONFIG_BLOCK="mha mlp mlp"']),
+    "a_block_of_ones_own_is_kept": (
+        "tiny-gpt2", 'CONFIG_BLOCK="mha mlp mlp"\n', jump("MODEL_GPT2_RA_MLA", "c"),
+        ['CONFIG_BLOCK="mha mlp mlp"', "CONFIG_MIXER_MHA=y"]),
+    "or_given_up": (
+        "tiny-gpt2", 'CONFIG_BLOCK="mha mlp mlp"\n', jump("MODEL_GPT2_RA_MLA", "1"),
+        ['CONFIG_BLOCK="ra_mla recip"', "CONFIG_MIXER_RA_MLA=y"]),
+}
+
+
+def test_block_follows():
+    if not terminal.exists():
+        ok(True, "menuconfig of BLOCK # SKIP this machine has no pseudo-terminals")
+        return
+    for name, (base, lines, keys, wanted) in BLOCKS.items():
+        with_lines(lines, base)
+        status = drive(keys + SAVE)
+        ok(status == 0 and shows(*wanted) and run("sync")[0] == 0, name, status,
+           "".join(SCREEN)[-300:], slurp(".config"))
+
+
+def test_block_strings():
+    """Help and offers come from the declarations, so that a new mixer needs no line here."""
+    with_lines("", "tiny-gpt2")
+    conf = kconfig.Config()
+    text = conf.syms["BLOCK"].nodes[0].help
+    ok(all(f"\n  {name} " in text for name in conf.decl.blocks), "help_of_block_lists_names", text)
+    conf.load([CONFIG])
+    for name in ("MIXER_RA_MLA", "MLP_RECIP"):
+        conf.syms[name].set_value("y")
+    ok(block.offers(conf)[0] == "mha mlp ra_mla recip" and not block.fits(conf),
+       "offers_name_what_is_on", block.offers(conf))
+    conf.syms["BLOCK_ALT"].set_value("ra_mla recip")
+    conf.syms["BLOCK_ALT_LAYERS"].set_value("1")
+    ok(block.fits(conf) and block.offers(conf) == ["mha mlp"], "but_not_what_the_other_block_names",
+       block.offers(conf))
+
+
+def test_chosen():
+    """make menuconfig ends with a line of figures, or with what to type for them."""
+    if not terminal.exists():
+        ok(True, "figures after menuconfig # SKIP this machine has no pseudo-terminals")
+        return
+    run("defconfig", "tiny-gpt2")
+    make = ["make", f"O={DIR.name}", "EXTRA_CFLAGS=-O1", "menuconfig"]
+    status = drive(jump("MODEL_GPT2_RA_MLA") + SAVE, 200, make)
+    said = "".join(SCREEN).rpartition("PLAN")[2]
+    plan = json.loads(subprocess.run([f"{DIR.name}/tenon", "plan", "--json"], check=True,
+                                     stdout=subprocess.PIPE).stdout)
+    ok(status == 0 and f"{plan['params']:,} parameters" in said
+       and f"{plan['train']['arena'] / 2**20:,.1f} MiB" in said
+       and f"{plan['cache_token']:,} bytes" in said, "menuconfig_ends_with_figures", said)
+    status = drive(["q"], 60, make + ["CC=nonesuch"])
+    said = "".join(SCREEN).rpartition("PLAN")[2]
+    ok(status == 0 and f"make O={DIR.name} build && {DIR.name}/tenon plan" in said,
+       "or_with_the_command", said)
+
 
 main(globals())

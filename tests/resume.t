@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """A run that is killed, anywhere and often, ends as one that is not: the same bits."""
+import fcntl
 import os
 import random
 import signal
@@ -13,38 +14,51 @@ import training as t    # noqa: E402
 
 SEEDS = (1, 2)
 MAX_KILLS = 8
-STEPS = 200
+STEPS = 600
+
+# A run writes 18 bytes a step or more (a line of 70 for five, one of 50 for an evaluation), and
+# stops where nobody reads them: with a page in the pipe and a page in Python's buffer it is
+# 2 * 4096 / 18 = 455 steps ahead at most. So a signal that follows one of the first FEW lines,
+# 80 steps, comes before the last of STEPS, however busy the machine.
+PIPE = 4096
+FEW = 16
+F_SETPIPE_SZ = 1031     # <fcntl.h>; Python has the name since 3.10
 
 
-def killed_at_random(binary, out, seed, rng, seconds):
-    """
-    Kill and go on until the run ends; how often it was killed, its last status. An
-    undisturbed run takes @seconds.
-    """
+def start(binary, out, *args):
+    """A run whose lines come through a small pipe."""
+    run = subprocess.Popen([binary, "train", "--out", out, *args], stdout=subprocess.PIPE,
+                           stderr=subprocess.STDOUT, text=True)
+    fcntl.fcntl(run.stdout, F_SETPIPE_SZ, PIPE)
+    return run
+
+
+def killed_at_random(binary, out, seed, rng):
+    """Kill and go on until the run ends; how often it was killed, its last status."""
     kills = 0
     while True:
-        threads = str(rng.choice((1, 1, 2)))
-        run = subprocess.Popen([binary, "train", "--out", out, "--seed", str(seed), "--steps",
-                                str(STEPS), "--threads", threads], stdout=subprocess.DEVNULL,
-                               stderr=subprocess.PIPE, text=True)
-        if kills < MAX_KILLS:
-            time.sleep(rng.uniform(0.05, 0.6) * seconds)
-            if run.poll() is None:
-                kills += 1
+        run = start(binary, out, "--seed", str(seed), "--steps", str(STEPS), "--threads",
+                    str(rng.choice((1, 1, 2))))
+        text, left = "", rng.randint(1, FEW)
+        for line in run.stdout:
+            text += line
+            left -= line.startswith("step ")
+            if not left and kills < MAX_KILLS:
+                time.sleep(rng.uniform(0, 0.01))    # between lines, too
                 run.send_signal(signal.SIGKILL)
-        errors = run.communicate()[1]
+                break
+        text += run.stdout.read()
+        kills += run.wait() == -signal.SIGKILL
         if run.returncode >= 0:
-            return kills, run.returncode, errors
+            return kills, run.returncode, text
 
 
 def test_kill(binary, tmp):
     rng = random.Random(20)
     for seed in SEEDS:
         whole, torn = f"{tmp}/whole-{seed}", f"{tmp}/torn-{seed}"
-        start = time.monotonic()
         t.train(binary, whole, "--seed", seed, "--steps", STEPS)
-        kills, status, errors = killed_at_random(binary, torn, seed, rng,
-                                                 time.monotonic() - start)
+        kills, status, errors = killed_at_random(binary, torn, seed, rng)
         t.ok(status == 0 and kills > 0, f"killed {kills} times: ends well (seed {seed})", errors)
         diff = t.same_run(whole, torn)
         t.ok(not diff, f"killed {kills} times: the same bits (seed {seed})", diff)
@@ -55,8 +69,7 @@ def test_kill(binary, tmp):
 
 def stop_after(binary, out, sig, line, *args, times=1):
     """Send a signal once a line begins so; status and output."""
-    run = subprocess.Popen([binary, "train", "--out", out, "--threads", "1", *args],
-                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    run = start(binary, out, "--threads", "1", *args)
     text = ""
     for got in run.stdout:
         text += got

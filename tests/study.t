@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""The study behind `make`: arms, table, repetition, signals, and what the largest arm refuses
-before the others are built."""
+"""The study behind `make`: arms, table, repeats, signals, what it leaves, and what the largest arm
+refuses before the others are built."""
 import json
 import os
+import re
 import shutil
 import signal
 import struct
@@ -16,7 +17,9 @@ import training as t    # noqa: E402
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.join(t.SRC, "scripts"))
+import curve    # noqa: E402
 import study    # noqa: E402
+import study_table    # noqa: E402
 
 SCRATCH = os.path.join(os.path.dirname(t.SCRATCH), "study")
 CONFIG, RUNS = os.path.join(SCRATCH, ".config"), os.path.join(SCRATCH, "runs")
@@ -24,7 +27,7 @@ CONFIG, RUNS = os.path.join(SCRATCH, ".config"), os.path.join(SCRATCH, "runs")
 # For binaries that only refuse.
 QUICK = dict(os.environ, EXTRA_CFLAGS="-O1")
 
-# Two layers, two builds, three arms; what is not named is the defconfig's.
+# Two layers, three builds, four runs; what is not named is the defconfig's.
 SYMBOLS = {
     "N_LAYER": 2, "N_HEAD": 2, "N_EMBD": 16, "BLOCK_SIZE": 32, "BATCH_SIZE": 2,
     "RA_MLA_LATENT_DIM": 8, "RA_MLA_RA_WINDOW": 8, "RA_MLA_MLP_SPARSE_K": 4, "MAX_ITERS": 12,
@@ -57,8 +60,8 @@ def study_command(out, *flags):
 
 
 def table_lines(text):
-    """{step: line} of the lines that begin with a step's number."""
-    return {line.split()[0]: line for line in text.splitlines() if line[:2].strip().isdigit()}
+    """{arm: line} of the lines of a table."""
+    return {line.split()[0]: line for line in text.splitlines() if re.match(r"(\d|gpt2) +\|", line)}
 
 
 def test_table():
@@ -66,33 +69,72 @@ def test_table():
     configure()
     done = run("make", f"O={SCRATCH}", f"OUT={RUNS}/a")
     lines = table_lines(done.stdout)
-    t.ok(done.returncode == 0 and sorted(lines) == ["0", "2", "4"],
-         "make_runs_the_study_and_prints_a_line_for_each_step", t.said(done))
-    t.ok("bigram" in done.stdout and "sha256" in done.stdout, "baseline_and_corpus_are_named")
+    t.ok(done.returncode == 0 and sorted(lines) == ["0", "2", "gpt2"],
+         "make_runs_the_study_and_prints_a_line_for_each_arm_beside_gpt2", t.said(done))
+    loses = re.search(r"^bigram baseline, .*: (2\.\d+)(; arm gpt2, 0, 2 loses to it)?", done.stdout,
+                      re.M)
+    t.ok(loses and loses[2], "losing_to_the_baseline_is_said", done.stdout)
+    t.ok("data: embedded corpus: " in done.stdout and not re.search("[0-9a-f]{40}", done.stdout),
+         "data_is_named_and_hashes_are_not_printed", done.stdout)
+    t.ok(re.search(r"^\d{4}-\d\d-\d\d, Tenon git .*; 768 tokens seen by each arm$", done.stdout,
+                   re.M), "date_version_and_tokens_are_said", done.stdout)
     t.ok("estimated total time" in done.stdout, "total_time_is_estimated")
-    t.ok("step 4 is identical to step 2" in done.stdout, "repeated_step_is_identical")
+    t.ok("check: arm 4 is identical to arm 2" in done.stdout, "repeat_is_a_check")
     t.ok(lines["0"] in t.read(RUNS, "a/table.txt").decode(), "table_is_written")
-    rows = {r["step"]: r for r in json.loads(t.read(RUNS, "a/table.json"))["rows"]}
+    table = json.loads(t.read(RUNS, "a/table.json"))
+    rows = {r["arm"]: r for r in table["rows"]}
     paired = rows[2]["val_loss"] - rows[0]["val_loss"]
     t.ok(rows[2]["change"] == paired and f"{paired:+.4f}" in lines["2"],
-         "change_is_against_step_0", lines)
-    t.ok(rows[2]["parameters"] > rows[0]["parameters"], "arms_are_different_models")
+         "change_is_against_arm_0", lines)
+    t.ok(rows[2]["parameters"] > rows[0]["parameters"] and rows[0]["cache_token"] <
+         min(rows[2]["cache_token"], rows["gpt2"]["cache_token"]), "arms_are_different_models", rows)
+    result = rows[0]["seeds"]["1337"]
+    t.ok("sha256" in result["data"] and len(result["weights_sha256"]) == 64 and table["checks"] and
+         result["label"] == "arm 0: latent attention, no mechanism", "the_json_has_the_hashes",
+         result)
     return done.stdout
 
 
+def test_left():
+    """What stays: a checkpoint under the study's folder for the binary of the largest arm."""
+    t.ok(os.readlink(f"{RUNS}/a/best") == "arm2/" + os.readlink(f"{RUNS}/a/arm2/best"),
+         "the_best_checkpoint_of_the_largest_arm_is_named", os.readlink(f"{RUNS}/a/best"))
+    done = run(f"{SCRATCH}/arms/arm2/tenon", "generate", "--checkpoint", f"{RUNS}/a", "--prompt",
+               "int", errors="replace")
+    t.ok(done.returncode == 0 and done.stdout.startswith("int"), "its_binary_generates", t.said(done))
+
+
+def test_curve():
+    """The picture of losses: from rows by hand, so that gnuplot alone is tried."""
+    rows = "".join(json.dumps({"step": i, "loss": 5 - i / 50, "grad_norm": 1}) + "\n"
+                   for i in range(1, 101))
+    os.makedirs(f"{SCRATCH}/curve", exist_ok=True)
+    t.write(rows.encode(), SCRATCH, "curve/metrics.jsonl")
+    got = curve.points(f"{SCRATCH}/curve")
+    t.ok(len(got) <= 90 and got[0] == (11, 5 - 11 / 50) and got[-1] == (100, 3), "points_are_means",
+         got)
+    text = curve.draw({"arm 0": f"{SCRATCH}/curve"}, 60)
+    if shutil.which("gnuplot"):
+        t.ok("arm 0" in text and "training loss" in text and
+             max(map(len, text.splitlines())) <= 60, "gnuplot_draws_them", text)
+    else:
+        t.ok(text == "", "without_gnuplot_there_is_no_picture", text)
+    t.ok(curve.draw({"arm 0": f"{SCRATCH}/nowhere"}, 60) == "", "no_rows_no_picture")
+
+
 def test_again(first):
-    at = os.stat(f"{RUNS}/a/step0/metrics.jsonl").st_mtime_ns
+    at = os.stat(f"{RUNS}/a/arm0/metrics.jsonl").st_mtime_ns
     done = run(*study_command("a"))
     t.ok(done.returncode == 0 and table_lines(done.stdout) == table_lines(first),
          "running_again_prints_the_same_table", t.said(done))
-    t.ok(os.stat(f"{RUNS}/a/step0/metrics.jsonl").st_mtime_ns == at, "running_again_trains_nothing")
+    t.ok(os.stat(f"{RUNS}/a/arm0/metrics.jsonl").st_mtime_ns == at, "running_again_trains_nothing")
 
 
 def test_difference():
     """A loss that differs in the last bit."""
     shutil.rmtree(f"{RUNS}/b", ignore_errors=True)
     shutil.copytree(f"{RUNS}/a", f"{RUNS}/b", symlinks=True)
-    path = f"{RUNS}/b/step4/metrics.jsonl"
+    path = f"{RUNS}/b/arm4/metrics.jsonl"
     rows = t.read(path).decode().splitlines(True)
     at = next(i for i, r in enumerate(rows) if json.loads(r)["step"] == 7 and "grad_norm" in r)
     row = json.loads(rows[at])
@@ -101,14 +143,14 @@ def test_difference():
     rows[at] = json.dumps(row) + "\n"
     t.write("".join(rows).encode(), path)
     done = run(*study_command("b"))
-    t.ok(done.returncode == 1 and "step 4 is not identical to step 2: training step 7: loss"
+    t.ok(done.returncode == 1 and "arm 4 is not identical to arm 2: training step 7: loss"
          in done.stderr, "difference_fails_and_names_the_first_step", t.said(done))
 
 
 def test_restart():
     done = run(*study_command("b", "--restart"))
     t.ok(done.returncode == 0 and os.path.exists(f"{RUNS}/b.old-1/table.txt") and
-         "step 4 is identical to step 2" in done.stdout, "restart_moves_the_old_study_aside",
+         "arm 4 is identical to arm 2" in done.stdout, "restart_moves_the_old_study_aside",
          t.said(done))
 
 
@@ -138,27 +180,27 @@ def test_interrupt():
     shutil.rmtree(f"{RUNS}/c", ignore_errors=True)
     with subprocess.Popen(study_command("c"), cwd=t.SRC, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, text=True) as p:
-        begun = wait_for_rows(f"{RUNS}/c/step2")
+        begun = wait_for_rows(f"{RUNS}/c/arm2")
         p.send_signal(signal.SIGINT)
         out, err = p.communicate(timeout=60)
     t.ok(begun and p.returncode == 128 + signal.SIGINT and "resumes" in err,
          "interrupt_ends_with_130", out + err)
     left = processes(f"{RUNS}/c/")
     t.ok(not left, "interrupt_leaves_no_process", left)
-    kept = t.steps(f"{RUNS}/c/step2")
-    rows = study.training_rows(f"{RUNS}/c/step2")
-    t.ok(rows and kept[-1] == f"step-{rows[-1][0]:06d}", "interrupt_checkpoints_the_last_step",
+    kept = t.steps(f"{RUNS}/c/arm2")
+    rows = study.training_rows(f"{RUNS}/c/arm2")
+    t.ok(rows and kept[-1] == f"ckpt-{rows[-1][0]:06d}", "interrupt_checkpoints_the_last_step",
          f"{kept} {rows[-1:]}")
 
 
 def refused(name, symbols, *words, out="x"):
     """make ends with status 2 and one line; of the arms the largest alone is built."""
     configure(**symbols)
-    shutil.rmtree(f"{SCRATCH}/arms/step0", ignore_errors=True)
+    shutil.rmtree(f"{SCRATCH}/arms/arm0", ignore_errors=True)
     done = run("make", f"O={SCRATCH}", f"OUT={RUNS}/{out}", env=QUICK)
     errors = [line for line in done.stderr.splitlines() if not line.startswith("make")]
     t.ok(done.returncode == 2 and len(errors) == 1 and all(w in errors[0] for w in words) and
-         not os.path.exists(f"{SCRATCH}/arms/step0") and not os.path.exists(f"{RUNS}/x"),
+         not os.path.exists(f"{SCRATCH}/arms/arm0") and not os.path.exists(f"{RUNS}/x"),
          name, t.said(done))
 
 
@@ -187,10 +229,10 @@ def test_refusals():
 def test_too_large():
     """The largest arm alone is built; its plan is refused."""
     configure(BATCH_SIZE=4096, BLOCK_SIZE=65536, RA_MLA_ABLATION_STEPS='"0,2"')
-    shutil.rmtree(f"{SCRATCH}/arms/step0", ignore_errors=True)
+    shutil.rmtree(f"{SCRATCH}/arms/arm0", ignore_errors=True)
     done = run(*study_command("d"), env=QUICK)
     t.ok(done.returncode == 2 and "CONFIG_BATCH_SIZE" in done.stderr and
-         not os.path.exists(f"{SCRATCH}/arms/step0/tenon"),
+         not os.path.exists(f"{SCRATCH}/arms/arm0/tenon"),
          "plan_of_the_largest_arm_is_checked_first", t.said(done))
 
 
@@ -200,27 +242,118 @@ def test_leaks():
     done = run(*study_command("e"), env=QUICK)
     lines = table_lines(done.stdout)
     t.ok(done.returncode == 0 and " leaks " in lines["2"] and "leaks" not in lines["0"] and
-         "step 2: recip: " in done.stdout, "leaking_arm_is_marked", t.said(done))
+         "arm 2: recip: " in done.stdout, "leaking_arm_is_marked", t.said(done))
+    done = table_of("e/arm0", "e/arm2")
+    lines = named_lines(done.stdout)
+    t.ok(" leaks " in lines["arm2"] and "leaks" not in lines["arm0"] and
+         "arm2: recip: " in done.stdout, "a_table_of_runs_marks_it_too", t.said(done))
 
 
 def test_cells():
     """The table from results by hand: seeds, pairs, the arm's name."""
     def results(*losses):
-        return {s: {"val_loss": x, "params": 9, "peak_bytes": 1, "tok_s": 1.0}
+        return {s: {"val_loss": x, "params": 9, "peak_bytes": 1, "tok_s": 1.0,
+                    "tokens": 1, "cache_token": 1}
                 for s, x in enumerate(losses)}
-    t.ok(study.label(1) == "the gate" and study.label(5) == study.label(3) + " (= 3)",
-         "arms_are_named_by_their_fragments")
-    r = study.row(1, "the gate leaks", results(2.0, 3.0), results(1.5, 2.0))
-    t.ok(study.cells(r)[1] == "the gate leaks" and r["text_loss"] == "2.5000 ± 0.7071" and
+    label = {n: study.Entry.numbered(n).label for n in (1, 3, 5)}
+    t.ok(label[1] == "the gate" and label[5] == label[3] and
+         study.Entry(study.GPT2, "gpt2").label.startswith("plain GPT-2"),
+         "arms_are_named_by_their_fragments", label)
+    r = study_table.row(1, "the gate leaks", results(2.0, 3.0), results(1.5, 2.0))
+    t.ok(study_table.cells(r)[1] == "the gate leaks" and r["text_loss"] == "2.5000 ± 0.7071" and
          r["text_change"] == "+0.7500 ± 0.3536", "seeds_give_mean_and_deviation_of_pairs", r)
-    t.ok(study.cells(study.row(0, "plain", results(None), None))[3] == "not finite",
+    said = study_table.meaning([r, {**r, "arm": 0}], 2, "byte")
+    t.ok("nats per byte" in said and "against arm 0" in said and
+         "± is the standard deviation over 2 seeds" in said, "the_table_says_what_it_is_of", said)
+    t.ok(study_table.cells(study_table.row(0, "plain", results(None), None))[3] == "not finite",
          "loss_that_is_not_finite_is_said")
+
+
+ARMS = {
+    "plain": "# latent attention, a plain MLP\nCONFIG_BLOCK=\"ra_mla mlp\"\nCONFIG_MLP_MLP=y\n"
+             "CONFIG_MLP_RECIP=n\n",
+    "gpt2": "CONFIG_MODEL_GPT2=y\nCONFIG_BLOCK=\"mha mlp\"\nCONFIG_MIXER_MHA=y\n"
+            "CONFIG_MIXER_RA_MLA=n\nCONFIG_MLP_MLP=y\nCONFIG_MLP_RECIP=n\n",
+}
+
+
+def arms(*names):
+    """ARMS as files; a list of them for ABLATION_ARMS."""
+    os.makedirs(SCRATCH, exist_ok=True)
+    for name in names:
+        t.write(ARMS[name].encode(), SCRATCH, f"{name}.config")
+    return '"' + " ".join(f"{SCRATCH}/{name}.config" for name in names) + '"'
+
+
+def named_lines(text):
+    return {line.split(" ")[0]: line for line in text.splitlines() if " | " in line}
+
+
+def test_fragments():
+    """Any fragments as arms, with the published ones and without."""
+    configure(MAX_ITERS=4, EVAL_INTERVAL=4, RA_MLA_ABLATION_STEPS='"0"',
+              ABLATION_ARMS=arms("gpt2"))
+    done = run("make", f"O={SCRATCH}", f"OUT={RUNS}/f", env=QUICK)
+    lines = named_lines(done.stdout)
+    rows = {r["arm"]: r for r in json.loads(t.read(RUNS, "f/table.json"))["rows"]}
+    change = rows["gpt2"]["val_loss"] - rows[0]["val_loss"]
+    t.ok(done.returncode == 0 and {"0", "gpt2"} <= set(lines) and
+         rows["gpt2"]["parameters"] != rows[0]["parameters"] and f"{change:+.4f}" in lines["gpt2"],
+         "a_fragment_is_an_arm_beside_the_published_ones", t.said(done))
+    configure(MAX_ITERS=4, EVAL_INTERVAL=4, RA_MLA_ABLATION_MODE="n",
+              ABLATION_ARMS=arms("plain", "gpt2"), ABLATION_SEEDS=2)
+    done = run("make", f"O={SCRATCH}", f"OUT={RUNS}/g", env=QUICK)
+    lines = named_lines(done.stdout)
+    t.ok(done.returncode == 0 and "latent attention, a plain MLP" in lines["plain"] and
+         "±" in lines["gpt2"] and os.path.exists(f"{RUNS}/g/plain-seed1338/result.json"),
+         "fragments_alone_are_a_study_against_the_first", t.said(done))
+    for name, words in {"none.config": "is no fragment", "gpt2 gpt2": "two arms",
+                        "a  b": "one space"}.items():
+        t.write(f'CONFIG_ABLATION_ARMS="{name}"\n'.replace("gpt2", f"{SCRATCH}/gpt2.config")
+                .encode(), SCRATCH, "bad.config")
+        done = run("make", f"O={SCRATCH}", f"{SCRATCH}/bad.config")
+        t.ok(done.returncode == 2 and words in done.stderr and "bad.config:1: " in done.stderr,
+             f"arms_are_refused: {words}", t.said(done))
+
+
+def table_of(*runs, **kw):
+    return run("make", "table", f"RUNS={' '.join(f'{RUNS}/{r}' for r in runs)}", **kw)
+
+
+def test_table_of_runs():
+    """make table: run folders of any binaries."""
+    done = table_of("f/arm0", "f/gpt2")
+    lines = named_lines(done.stdout)
+    rows = {r["arm"]: r for r in json.loads(t.read(RUNS, "f/table.json"))["rows"]}
+    change = rows["gpt2"]["val_loss"] - rows[0]["val_loss"]
+    t.ok(done.returncode == 0 and f"{change:+.4f}" in lines["gpt2"] and "data: " in done.stdout and
+         "arm0" in lines, "finished_runs_make_a_table", t.said(done))
+    done = table_of("f/arm0", "g/plain-seed1338")
+    t.ok(done.returncode == 0 and "seed" in done.stdout.splitlines()[-1],
+         "what_the_runs_differ_in_is_said", t.said(done))
+    shutil.rmtree(f"{RUNS}/h", ignore_errors=True)
+    os.makedirs(f"{RUNS}/h")
+    for name, text in {"result.json": "{", "none": "", "other": ""}.items():
+        t.write(text.encode(), RUNS, "h", name)
+    for bad, words in {"h": "h/result.json", "i": "i/result.json"}.items():
+        done = table_of("f/arm0", bad)
+        t.ok(done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr,
+             f"a_folder_that_is_no_finished_run_is_refused: {bad}", t.said(done))
+    result = json.loads(t.read(RUNS, "f/gpt2/result.json"))
+    t.write(json.dumps({**result, "data": "other"}).encode(), RUNS, "h/result.json")
+    done = table_of("f/arm0", "h")
+    t.ok(done.returncode == 2 and "other data" in done.stderr, "runs_on_other_data_are_refused",
+         t.said(done))
+    done = run("make", "table")
+    t.ok(done.returncode == 2 and 'RUNS="' in done.stderr, "table_needs_runs", t.said(done))
 
 
 def main():
     os.chdir(t.SRC)
     test_cells()
     first = test_table()
+    test_left()
+    test_curve()
     test_again(first)
     test_difference()
     test_restart()
@@ -228,6 +361,8 @@ def main():
     test_refusals()
     test_too_large()
     test_leaks()
+    test_fragments()
+    test_table_of_runs()
     return t.done()
 
 

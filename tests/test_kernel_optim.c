@@ -153,7 +153,7 @@ static double ref_norm(struct ref *f, int step)
 	return sqrt(sum);
 }
 
-/* Step 3: over the at most 100 norms before this one. */
+/* Point 3: over the at most 100 norms before this one. */
 static double ref_z(const struct ref *f, double norm)
 {
 	int first = MAX(f->nr_norms - 100, 0), n = f->nr_norms - first;
@@ -166,7 +166,7 @@ static double ref_z(const struct ref *f, double norm)
 	return n < 10 || var == 0 ? 0 : (norm - mean) / sqrt(var);
 }
 
-/* Factor f of step 6: n updates after a reset. */
+/* Factor f of point 6: n updates after a reset. */
 static double ref_warm(const struct ref *f)
 {
 	int n = f->since_reset;

@@ -266,6 +266,135 @@ static void file_read_recognises_gzip(void)
 	free(data);
 }
 
+/* ---- gzip that is not whole --------------------------------------------------- */
+
+static uint8_t *load(const char *path, size_t *n)
+{
+	FILE *f = fopen(path, "rb");
+	uint8_t *p = xmalloc(1 << 17);
+
+	*n = f ? fread(p, 1, 1 << 17, f) : 0;
+	if (f)
+		fclose(f);
+	return p;
+}
+
+static void refuses_gzip(const char *what, size_t at, const uint8_t *p, size_t n)
+{
+	uint8_t *text;
+	size_t size;
+
+	put_file(scratch("forged"), p, n);
+	errno = 0;
+	text = file_read(scratch("forged"), &size);
+	ok(!text && errno == EBADMSG, "file_read refuses gzip: %s (%zu)", what, at);
+	free(text);
+}
+
+/*
+ * Members of @n bytes each, one behind the other: every one must be whole, and nothing
+ * else may follow. @HEADER: bytes of which gzip itself says nothing.
+ */
+static void file_read_refuses_gzip(void)
+{
+	enum { N = 3000, HEADER = 10, PLACES = 12 };
+	uint8_t data[N], *one, *p;
+	size_t n, size;
+
+	for (int i = 0; i < N; i++)
+		data[i] = rng_u64(1, 1, i) % 50;
+	put_gzip(scratch("one.gz"), data, N);
+	one = load(scratch("one.gz"), &n);
+	p = xmalloc(3 * n);
+	memcpy(p, one, n);
+	memcpy(p + n, one, n);
+	put_file(scratch("two.gz"), p, 2 * n);
+	free(file_read(scratch("two.gz"), &size));
+	ok(size == 2 * N, "file_read: two members are one text");
+	for (int i = 0; i < PLACES; i++) {
+		size_t at = HEADER + (n - HEADER) * i / PLACES;
+
+		p[at] ^= 0x10;
+		refuses_gzip("altered in the first member", at, p, 2 * n);
+		refuses_gzip("altered in the only member", at, p, n);
+		p[at] ^= 0x10;
+		p[n + at] ^= 0x10;
+		refuses_gzip("altered in the second member", at, p, 2 * n);
+		p[n + at] ^= 0x10;
+		refuses_gzip("the only member cut", at, p, at);
+		refuses_gzip("the second member cut", at, p, n + at);
+	}
+	for (size_t at = 1; at < HEADER; at++)
+		refuses_gzip("the second member cut in its header", at, p, n + at);
+	memcpy(p + n, "garbage and more garbage", 24);
+	for (size_t at = 1; at <= 24; at += 3)
+		refuses_gzip("garbage behind it", at, p, n + at);
+	memset(p + n, 0, n);
+	refuses_gzip("zeros behind it", n, p, 2 * n);
+	memcpy(p + n, one, n);
+	p[n] ^= 1;
+	refuses_gzip("a second member without its magic", n, p, 2 * n);
+	p[n] ^= 1;
+	p[n + 2] = 7;
+	refuses_gzip("a second member of another method", n, p, 2 * n);
+	free(one);
+	free(p);
+}
+
+/* ---- messages ----------------------------------------------------------------- */
+
+static void text_plain_escapes(void)
+{
+	static const struct { const char *text, *plain; } cases[] = {
+		{ "", "" }, { "plain /text-1", "plain /text-1" }, { "\u00e4 \u20ac \U0001d11e",
+		"\u00e4 \u20ac \U0001d11e" }, { "a\nb\r\tc", "a\\nb\\r\\tc" },
+		{ "\x1b[31m", "\\x1b[31m" }, { "\x7f", "\\x7f" }, { "\xc2\x9b", "\\xc2\\x9b" },
+		{ "\xff\xfe", "\\xff\\xfe" }, { "\xe2\x82", "\\xe2\\x82" },
+		{ "\xc0\xaf", "\\xc0\\xaf" }, { "\xe0\x80\xaf", "\\xe0\\x80\\xaf" },
+		{ "\xed\xa0\x80", "\\xed\\xa0\\x80" },
+		{ "\xf0\x80\x80\x80", "\\xf0\\x80\\x80\\x80" },
+		{ "\xf4\x90\x80\x80", "\\xf4\\x90\\x80\\x80" }, { "%s%n", "%s%n" },
+	};
+
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		char *plain = text_plain(cases[i].text);
+
+		ok(!strcmp(plain, cases[i].plain), "text_plain %zu: %s", i, plain);
+		free(plain);
+	}
+}
+
+static void die_formatted(const void *arg)
+{
+	die("%s", (const char *)arg);
+}
+
+static void die_doomed(const void *arg)
+{
+	die_removes(arg);
+	die("the end");
+}
+
+static void die_unfinished(const void *arg)
+{
+	struct file_writer *f = file_create(arg);
+
+	file_write(f, "half", 4);
+	die("the end");
+}
+
+static void die_is_one_line(void)
+{
+	ok(dies(die_formatted, "two\nlines", "two\\nlines"), "die: a line feed");
+	ok(dies(die_formatted, "\x1b[2J\xff", "\\x1b[2J\\xff"), "die: control and bad bytes");
+	dir_make(scratch("doomed/in"));
+	ok(dies(die_doomed, scratch("doomed"), "the end") && access(scratch("doomed"), F_OK),
+	   "die removes what is half-written");
+	ok(dies(die_unfinished, scratch("unfinished"), "the end") &&
+	   access(scratch("unfinished"), F_OK) && access(scratch("unfinished.partial"), F_OK),
+	   "die drops unfinished files");
+}
+
 static void dir_operations(void)
 {
 	ok(!dir_make(scratch("a/b/c")) && !dir_make(scratch("a/b/c")) &&
@@ -336,6 +465,9 @@ int main(void)
 	file_append_goes_on();
 	file_write_failure_keeps_the_old();
 	file_read_recognises_gzip();
+	file_read_refuses_gzip();
+	text_plain_escapes();
+	die_is_one_line();
 	dir_operations();
 	util_rest();
 	scratch_close();

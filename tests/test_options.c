@@ -63,9 +63,9 @@ static void parse_one(const void *line)
 static void options_refuse_mistakes(void)
 {
 	static const struct { const char *line, *words; } bad[] = {
-		{ "train --step 5", "nearest is --steps" },
-		{ "train --helo", "nearest is --help" },
-		{ "train --rstart", "nearest is --restart" },
+		{ "train --step 5", "did you mean --steps?" },
+		{ "train --helo", "did you mean --help?" },
+		{ "train --rstart", "did you mean --restart?" },
 		{ "train -o x", "unknown flag -o" },
 		{ "train --out", "--out wants a value" },
 		{ "train --out --steps 5", "--out wants a value" },

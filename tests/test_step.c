@@ -237,7 +237,7 @@ static void nonfinite_never_enters_the_weights(void)
 	   name ? name : "-");
 	arch_get(after, run.optim.buf[0], size);
 	ok(same_weights(copy) && !memcmp(m, after, size), "nonfinite_never_enters_the_weights");
-	run.metrics = metrics_open(scratch_dir, run.st.step - 1, false);
+	run.metrics = metrics_open(scratch_dir, &run.st);
 	diag("what follows on stderr is meant to");
 	ok(train_loop(&run) == 1 && run.st.optim.common.skipped_row == CONFIG_SPAM_MAX_SKIPS,
 	   "nonfinite_stops_after_max_skips");

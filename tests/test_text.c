@@ -118,8 +118,8 @@ static void text_refuses(void)
 	for (int i = 0; i < 1000; i++)
 		gzprintf(gz, "%d ", i * i);
 	gzclose(gz);
-	ok(!truncate(scratch("torn.gz"), 500) && dies(open_one, scratch("torn.gz"), "torn.gz: "
-	   "damaged"), "text_refuses torn gzip");
+	ok(!truncate(scratch("torn.gz"), 500) && dies(open_one, scratch("torn.gz"),
+	   "torn.gz: cannot be read: damaged"), "text_refuses torn gzip");
 	put_text("locked", "x");
 	if (chmod(scratch("locked"), 0) || !access(scratch("locked"), R_OK))
 		ok(true, "text_refuses an unreadable file # SKIP root reads everything");

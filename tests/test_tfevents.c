@@ -31,7 +31,7 @@ static void log_steps(const char *name, int from, int to)
 	struct tfevents *t = tfevents_create(scratch(name));
 
 	for (int i = from; i <= to; i++)
-		tfevents_scalar(t, i, "train/loss", 1.5);
+		tfevents_scalar(t, i, "loss/train", 1.5);
 	tfevents_close(t);
 }
 
@@ -43,8 +43,8 @@ static void tfevents_bytes(void)
 {
 	static const uint8_t version[] = { 0x1a, 13, 'b', 'r', 'a', 'i', 'n', '.', 'E', 'v', 'e',
 					   'n', 't', ':', '2' };
-	static const uint8_t scalar[] = { 0x10, 0xac, 0x02, 0x2a, 19, 0x0a, 17, 0x0a, 10, 't', 'r',
-					  'a', 'i', 'n', '/', 'l', 'o', 's', 's', 0x15, 0, 0, 0xc0,
+	static const uint8_t scalar[] = { 0x10, 0xac, 0x02, 0x2a, 19, 0x0a, 17, 0x0a, 10, 'l', 'o',
+					  's', 's', '/', 't', 'r', 'a', 'i', 'n', 0x15, 0, 0, 0xc0,
 					  0x3f };
 	static const uint8_t head24[] = { 24, 0, 0, 0, 0, 0, 0, 0, 0xa3, 0x7f, 0x4b, 0x22 };
 	size_t n;
@@ -105,12 +105,64 @@ static void tfevents_long_tag(void)
 	   "tfevents_scalar: largest step");
 }
 
+/* Does the file hold these bytes, once? */
+static bool holds(const uint8_t *p, size_t n, const void *bytes, size_t nr)
+{
+	int found = 0;
+
+	for (size_t i = 0; i + nr <= n; i++)
+		found += !memcmp(p + i, bytes, nr);
+	return found == 1;
+}
+
+/*
+ * A text longer than any buffer, and every kind of hyper-parameter. The bytes are those that
+ * TensorBoard's own classes (tensorboard 2.21) serialize to.
+ */
+static void tfevents_plugins(void)
+{
+	static const uint8_t text_head[] = { 0x0a, 0x03, 'r', 'u', 'n', 0x42, 0xa9, 0x46, 0x08, 7, 0x12,
+					     0, 0x42, 0xa2, 0x46, 'x', 'x' };
+	static const uint8_t metadata[] = { 0x4a, 12, 0x0a, 8, 0x0a, 4, 't', 'e', 'x', 't', 0x12, 0,
+					    0x20, 2 };
+	static const uint8_t start[] = { 0x1a, 42, 0x0a, 14, 0x0a, 1, 'a', 0x12, 9, 0x11, 0, 0, 0, 0, 0,
+					 0, 0xf8, 0x3f, 0x0a, 7, 0x0a, 1, 'b', 0x12, 2, 0x20, 1, 0x0a,
+					 15, 0x0a, 1, 'c', 0x12, 10, 0x1a, 8, 'm', 'h', 'a', ' ', 'm',
+					 'l', 'p', '2' };
+	static const uint8_t end[] = { 0x0a, 7, 'h', 'p', 'a', 'r', 'a', 'm', 's', 0x12, 4, 0x22, 2,
+				       0x08, 1 };
+	const struct tfevents_hparam list[] = {
+		{ .name = "a", .kind = HPARAM_NUMBER, .number = 1.5 },
+		{ .name = "b", .kind = HPARAM_SWITCH, .number = 1 },
+		{ .name = "c", .kind = HPARAM_TEXT, .text = "mha mlp2" },
+	};
+	char text[8995];
+	struct tfevents *t;
+	uint8_t *p;
+	size_t n;
+	int count;
+
+	memset(text, 'x', sizeof(text));
+	text[sizeof(text) - 1] = 0;
+	dir_make(scratch("plugins"));
+	t = tfevents_create(scratch("plugins"));
+	ok(!tfevents_text(t, "run", text) && !tfevents_hparams(t, list, 3) && !tfevents_success(t) &&
+	   !tfevents_close(t), "tfevents_plugins: written");
+	p = file_read(event_file("plugins", &count), &n);
+	ok(holds(p, n, text_head, sizeof(text_head)) && holds(p, n, metadata, sizeof(metadata)),
+	   "tfevents_text: tensor and plugin");
+	ok(holds(p, n, start, sizeof(start)), "tfevents_hparams: number, switch, text");
+	ok(holds(p, n, end, sizeof(end)), "tfevents_success");
+	free(p);
+}
+
 int main(void)
 {
 	scratch_open();
 	tfevents_bytes();
 	tfevents_create_begins_anew();
 	tfevents_long_tag();
+	tfevents_plugins();
 	scratch_close();
 	return tap_done();
 }

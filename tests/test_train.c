@@ -159,36 +159,118 @@ static void accum_is_the_fixed_tree(void)
 
 /* ---- rows and events --------------------------------------------------------- */
 
-/* The rows of step 2 and its evaluation, opened again before or after that was kept. */
-static size_t rows_again(bool evaluated)
+/* What a checkpoint says of the log of @t after @step. */
+static struct ckpt_state state_at(const struct metrics *t, int64_t step, bool evaluated)
 {
-	struct metrics *t = metrics_open(scratch("rows"), 2, evaluated);
-	uint8_t *p;
-	size_t n;
+	struct ckpt_state st = { .step = step, .eval_step = evaluated ? step : -1 };
 
-	metrics_close(t);
-	p = file_read(scratch("rows/metrics.jsonl"), &n);
-	free(p);
+	metrics_mark(t, &st.log);
+	return st;
+}
+
+static const struct ckpt_state fresh = { .eval_step = -1 };
+
+static size_t log_size(const char *name)
+{
+	size_t n = 0;
+	char *path = xasprintf("%s/%s", scratch("rows"), name);
+
+	free(file_read(path, &n));
+	free(path);
 	return n;
+}
+
+static size_t rows_again(const struct ckpt_state *st)
+{
+	metrics_close(metrics_open(scratch("rows"), st));
+	return log_size("metrics.jsonl");
 }
 
 /* A run that stopped between a step and its evaluation makes up for it, once. */
 static void evaluation_is_logged_once(void)
 {
 	struct step_row row = { .step = 2 };
+	struct ckpt_state before, after;
 	struct metrics *t;
-	size_t before, after;
 
 	dir_make(scratch("rows"));
-	t = metrics_open(scratch("rows"), 0, false);
+	t = metrics_open(scratch("rows"), &fresh);
 	metrics_step(t, &row);
-	metrics_close(t);
-	before = rows_again(false);
-	t = metrics_open(scratch("rows"), 2, false);
+	before = state_at(t, 2, false);
 	metrics_eval(t, 2, "val", 1.5);
+	after = state_at(t, 2, true);
 	metrics_close(t);
-	after = rows_again(true);
-	ok(before && after > before && rows_again(false) == before, "evaluation_is_logged_once");
+	ok(before.log.bytes && after.log.bytes > before.log.bytes &&
+	   rows_again(&after) == (size_t)after.log.bytes &&
+	   rows_again(&before) == (size_t)before.log.bytes, "evaluation_is_logged_once");
+}
+
+/* stderr of metrics_open() in a child; how it ended. */
+static int open_in_child(const struct ckpt_state *st, char *said, size_t size)
+{
+	int fd[2], status;
+	ssize_t got;
+	size_t n = 0;
+	pid_t pid;
+
+	fflush(stdout);
+	if (pipe(fd) || (pid = fork()) < 0)
+		die("no child for a test");
+	if (!pid) {
+		dup2(fd[1], 2);
+		metrics_close(metrics_open(scratch("rows"), st));
+		_exit(0);
+	}
+	close(fd[1]);
+	while ((got = read(fd[0], said + n, size - 1 - n)) > 0)
+		n += got;
+	said[n] = 0;
+	close(fd[0]);
+	waitpid(pid, &status, 0);
+	return status;
+}
+
+/*
+ * Rows that are not those which the checkpoint saw: one line says so, the file as it was
+ * found is kept, whole rows stay.
+ */
+static void damaged_log_is_named(void)
+{
+	static const char row[] = "{\"step\": 1, \"loss\": 2.5}\n";
+	enum { ROW = sizeof(row) - 1, ROWS = 4, SIZE = ROW * ROWS };
+	struct ckpt_state st = { .step = 9, .eval_step = -1, .log.bytes = SIZE };
+	char whole[SIZE + 1] = "", bad[SIZE], said[4096];
+	size_t want;
+
+	for (int i = 0; i < ROWS; i++)
+		memcpy(whole + i * ROW, row, ROW);
+	sha256_hex(whole, SIZE, st.log.sha256);
+	for (int cut = 0; cut < SIZE; cut += 5) {
+		dir_remove(scratch("rows"));
+		dir_make(scratch("rows"));
+		put_file(scratch("rows/metrics.jsonl"), whole, cut);
+		ok(!open_in_child(&st, said, sizeof(said)) && strchr(said, '\n') &&
+		   !strchr(said, '\n')[1] && strstr(said, "metrics.jsonl.old-1") &&
+		   log_size("metrics.jsonl.old-1") == (size_t)cut &&
+		   log_size("metrics.jsonl") == (size_t)(cut / ROW * ROW),
+		   "log of %d bytes where %d were: %s", cut, SIZE, said);
+	}
+	for (int at = 0; at < SIZE; at += 5) {
+		memcpy(bad, whole, SIZE);
+		bad[at] ^= 0x80;	/* no JSON any more, or other words */
+		want = SIZE - ROW;
+		dir_remove(scratch("rows"));
+		dir_make(scratch("rows"));
+		put_file(scratch("rows/metrics.jsonl"), bad, SIZE);
+		ok(!open_in_child(&st, said, sizeof(said)) && strchr(said, '\n') &&
+		   !strchr(said, '\n')[1] && strstr(said, "altered") &&
+		   log_size("metrics.jsonl.old-1") == SIZE && log_size("metrics.jsonl") <= want,
+		   "log altered at byte %d: %s", at, said);
+	}
+	dir_remove(scratch("rows"));
+	dir_make(scratch("rows"));
+	ok(!open_in_child(&st, said, sizeof(said)) && strstr(said, "missing"),
+	   "log that is missing: %s", said);
 }
 
 /* The event file of @dir without its wall times; the files there must be one. */
@@ -210,9 +292,10 @@ static uint8_t *events(const char *dir, size_t *n)
 	}
 	closedir(d);
 	/* a record: length 8, checksum 4, a key, wall time 8, the rest, checksum 4 */
-	for (size_t at = 0; p && at < *n; at += 16 + p[at]) {
+	for (size_t at = 0, size; p && at < *n; at += 16 + size) {
+		size = p[at] | p[at + 1] << 8 | p[at + 2] << 16;
 		memset(p + at + 13, 0, 8);
-		memset(p + at + 12 + p[at], 0, 4);
+		memset(p + at + 12 + size, 0, 4);
 	}
 	return p;
 }
@@ -234,19 +317,22 @@ static void log_rows(struct metrics *t, int from, int to)
 static void events_are_written_anew(void)
 {
 	const char *whole = scratch("whole"), *torn = scratch("torn");
-	size_t n, again;
+	struct ckpt_state at;
 	struct metrics *t;
+	size_t n, again;
 	uint8_t *p, *q;
 
 	dir_make(whole);
 	dir_make(torn);
-	t = metrics_open(whole, 0, false);
+	t = metrics_open(whole, &fresh);
 	log_rows(t, 1, 6);
 	metrics_close(t);
-	t = metrics_open(torn, 0, false);
-	log_rows(t, 1, 5);
+	t = metrics_open(torn, &fresh);
+	log_rows(t, 1, 4);
+	at = state_at(t, 4, true);
+	log_rows(t, 5, 5);
 	metrics_close(t);
-	t = metrics_open(torn, 4, true);
+	t = metrics_open(torn, &at);
 	log_rows(t, 5, 6);
 	metrics_close(t);
 	p = events(whole, &n);
@@ -320,6 +406,7 @@ int main(void)
 	compat_sorts_symbols();
 	plan_that_does_not_fit_names_symbols();
 	evaluation_is_logged_once();
+	damaged_log_is_named();
 	events_are_written_anew();
 	scratch_close();
 	return tap_done();

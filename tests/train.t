@@ -1,13 +1,17 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """The verb train: what it prints and logs, repeats bit for bit, and refuses."""
+import fcntl
 import json
 import math
 import os
 import pty
 import re
+import shutil
+import struct
 import subprocess
 import sys
+import termios
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import training as t    # noqa: E402
@@ -44,8 +48,38 @@ def test_metrics(out):
     t.ok(steps[-1]["loss"] < steps[0]["loss"] - 0.5, "the loss falls", steps[-1])
     t.ok(math.isclose(steps[0]["lr"], 3e-3 / 5) and math.isclose(steps[-1]["lr"], 3e-4),
          "the schedule is the configured one")
-    tags = {e[1].count(b"train/loss") and e[0] for e in t.event_steps(out)} - {0}
+    tags = {e[1].count(b"loss/train") and e[0] for e in t.event_steps(out)} - {0}
     t.ok(tags == set(range(1, 61)), "the event file has every step")
+
+
+def test_events(out):
+    """Texts and hyper-parameters stand before the rows, and tags sort with the losses first."""
+    events = [e[1] for e in t.event_steps(out)]
+    names = sorted(dict(t.fields(dict(t.fields(e))[1]))[1].decode() for e in events)
+    t.ok(b"_hparams_/session_start_info" in events[2] and b"LEARNING_RATE" in events[2] and
+         b"_hparams_/session_end_info" in events[-1], "hyper-parameters, and that the run ended")
+    t.ok(b"CONFIG_LEARNING_RATE" in events[1] and b"arm: none" in events[0], "texts", events[0])
+    curves = [n for n in names if "/" in n and not n.startswith("_")]
+    t.ok(curves[0].startswith("loss/") and {"loss/train", "loss/val"} <= set(curves),
+         "the losses are the first curves", curves)
+
+
+def test_words(binary, out, tmp):
+    """Perplexity says per what; what loses to the baseline says so; memory is explained."""
+    run = t.train(binary, out)
+    result = json.loads(t.read(out, "result.json"))
+    t.ok(result["unit"] == "byte" and re.search(r"^result .*perplexity [\d.]+ per byte$",
+                                                run.stdout, re.M), "perplexity is per byte")
+    t.ok((result["val_loss"] < result["bigram_loss"]) != ("loses to the bigram" in run.stdout),
+         "a result that loses to the baseline says so", run.stdout)
+    run = t.train(binary, f"{tmp}/short", "--steps", 1, "--label", "arm 7: a name")
+    result = json.loads(t.read(f"{tmp}/short", "result.json"))
+    t.ok("loses to the bigram" in run.stdout and result["label"] == "arm 7: a name",
+         "so does one of a single step", t.said(run))
+    t.ok(any(b"arm: arm 7: a name" in e[1] for e in t.event_steps(f"{tmp}/short")),
+         "the event file has the name of the arm")
+    t.ok(len(re.findall("MiB planned", run.stdout)) == 2 and "whole process" in run.stdout,
+         "both figures of memory say what they are of", run.stdout)
 
 
 def test_result(out):
@@ -89,14 +123,11 @@ def test_finished(binary, out, tmp):
              diff + t.said(run))
 
 
-def test_terminal(binary, tmp):
-    try:
-        master, slave = pty.openpty()
-    except OSError:
-        t.ok(True, "on a terminal # SKIP this machine has no pseudo-terminals")
-        return
-    run = subprocess.Popen([binary, "train", "--out", f"{tmp}/pty", "--threads", "1"],
-                           stdout=slave, stderr=slave, stdin=subprocess.DEVNULL)
+def on_terminal(width, *command):
+    """(status, what came) of a command whose output is a terminal of this width."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+    run = subprocess.Popen(command, stdout=slave, stderr=slave, stdin=subprocess.DEVNULL)
     os.close(slave)
     text = b""
     while True:
@@ -107,12 +138,28 @@ def test_terminal(binary, tmp):
         if not got:
             break
         text += got
-    run.wait()
     os.close(master)
-    lines = text.decode().split("\r\n")
-    t.ok(run.returncode == 0 and b"\r\033[K" in text, "on a terminal: one line is written over")
-    t.ok(all(not line.startswith("step ") or "\r\033[K" in line for line in lines) and
-         lines[-2].startswith("  "), "on a terminal: step lines do not stay", text.decode())
+    return run.wait(), text.decode()
+
+
+def test_terminal(binary, tmp):
+    """A line of loss stays every LOG_INTERVAL steps; nothing of the progress is wrapped."""
+    try:
+        os.close(pty.openpty()[0])
+    except OSError:
+        t.ok(True, "on a terminal # SKIP this machine has no pseudo-terminals")
+        return
+    for width in (40, 200):
+        status, text = on_terminal(width, binary, "train", "--out", f"{tmp}/pty{width}",
+                                   "--threads", "1")
+        drawn = [piece for line in text.split("\r\n") for piece in line.split("\r\033[K")
+                 if piece.startswith("step ")]
+        stay = [line.rpartition("\r\033[K")[2] for line in text.split("\r\n")]
+        shown = re.findall(r"^step (\d+)/60  loss [\d.]+", "\n".join(stay), re.M)
+        t.ok(status == 0 and shown == ["1"] + [str(i) for i in range(5, 61, 5)],
+             f"on a terminal of {width}: a line stays every LOG_INTERVAL steps", text)
+        t.ok(drawn and max(map(len, drawn)) < width, f"and none is {width} wide or more", drawn)
+    t.ok(max(map(len, drawn)) > 60, "a wide terminal shows all of it", drawn)
 
 
 def test_refusals(binary, tmp):
@@ -134,11 +181,33 @@ def test_lock(binary, tmp):
     first = subprocess.Popen([binary, "train", "--out", f"{tmp}/lock", "--steps", "100000"],
                              stdout=subprocess.PIPE, text=True)
     first.stdout.readline()
-    second = t.train(binary, f"{tmp}/lock", "--steps", 100000)
+    for flags in ([], ["--restart"], ["--allow-config-change"], ["--restart", "--seed", 7]):
+        second = t.train(binary, f"{tmp}/lock", "--steps", 100000, *flags)
+        t.ok(t.one_line(second, "in use by another run") and first.poll() is None and
+             not os.path.exists(f"{tmp}/lock.old-1"),
+             f"two runs in one folder are refused {' '.join(map(str, flags))}", t.said(second))
     first.kill()
     first.communicate()
-    t.ok(t.one_line(second, "in use by another run"), "two runs in one folder are refused",
-         t.said(second))
+
+
+def test_moved(binary, tmp):
+    """A run whose folder goes away, and may be there again as another's, writes nothing more."""
+    for what, replace in (("moved", False), ("moved and made anew", True), ("removed", None)):
+        out = f"{tmp}/moved-{replace}"
+        run = subprocess.Popen([binary, "train", "--out", out, "--steps", "1000000"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while "step 5/" not in run.stdout.readline():
+            pass
+        os.rename(out, f"{out}.elsewhere")
+        if replace is None:
+            shutil.rmtree(f"{out}.elsewhere", ignore_errors=True)
+        if replace:
+            os.mkdir(out)
+        errors = run.communicate(timeout=60)[1]
+        said = t.one_line(subprocess.CompletedProcess([], run.returncode, "", errors), out, "moved")
+        made = os.listdir(out) if os.path.isdir(out) else []
+        t.ok(said and not made, f"a folder that is {what} under a run: one line, nothing is written "
+             "there", f"{run.returncode} {errors} {made}")
 
 
 def test_time_limit(tmp):
@@ -160,12 +229,15 @@ def main():
         out = f"{tmp}/run"
         test_output(binary, out)
         test_metrics(out)
+        test_events(out)
         test_result(out)
+        test_words(binary, out, tmp)
         test_repeat(binary, out, tmp)
         test_finished(binary, out, tmp)
         test_terminal(binary, tmp)
         test_refusals(binary, tmp)
         test_lock(binary, tmp)
+        test_moved(binary, tmp)
         test_time_limit(tmp)
     return t.done()
 

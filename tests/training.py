@@ -30,6 +30,9 @@ VARIANTS = {
     "small": [],
     "rate": ['LEARNING_RATE="1e-3"', "LOG_INTERVAL=3"],
     "shared": ["RA_MLA_PER_HEAD_V_UP=n"],
+    "shards": ["DATA_SHARDS=y", "VOCAB_SIZE=300", 'DATA_PATH=""', "MAX_ITERS=6",
+               "CHECKPOINT_INTERVAL=2"],
+    "text": ["DATA_TEXT=y", 'DATA_PATH=""', "MAX_ITERS=6"],
     "timed": ["MAX_ITERS=1000000", "MAX_TIME=1", "EVAL_INTERVAL=1000000",
               "CHECKPOINT_INTERVAL=1000000"],
 }
@@ -92,7 +95,7 @@ def folder():
 def tenon(binary, *args, **kw):
     """Run a binary to its end; status, stdout, stderr."""
     kw.setdefault("timeout", 120)
-    return subprocess.run([binary, *map(str, args)], stdout=subprocess.PIPE,
+    return subprocess.run([str(binary), *map(str, args)], stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, text=True, **kw)
 
 
@@ -131,8 +134,8 @@ def metrics(out):
 
 
 def steps(out):
-    """Step folders, oldest first."""
-    return sorted(n for n in os.listdir(out) if n.startswith("step-"))
+    """Checkpoint folders, oldest first."""
+    return sorted(n for n in os.listdir(out) if n.startswith("ckpt-"))
 
 
 def event_steps(out):
@@ -183,7 +186,7 @@ def same_run(a, b):
     if metrics(a) != metrics(b):
         pairs = zip(metrics(a), metrics(b))
         return f"metrics: {next((p for p in pairs if p[0] != p[1]), 'number of rows')}"
-    drop = b"train/tok_s"
+    drop = b"speed/tok_s"
     if [e for e in event_steps(a) if drop not in e[1]] != \
             [e for e in event_steps(b) if drop not in e[1]]:
         return "event files"

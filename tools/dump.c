@@ -49,7 +49,7 @@ static int32_t *read_numbers(const char *path, size_t n, const char *what)
 	int32_t *x;
 
 	if (!raw)
-		die("dump: cannot read %s: %s", path, strerror(errno));
+		die("dump: cannot read %s: %s", path, file_error(errno));
 	if (size != n * 4)
 		die("dump: %s has %zu bytes; %s are %zu (little-endian int32)", path, size, what,
 		    n * 4);
@@ -127,7 +127,7 @@ static void place(struct model *m)
 static void __attribute__((noreturn)) fail(const struct dump *d, int error)
 {
 	die("dump: cannot write %s: %s; make room or give another --out", d->path,
-	    strerror(-error));
+	    file_error(-error));
 }
 
 static void check(const struct dump *d, int error)
@@ -189,8 +189,8 @@ static void write_bundle(struct dump *d)
 	const struct tensor_set grad = { .prefix = "grad.", .buf = d->m.dw };
 	size_t numbers = (size_t)d->b * (d->apart ? 2 * d->t : d->t + 1);
 	double loss = model_loss(&d->m);
+	char hex[65], *path;
 	uint64_t size;
-	char hex[65];
 	int error;
 
 	d->st = st_create(d->path);
@@ -205,8 +205,9 @@ static void write_bundle(struct dump *d)
 	error = st_finish(d->st, &size, hex);
 	if (error)
 		fail(d, error);
-	printf("%s: loss %.6f, %llu bytes, sha256 %s\n", d->path, loss, (unsigned long long)size,
-	       hex);
+	path = text_plain(d->path);
+	printf("%s: loss %.6f, %llu bytes, sha256 %s\n", path, loss, (unsigned long long)size, hex);
+	free(path);
 }
 
 int verb_dump(int argc, char **argv)
@@ -223,7 +224,7 @@ int verb_dump(int argc, char **argv)
 		{ "batch", OPT_INT, &batch, 1, INT32_MAX, "sequences" },
 		{ "length", OPT_INT, &length, 1, INT32_MAX, "positions" },
 		{ "device", OPT_INT, &device, 0, 1024, "device number" },
-		{ "threads", OPT_INT, &threads, 0, 4096, "cpu threads, 0 = all" },
+		{ "threads", OPT_INT, &threads, 0, 4096, "cpu threads, 0 = OMP_NUM_THREADS or all" },
 	};
 	static struct dump d;
 

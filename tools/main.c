@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /*
- * The verbs, one line each. `tenon VERB --help` lists the flags of one.
+ * The verbs, one line each. `tenon VERB --help` lists the flags of one. What make calls
+ * begins with --called-by-make, so that refusals name what was typed.
  */
-#include <errno.h>
 #include <string.h>
 
 #include "options.h"
@@ -29,26 +29,55 @@ static void print_verbs(FILE *to)
 	fputs("usage: tenon VERB [flags]\n", to);
 	for (size_t i = 0; i < ARRAY_SIZE(verbs); i++)
 		fprintf(to, "  %-10s %s\n", verbs[i].name, verbs[i].help);
-	fputs("`tenon VERB --help` lists the flags of a verb\n", to);
+	fputs("`tenon VERB --help` lists the flags of a verb, `tenon --version` says what it is "
+	      "made of\n", to);
 }
 
 /* What stdout did not take, behind a "> FILE" on a full disk, is a failure too. */
 static int finish(int status)
 {
-	if ((fflush(stdout) || ferror(stdout)) && !status)
-		die("cannot write to stdout: %s", strerror(errno));
+	if (!status)
+		stdout_check();
 	return status;
+}
+
+static bool is(const char *word, const char *name)
+{
+	return !strcmp(word, name);
+}
+
+static void __attribute__((noreturn)) unknown(const char *word)
+{
+	struct nearest n = { .word = word };
+
+	for (size_t i = 0; i < ARRAY_SIZE(verbs); i++)
+		nearest_offer(&n, verbs[i].name);
+	if (n.best)
+		die("unknown verb \"%s\": did you mean %s? `tenon --help` lists them", word, n.best);
+	die("unknown verb \"%s\"; `tenon --help` lists them", word);
 }
 
 int main(int argc, char **argv)
 {
-	if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") ||
-	    !strcmp(argv[1], "help")) {
+	const char *word;
+
+	process_init();
+	if (argc > 1 && is(argv[1], "--called-by-make")) {
+		flags_of_make();
+		argc--;
+		argv++;
+	}
+	word = argc > 1 ? argv[1] : "--help";
+	if (is(word, "--help") || is(word, "-h") || is(word, "help")) {
 		print_verbs(stdout);
 		return finish(0);
 	}
+	if (is(word, "--version")) {
+		printf("tenon %s\n", build_text());
+		return finish(0);
+	}
 	for (size_t i = 0; i < ARRAY_SIZE(verbs); i++)
-		if (!strcmp(argv[1], verbs[i].name))
+		if (is(word, verbs[i].name))
 			return finish(verbs[i].run(argc - 1, argv + 1));
-	die("unknown verb \"%s\"; `tenon --help` lists them", argv[1]);
+	unknown(word);
 }

@@ -81,21 +81,24 @@ static void check_out(const char *out)
 	int fd;
 
 	while (stat(folder, &st)) {
-		char *up = xstrdup(dirname(folder));
+		int err = errno;
+		char *up;
 
-		if (errno != ENOENT)
-			die("%s: %s; choose another --out (make OUT=DIR)", out, strerror(errno));
+		/* a link to nothing is in the way, not absent */
+		if (err != ENOENT || !lstat(folder, &st))
+			die("%s: %s; choose another %s", out, strerror(err), flag_words("out"));
+		up = xstrdup(dirname(folder));
 		free(folder);
 		folder = up;
 	}
 	if (!S_ISDIR(st.st_mode))
-		die("%s: %s is a file, not a folder; choose another --out (make OUT=DIR)", out,
-		    folder);
+		die("%s: %s is a file, not a folder; choose another %s", out, folder,
+		    flag_words("out"));
 	probe = xasprintf("%s/.tenon-XXXXXX", folder);
 	fd = mkstemp(probe);
 	if (fd < 0)
-		die("%s: cannot write in %s: %s; make room or choose another --out (make OUT=DIR)",
-		    out, folder, strerror(errno));
+		die("%s: cannot write in %s: %s; make room or choose another %s", out, folder,
+		    strerror(errno), flag_words("out"));
 	close(fd);
 	unlink(probe);
 	free(probe);

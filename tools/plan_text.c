@@ -228,8 +228,10 @@ void plan_text(const struct report *r)
 	print_forms(&r->m);
 	print_taps(&r->m);
 	printf("capacity     %d sequences x %d positions, %s\n", B_MAX, T_MAX, REAL_NAME);
-	printf("parameters   %" PRIu64 "; as published, with the last layer's unread tensors, %" PRIu64 "\n",
-	       p->params, p->params_published);
+	printf("parameters   %" PRIu64 "\n", p->params);
+	if (p->params_published != p->params)
+		printf("             %" PRIu64 " with the last layer's unread tensors, as the published RA-MLA "
+		       "table counts (Documentation/study.md)\n", p->params_published);
 	print_memory(r);
 	print_cache(r);
 	printf("FLOPs/token  training step %.4g, forward %.4g, decode at the last position %.4g\n",

@@ -158,7 +158,7 @@ int verb_bench(int argc, char **argv)
 		{ "seed", OPT_INT, &seed, 0, INT32_MAX, "of weights and tokens" },
 		{ "json", OPT_FLAG, &json, 0, 0, "seconds by stage, for scripts" },
 		{ "device", OPT_INT, &device, 0, 1023, "device number" },
-		{ "threads", OPT_INT, &threads, 0, 4096, "cpu threads, 0 = all" },
+		{ "threads", OPT_INT, &threads, 0, 4096, "cpu threads, 0 = OMP_NUM_THREADS or all" },
 	};
 	double tokens = (double)BT * CONFIG_GRADIENT_ACCUMULATION;
 	struct ckpt_state want = { .eval_step = -1, .best_step = -1 };

@@ -76,8 +76,8 @@ static void eval_forward(const char *path, const char *split, int samples)
 	place(&m);
 	step = ckpt_load_weights(path, &m);
 	eval_loss(&m, split_named(split), samples, &loss);
-	printf("step %" PRId64 " %s loss %.6f ppl %.4f (%d batches of %d x %d)\n", step, split,
-	       loss, exp(loss), samples, B_MAX, T_MAX);
+	printf("step %" PRId64 " %s loss %.6f ppl %.4f per %s (%d batches of %d x %d)\n", step,
+	       split, loss, exp(loss), data_unit(), samples, B_MAX, T_MAX);
 }
 
 /* The positions from @from on, by the forward and through the caches. */
@@ -95,14 +95,14 @@ int verb_eval(int argc, char **argv)
 	const char *path = "runs/" CONFIG_RUN_NAME, *split = "val", *data = CONFIG_DATA_PATH;
 	int64_t device = 0, threads = 0, samples = CONFIG_EVAL_SAMPLES, decode = -1;
 	const struct opt opts[] = {
-		{ "checkpoint", OPT_STRING, &path, 0, 0, "step folder, or run folder: its best" },
+		{ "checkpoint", OPT_STRING, &path, 0, 0, "checkpoint folder, or run folder: its best" },
 		{ "split", OPT_STRING, &split, 0, 0, "train or val (default)" },
 		{ "samples", OPT_INT, &samples, 1, 1e9, "batches, default EVAL_SAMPLES" },
 		{ "data", OPT_STRING, &data, 0, 0, "data path, default DATA_PATH" },
 		{ "decode", OPT_INT, &decode, 0, INT32_MAX,
 		  "also through the decode caches, a prompt of N tokens first" },
 		{ "device", OPT_INT, &device, 0, 1023, "device number" },
-		{ "threads", OPT_INT, &threads, 0, 4096, "cpu threads, 0 = all" },
+		{ "threads", OPT_INT, &threads, 0, 4096, "cpu threads, 0 = OMP_NUM_THREADS or all" },
 	};
 
 	options_parse("eval", "", opts, ARRAY_SIZE(opts), argc, argv);

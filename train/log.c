@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT
 /*
- * What a person sees: the first lines, and then on a terminal one line that is
- * written over, in a pipe a line every LOG_INTERVAL steps.
+ * What a person sees: the first lines, then a line every LOG_INTERVAL steps; on a terminal
+ * one that is written over for the steps between.
  */
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "arch.h"
@@ -15,7 +16,11 @@
 
 #define MIB (1024.0 * 1024)
 
-enum { ESTIMATE_AFTER = 3 };	/* steps of this process; the first one is slower */
+enum {
+	ESTIMATE_AFTER = 3,	/* steps of this process; the first one is slower */
+	WIDTH = 80,		/* of a terminal that does not say */
+	WIDTH_MIN = 20,
+};
 
 /* @shown: the progress line stands on the terminal; @seconds: of a step, smoothed */
 static struct {
@@ -33,16 +38,20 @@ static void wipe(void)
 
 void log_line(const char *fmt, ...)
 {
+	char *text, *line;
 	va_list ap;
 
 	if (!dist_leads())
 		return;
 	wipe();
 	va_start(ap, fmt);
-	vprintf(fmt, ap);
+	text = xvasprintf(fmt, ap);
 	va_end(ap);
-	putchar('\n');
+	line = text_plain(text);
+	puts(line);
 	fflush(stdout);
+	free(line);
+	free(text);
 }
 
 void log_start(const struct run *r, int64_t from)
@@ -55,9 +64,9 @@ void log_start(const struct run *r, int64_t from)
 	log_line("device   %s", arch_describe());
 	log_line("data     %s", source_describe());
 	log_line("model    %" PRIu64 " parameters in %d tensors", p->params, r->m.nr_entries);
-	log_line("memory   %.1f MiB: weights %.1f, gradients %.1f (%d buffers), moments %.1f, "
+	log_line("memory   %.1f MiB planned: weights %.1f, gradients %.1f (%d buffer%s), moments %.1f, "
 		 "activations %.1f, scratch %.1f", p->bytes_arena / MIB, p->bytes_params / MIB,
-		 p->bytes_grads / MIB, p->slots, p->bytes_optim / MIB, p->bytes_act / MIB,
+		 p->bytes_grads / MIB, p->slots, &"s"[p->slots == 1], p->bytes_optim / MIB, p->bytes_act / MIB,
 		 p->bytes_tmp / MIB);
 	log_line("steps    %" PRId64 " of %d x %d x %d tokens", r->st.total,
 		 CONFIG_GRADIENT_ACCUMULATION, B_MAX, T_MAX);
@@ -88,13 +97,39 @@ static const char *span(char text[32], double seconds)
 	return text;
 }
 
-static void print_step(const struct run *r, const struct step_row *row)
+/* The longest line that the terminal does not wrap; 0 where stdout is none. */
+static int columns(void)
 {
-	char eta[32];
+	struct winsize w;
 
-	printf("step %" PRId64 "/%" PRId64 "  loss %.4f  lr %.3e  norm %.3f  %.0f tok/s  eta %s",
-	       row->step, r->st.total, row->loss, row->lr, row->grad_norm, row->tok_s,
-	       span(eta, left(r)));
+	if (!isatty(STDOUT_FILENO))
+		return 0;
+	if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &w) < 0 || !w.ws_col)
+		return WIDTH - 1;
+	return MAX((int)w.ws_col, WIDTH_MIN) - 1;
+}
+
+/* One step, without line feed, cut at @width (0: not at all). */
+static void print_step(const struct run *r, const struct step_row *row, int width)
+{
+	char eta[32], *text;
+
+	text = xasprintf("step %" PRId64 "/%" PRId64 "  loss %.4f  lr %.3e  norm %.3f  %.0f tok/s  "
+			 "eta %s", row->step, r->st.total, row->loss, row->lr, row->grad_norm,
+			 row->tok_s, span(eta, left(r)));
+	printf("%.*s", width ? width : (int)strlen(text), text);
+	free(text);
+}
+
+/* The steps between two lines; not so often that the terminal costs anything. */
+static void draw(const struct run *r, const struct step_row *row, int width)
+{
+	if (now() - progress.drawn < 0.1)
+		return;
+	wipe();
+	print_step(r, row, width);
+	progress.shown = true;
+	progress.drawn = now();
 }
 
 void log_step(const struct run *r, const struct step_row *row)
@@ -102,6 +137,7 @@ void log_step(const struct run *r, const struct step_row *row)
 	bool due = row->step % CONFIG_LOG_INTERVAL == 0 || !progress.steps ||
 		   row->step == r->st.total;
 	double s = row->ms / 1e3;
+	int width = columns();
 	char text[32];
 
 	if (!dist_leads())
@@ -110,16 +146,12 @@ void log_step(const struct run *r, const struct step_row *row)
 	progress.steps++;
 	if (progress.steps == ESTIMATE_AFTER)
 		log_line("time     about %s to the end", span(text, left(r)));
-	if (isatty(STDOUT_FILENO)) {
-		if (now() - progress.drawn < 0.1 && row->step < r->st.total)
-			return;
+	if (due) {
 		wipe();
-		print_step(r, row);
-		progress.shown = true;
-		progress.drawn = now();
-	} else if (due) {
-		print_step(r, row);
+		print_step(r, row, width);
 		putchar('\n');
+	} else if (width) {
+		draw(r, row, width);
 	}
 	fflush(stdout);
 }

@@ -2,17 +2,14 @@
 /*
  * The verb train: open or resume a run, and step it to its end.
  */
-#include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
-#include <unistd.h>
 
 #include "arch.h"
 #include "dist.h"
+#include "events.h"
 #include "options.h"
 #include "train.h"
 #include "util.h"
@@ -22,6 +19,8 @@ enum { EXIT_SKIPS = 1 };
 static void save(struct run *r)
 {
 	metrics_sync(r->metrics);
+	metrics_mark(r->metrics, &r->st.log);
+	folder_check(r);
 	if (dist_leads())
 		ckpt_save(r->dir, &r->m, &r->optim, &r->st);
 	r->saved = r->st.step;
@@ -41,8 +40,8 @@ static bool evaluate(struct run *r)
 		r->st.best_loss = loss;
 	}
 	metrics_eval(r->metrics, r->st.step, "val", loss);
-	log_line("eval     step %" PRId64 "  val loss %.4f  ppl %.2f%s", r->st.step, loss, exp(loss),
-		 r->st.best_step == r->st.step ? "  (best)" : "");
+	log_line("eval     step %" PRId64 "  val loss %.4f  ppl %.2f per %s%s", r->st.step, loss,
+		 exp(loss), data_unit(), r->st.best_step == r->st.step ? "  (best)" : "");
 	return true;
 }
 
@@ -118,6 +117,7 @@ static bool advance(struct run *r, double start, bool *late, const char **tensor
 {
 	bool begun = step_begin(r);
 
+	folder_check(r);
 	*tensor = report(r);
 	if (!begun || *tensor) {
 		accum_drop(&r->accum);
@@ -156,45 +156,6 @@ int train_loop(struct run *r)
 	return 0;
 }
 
-/* --restart: the old run keeps everything under the first free name. */
-static void move_aside(const char *dir)
-{
-	char *to = NULL;
-	int err;
-
-	for (int n = 1; !to || !access(to, F_OK); n++) {
-		free(to);
-		to = xasprintf("%s.old-%d", dir, n);
-	}
-	err = path_rename(dir, to);
-	if (err)
-		die("cannot move %s to %s: %s", dir, to, strerror(-err));
-	log_line("restart  the old run is now %s", to);
-	free(to);
-}
-
-/* The folder is there, can be written, and belongs to this process alone. */
-static void open_folder(const char *dir, bool restart)
-{
-	char *probe = xasprintf("%s/.tmp-step-probe", dir);
-	int err, fd;
-
-	if (restart && !access(dir, F_OK))
-		move_aside(dir);
-	err = *dir ? dir_make(probe) : -ENOENT;
-	if (!err)
-		err = dir_remove(probe);
-	if (err)
-		die("cannot write to %s: %s; give another folder with --out", dir, strerror(-err));
-	fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (fd < 0)
-		die("cannot open %s: %s; give another folder with --out", dir, strerror(errno));
-	if (flock(fd, LOCK_EX | LOCK_NB) < 0)
-		die("%s is in use by another run; wait for it or give another --out", dir);
-	ckpt_recover(dir);
-	free(probe);
-}
-
 /*
  * Weights, moments and state of the newest whole checkpoint, or of the seed; false
  * where the run has all its steps.
@@ -211,6 +172,7 @@ static bool resume_or_begin(struct run *r, const struct ckpt_state *want, bool a
 	r->st.total = want->total;
 	r->st.seed = want->seed;
 	memcpy(r->st.data, want->data, sizeof(want->data));
+	memcpy(r->st.machine, want->machine, sizeof(want->machine));
 	r->saved = r->st.step;
 	if (dist_leads())
 		ckpt_link_best(r->dir, r->st.best_step);
@@ -228,11 +190,14 @@ static int train(struct run *r)
 	int status;
 
 	if (dist_leads())
-		r->metrics = metrics_open(r->dir, r->st.step, r->st.eval_step == r->st.step);
+		r->metrics = metrics_open(r->dir, &r->st);
 	log_start(r, r->st.step);
 	stop_install();
 	status = train_loop(r);
+	if (!status)
+		metrics_success(r->metrics);
 	metrics_close(r->metrics);
+	folder_check(r);
 	if (!status && dist_leads())
 		result_write(r);
 	return status;
@@ -240,7 +205,7 @@ static int train(struct run *r)
 
 int verb_train(int argc, char **argv)
 {
-	static struct run r = { .dir = "runs/" CONFIG_RUN_NAME, .saved = -1 };
+	static struct run r = { .dir = "runs/" CONFIG_RUN_NAME, .label = "", .saved = -1 };
 	const char *data = CONFIG_DATA_PATH;
 	int64_t seed = CONFIG_SEED, steps = CONFIG_MAX_ITERS, device = 0, threads = 0;
 	bool restart = false, allow = false;
@@ -251,9 +216,11 @@ int verb_train(int argc, char **argv)
 		{ "steps", OPT_INT, &steps, 1, 1e9, "steps of the schedule, default MAX_ITERS" },
 		{ "data", OPT_STRING, &data, 0, 0, "data path, default DATA_PATH" },
 		{ "device", OPT_INT, &device, 0, 1023, "device number" },
-		{ "threads", OPT_INT, &threads, 0, 4096, "cpu threads, 0 = all" },
+		{ "threads", OPT_INT, &threads, 0, 4096, "cpu threads, 0 = OMP_NUM_THREADS or all" },
 		{ "restart", OPT_FLAG, &restart, 0, 0, "move the old run aside and begin anew" },
 		{ "allow-config-change", OPT_FLAG, &allow, 0, 0, "resume with differing symbols" },
+		{ "label", OPT_STRING, &r.label, 0, 0,
+		  "what a study calls this run, for result.json and TensorBoard" },
 	};
 
 	options_parse("train", "", opts, ARRAY_SIZE(opts), argc, argv);
@@ -265,11 +232,12 @@ int verb_train(int argc, char **argv)
 	plan_refuse(&r.plan);
 	r.bigram = data_bigram_loss();
 	if (dist_leads())
-		open_folder(r.dir, restart);
+		r.folder = folder_open(r.dir, restart);
+	events_about(r.label, seed);
 	want = run_want(seed, steps);
 	if (!resume_or_begin(&r, &want, allow)) {
-		log_line("finished %s has all its %" PRId64 " steps; --restart trains it again",
-			 r.dir, steps);
+		log_line("finished %s has all its %" PRId64 " steps; %s trains it again",
+			 r.dir, steps, flag_words("restart"));
 		return 0;
 	}
 	return train(&r);

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 /*
  * metrics.jsonl and, with TENSORBOARD, the event file beside it, which has nothing that
- * the rows do not have: a run that resumes writes it anew from those that stay. A row is
- * in the file when the call returns. Reals have 17 digits, so that two runs can be
+ * the rows do not have: a run that resumes writes it anew from those that stay. Every
+ * checkpoint has size and digest of the rows before it. A row is in the file when the call
+ * returns. Reals have 17 digits, so that two runs can be
  * compared bit by bit; what is not finite or not known is null.
  */
 #include <errno.h>
@@ -11,8 +12,10 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-#include "tfevents.h"
+#include "events.h"
+#include "options.h"
 #include "train.h"
 #include "util.h"
 
@@ -20,106 +23,161 @@ struct metrics {
 	char *dir, *path;
 	struct file_writer *file;
 	struct tfevents *events;	/* NULL without TENSORBOARD */
+	struct sha256 sha;		/* of the @bytes in the file */
+	int64_t bytes;
 };
 
 static void must(int err, const char *path)
 {
+	if (err == -ENOENT)
+		die("cannot write %s: its folder was moved or removed under this run; move it back "
+		    "and run again", path);
 	if (err)
-		die("cannot write %s: %s; make room or give another --out, then run again: it "
-		    "resumes from the last checkpoint", path, strerror(-err));
-}
-
-/* ---- events of a row --------------------------------------------------------- */
-
-static void put_scalar(struct metrics *t, int64_t step, char *tag, const json_t *value)
-{
-	double x = json_is_number(value) ? json_number_value(value) : NAN;
-
-	must(tfevents_scalar(t->events, step, tag, x), t->dir);
-	free(tag);
-}
-
-/* The scalars that a row has for people who look at curves. */
-static void put_events(struct metrics *t, json_t *row)
-{
-	static const char *const curves[] = { "loss", "loss_aux", "lr", "grad_norm", "tok_s" };
-	const char *split = json_string_value(json_object_get(row, "split")), *key;
-	const char *mixer = json_string_value(json_object_get(row, "mixer"));
-	int layer = json_integer_value(json_object_get(row, "layer"));
-	int64_t step = json_integer_value(json_object_get(row, "step"));
-	json_t *value;
-
-	if (split) {
-		put_scalar(t, step, xasprintf("%s/loss", split), json_object_get(row, "loss"));
-		return;
-	}
-	json_object_foreach(row, key, value) {
-		bool curve = false;
-
-		for (size_t i = 0; i < ARRAY_SIZE(curves); i++)
-			curve |= !strcmp(key, curves[i]);
-		if (mixer && strcmp(key, "step") && strcmp(key, "layer") && strcmp(key, "mixer"))
-			put_scalar(t, step, xasprintf("h.%d.%s/%s", layer, mixer, key), value);
-		else if (!mixer && curve)
-			put_scalar(t, step, xasprintf("train/%s", key), value);
-	}
+		die("cannot write %s: %s; make room or give another %s, then run again: it "
+		    "resumes from the last checkpoint", path, file_error(-err), flag_words("out"));
 }
 
 /* ---- opening ------------------------------------------------------------------ */
 
-/* Whether a row stays; evaluations only up to step @last_eval. */
-static bool stays(json_t *row, int64_t step, int64_t last_eval)
+/* Whether a row is of @st or earlier; its evaluation only where that was made. */
+static bool stays(json_t *row, const struct ckpt_state *st)
 {
 	json_t *at = json_object_get(row, "step");
-	int64_t last = json_object_get(row, "split") ? last_eval : step;
+	bool pending = json_object_get(row, "split") && st->eval_step != st->step;
 
-	return json_is_integer(at) && json_integer_value(at) <= last;
+	return json_is_integer(at) && json_integer_value(at) <= st->step - pending;
 }
 
-/* One whole line: its events where it stays. */
-static bool keep_line(struct metrics *t, const char *line, size_t n, int64_t step,
-		      int64_t last_eval)
+/* One line, with its line feed, stays: its events, its part of the digest. */
+static void keep_line(struct metrics *t, const char *line, size_t n)
 {
-	json_t *row = json_loadb(line, n, 0, NULL);
-	bool keep = stays(row, step, last_eval);
+	json_t *row = t->events ? json_loadb(line, n, 0, NULL) : NULL;
 
-	if (keep && t->events)
-		put_events(t, row);
+	if (row)
+		must(events_row(t->events, row), t->dir);
 	json_decref(row);
-	return keep;
+	sha256_update(&t->sha, line, n);
+	t->bytes += n;
+}
+
+/* The first @n bytes stay, every line of them. */
+static void keep(struct metrics *t, const char *text, size_t n)
+{
+	const char *at = text, *end;
+
+	while (at < text + n && (end = memchr(at, '\n', text + n - at))) {
+		keep_line(t, at, end + 1 - at);
+		at = end + 1;
+	}
+}
+
+static bool as_left(const char *text, size_t size, const struct ckpt_log *at)
+{
+	char hex[65];
+
+	if (!at->bytes)
+		return true;
+	if (!text || (int64_t)size < at->bytes)
+		return false;
+	sha256_hex(text, at->bytes, hex);
+	return !strcmp(hex, at->sha256);
+}
+
+/* Of a file that is not what it was: the rows that are whole, moved up. Returns: bytes. */
+static size_t pick(char *text, size_t size, const struct ckpt_state *st, int *rows)
+{
+	char *at = text, *end, *to = text;
+
+	for (*rows = 0; (end = memchr(at, '\n', text + size - at)); at = end + 1) {
+		json_t *row = json_loadb(at, end - at, 0, NULL);
+
+		if (stays(row, st)) {
+			memmove(to, at, end + 1 - at);
+			to += end + 1 - at;
+			++*rows;
+		}
+		json_decref(row);
+	}
+	return to - text;
+}
+
+/* The file as it is found keeps everything under the first free name. */
+static char *move_aside(const char *path)
+{
+	char *to = NULL;
+
+	for (int n = 1; !to || !access(to, F_OK); n++) {
+		free(to);
+		to = xasprintf("%s.old-%d", path, n);
+	}
+	must(path_rename(path, to), path);
+	return to;
+}
+
+/* @text: NULL where there is none. Its whole rows are the file from now on. */
+static void mend(struct metrics *t, char *text, size_t size, const struct ckpt_state *st)
+{
+	size_t n = 0;
+	char *to;
+	int rows;
+
+	if (!text) {
+		warn("%s: missing: the run goes on from step %" PRId64 ", its rows up to there "
+		     "are lost, and speed and peak memory are of what follows", t->path, st->step);
+		return;
+	}
+	to = move_aside(t->path);
+	n = pick(text, size, st, &rows);
+	must(file_put(t->path, text, n), t->path);
+	warn("%s: not what step %" PRId64 " left there (%zu bytes where %" PRId64 " were "
+	     "written, or altered): it is now %s, %d whole rows of it stay, and the run goes on",
+	     t->path, st->step, size, st->log.bytes, to, rows);
+	keep(t, text, n);
+	free(to);
 }
 
 /* Rows of later steps go, and with them a torn last line. */
-static void cut(struct metrics *t, int64_t step, int64_t last_eval)
+static void cut(struct metrics *t, const struct ckpt_state *st)
 {
-	size_t size, keep = 0;
-	char *text = (char *)file_read(t->path, &size), *end;
+	size_t size = 0;
+	char *text = (char *)file_read(t->path, &size);
 
-	if (!text && errno == ENOENT)
-		return;
-	must(text ? 0 : -errno, t->path);
-	while ((end = memchr(text + keep, '\n', size - keep)) &&
-	       keep_line(t, text + keep, end - (text + keep), step, last_eval))
-		keep = end + 1 - text;
-	if (keep < size)
-		must(file_truncate(t->path, keep), t->path);
+	must(text || errno == ENOENT ? 0 : -errno, t->path);
+	if (!as_left(text, size, &st->log)) {
+		mend(t, text, size, st);
+	} else if (text) {
+		keep(t, text, st->log.bytes);
+		must(file_truncate(t->path, st->log.bytes), t->path);
+	}
 	free(text);
 }
 
-struct metrics *metrics_open(const char *dir, int64_t step, bool evaluated)
+struct metrics *metrics_open(const char *dir, const struct ckpt_state *st)
 {
 	struct metrics *t = xcalloc(1, sizeof(*t));
 
 	t->dir = xstrdup(dir);
 	t->path = xasprintf("%s/metrics.jsonl", dir);
+	sha256_init(&t->sha);
 	if (IS_ENABLED(CONFIG_TENSORBOARD)) {
-		t->events = tfevents_create(dir);
+		t->events = events_create(dir);
 		must(t->events ? 0 : -errno, dir);
 	}
-	cut(t, step, evaluated ? step : step - 1);
+	cut(t, st);
 	t->file = file_append(t->path);
 	must(t->file ? 0 : -errno, t->path);
 	return t;
+}
+
+void metrics_mark(const struct metrics *t, struct ckpt_log *at)
+{
+	struct sha256 copy;
+
+	if (!t)
+		return;
+	copy = t->sha;
+	at->bytes = t->bytes;
+	sha256_final(&copy, at->sha256);
 }
 
 void metrics_sync(struct metrics *t)
@@ -129,6 +187,12 @@ void metrics_sync(struct metrics *t)
 	must(file_sync(t->file), t->path);
 	if (t->events)
 		must(tfevents_sync(t->events), t->dir);
+}
+
+void metrics_success(struct metrics *t)
+{
+	if (t && t->events)
+		must(tfevents_success(t->events), t->dir);
 }
 
 void metrics_close(struct metrics *t)
@@ -158,9 +222,11 @@ static void put_row(struct metrics *t, char *line)
 	json_t *row;
 
 	must(file_write(t->file, line, strlen(line)), t->path);
+	sha256_update(&t->sha, line, strlen(line));
+	t->bytes += strlen(line);
 	if (t->events) {
 		row = json_loads(line, 0, NULL);
-		put_events(t, row);
+		must(events_row(t->events, row), t->dir);
 		json_decref(row);
 	}
 	free(line);

@@ -3,11 +3,11 @@
  * result.json: what a run came to, for people and for the study script.
  */
 #include <inttypes.h>
-#include <jansson.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "json.h"
 #include "train.h"
 #include "util.h"
 
@@ -56,6 +56,18 @@ static json_t *real_or_null(double x)
 	return isfinite(x) ? json_real(x) : json_null();
 }
 
+/* {mixer: why} of those that let a position see later ones */
+static json_t *leaks(const struct model *m)
+{
+	json_t *o = json_object();
+
+	for (int s = 0; s < NR_SUB; s++)
+		if (m->sub[s].mixer->leaks)
+			json_object_set_new(o, m->sub[s].mixer->name,
+					    json_string(m->sub[s].mixer->leaks));
+	return o;
+}
+
 static json_t *describe(const struct run *r)
 {
 	double tok_s;
@@ -64,37 +76,53 @@ static json_t *describe(const struct run *r)
 
 	tensors_sha256(&r->m, &r->optim, hex);
 	scan_metrics(r->dir, &tok_s, &peak);
-	return json_pack("{s:s,s:I,s:I,s:I,s:I,s:o,s:o,s:I,s:o,s:I,s:I,s:f,s:I,s:I,s:s,s:o,s:s,s:s,s:s}",
-			 "run", CONFIG_RUN_NAME, "seed", (json_int_t)r->st.seed,
+	return json_pack("{s:s,s:s,s:I,s:I,s:I,s:I,s:o,s:o,s:s,s:I,s:o,s:I,s:I,s:I,s:f,s:I,s:I,s:s,s:o,"
+			 "s:s,s:o,s:s,s:s}",
+			 "run", CONFIG_RUN_NAME, "label", r->label, "seed", (json_int_t)r->st.seed,
 			 "steps", (json_int_t)r->st.step, "total", (json_int_t)r->st.total,
 			 "tokens", (json_int_t)(r->st.micro * BT),
 			 "val_loss", real_or_null(r->st.eval_loss),
-			 "val_ppl", real_or_null(exp(r->st.eval_loss)),
+			 "val_ppl", real_or_null(exp(r->st.eval_loss)), "unit", data_unit(),
 			 "best_step", (json_int_t)r->st.best_step,
 			 "best_loss", real_or_null(r->st.best_step < 0 ? NAN : r->st.best_loss),
 			 "params", (json_int_t)r->plan.params,
 			 "params_published", (json_int_t)r->plan.params_published,
+			 "cache_token", (json_int_t)r->plan.cache_token,
 			 "tok_s", tok_s, "peak_bytes", (json_int_t)peak,
 			 "skipped", (json_int_t)r->st.optim.common.skipped,
 			 "weights_sha256", hex, "bigram_loss", real_or_null(r->bigram),
-			 "data", source_describe(), "config_sha256", config_hash(),
+			 "data", source_describe(), "leaks", leaks(&r->m), "config_sha256", config_hash(),
 			 "build", build_text());
+}
+
+/* A model that knows less than counts of neighbours has learned nothing of use yet. */
+static void show_baseline(double loss, const json_t *bigram)
+{
+	double base = json_number_value(bigram);
+
+	if (json_is_number(bigram) && !(loss < base))
+		log_line("         loses to the bigram baseline, counts of neighbouring %ss: %.4f; "
+			 "train longer", data_unit(), base);
 }
 
 static void show(const json_t *root)
 {
 	json_int_t steps = json_integer_value(json_object_get(root, "steps"));
 	json_t *loss = json_object_get(root, "val_loss"), *ppl = json_object_get(root, "val_ppl");
+	json_t *bigram = json_object_get(root, "bigram_loss");
 
 	if (json_is_number(loss))
-		log_line("result   step %lld, validation loss %.4f, perplexity %.2f", (long long)steps,
-			 json_number_value(loss), json_number_value(ppl));
+		log_line("result   step %lld, validation loss %.4f, perplexity %.2f per %s",
+			 (long long)steps, json_number_value(loss), json_number_value(ppl),
+			 data_unit());
 	else
 		log_line("result   step %lld, validation loss not finite", (long long)steps);
-	log_line("         %.0f tok/s (median), peak %.1f MiB, weights %.16s",
+	show_baseline(json_is_number(loss) ? json_number_value(loss) : INFINITY, bigram);
+	log_line("         %.0f tok/s (median), weights %.16s",
 		 json_number_value(json_object_get(root, "tok_s")),
-		 json_integer_value(json_object_get(root, "peak_bytes")) / MIB,
 		 json_string_value(json_object_get(root, "weights_sha256")));
+	log_line("memory   %.1f MiB at most in the whole process, with program, libraries and data",
+		 json_integer_value(json_object_get(root, "peak_bytes")) / MIB);
 }
 
 void result_write(struct run *r)
@@ -108,10 +136,10 @@ void result_write(struct run *r)
 	text = json_dumps(root, JSON_INDENT(1) | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(17));
 	err = file_put(path, text, strlen(text));
 	if (err)
-		die("cannot write %s: %s; make room, then run again", path, strerror(-err));
+		die("cannot write %s: %s; make room, then run again", path, file_error(-err));
 	show(root);
-	log_line("         memory %.1f MiB planned, %.1f measured", r->plan.bytes_arena / MIB,
-		 (peak_rss() - r->rss) / MIB);
+	log_line("         the model's part: %.1f MiB planned, %.1f measured",
+		 r->plan.bytes_arena / MIB, (peak_rss() - r->rss) / MIB);
 	free(text);
 	free(path);
 	json_decref(root);
@@ -120,7 +148,8 @@ void result_write(struct run *r)
 bool result_show(const char *dir, int64_t total)
 {
 	char *path = xasprintf("%s/result.json", dir);
-	json_t *root = json_load_file(path, 0, NULL);
+	const char *why;
+	json_t *root = json_read(path, &why);
 	bool done = json_is_integer(json_object_get(root, "steps")) &&
 		    json_integer_value(json_object_get(root, "steps")) >= total &&
 		    json_is_string(json_object_get(root, "weights_sha256"));

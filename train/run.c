@@ -37,6 +37,7 @@ struct ckpt_state run_want(int64_t seed, int64_t total)
 	const char *digest = strrchr(source_describe(), ' ');
 
 	snprintf(st.data, sizeof(st.data), "%s", digest ? digest + 1 : "");
+	snprintf(st.machine, sizeof(st.machine), "%s", arch_bits());
 	return st;
 }
 

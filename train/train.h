@@ -55,13 +55,17 @@ struct step_row {
 struct metrics;
 
 /**
- * metrics_open() - cut DIR/metrics.jsonl back to @step, write the event file anew from
- * what stays, and append to both
- * @evaluated: the evaluation of @step stays; without it, it is still to come
+ * metrics_open() - cut DIR/metrics.jsonl back to where it was at @st->step, write the event
+ * file anew from what stays, and append to both
+ *
+ * One that is missing or does not begin as @st->log says is named on stderr and moved
+ * aside; its whole rows up to @st->step stay.
  *
  * The others do nothing with a NULL @t, which a rank that does not lead has.
  */
-struct metrics *metrics_open(const char *dir, int64_t step, bool evaluated);
+struct metrics *metrics_open(const char *dir, const struct ckpt_state *st);
+/** metrics_mark() - what the file is by now */
+void metrics_mark(const struct metrics *t, struct ckpt_log *at);
 /** metrics_step() - the row of one step */
 void metrics_step(struct metrics *t, const struct step_row *r);
 /** metrics_eval() - the row of one evaluation */
@@ -71,10 +75,12 @@ void metrics_stats(struct metrics *t, int64_t step, int layer, const char *mixer
 		   const struct metric *values, int nr);
 /** metrics_sync() - what was logged is on the disk */
 void metrics_sync(struct metrics *t);
+/** metrics_success() - the run came to its end; TensorBoard tells it from others */
+void metrics_success(struct metrics *t);
 /** metrics_close() - finish the files */
 void metrics_close(struct metrics *t);
 
-/* ---- run.c, step.c, stats.c, eval.c, log.c, result.c, stop.c ------------------------ */
+/* ---- run.c, folder.c, step.c, stats.c, eval.c, log.c, result.c, stop.c -------------- */
 
 /* Parts of a step that bench tells apart. */
 enum stage { STAGE_FORWARD, STAGE_BACKWARD, STAGE_MERGE, STAGE_UPDATE, NR_STAGES };
@@ -103,6 +109,8 @@ struct late {
  * @optim: the optimizer
  * @st: where the run is; st.optim is the state after the last step that was read
  * @dir: its folder
+ * @label: what a study calls it, "" by itself
+ * @folder: descriptor of that folder, locked; 0 where this rank does not lead
  * @tok: host [B_MAX][T_MAX]
  * @target: host [B_MAX][T_MAX]
  * @metrics: open log, NULL where this rank does not lead
@@ -123,7 +131,8 @@ struct run {
 	struct accum accum;
 	struct optim optim;
 	struct ckpt_state st;
-	const char *dir;
+	const char *dir, *label;
+	int folder;
 	int32_t *tok, *target;
 	struct metrics *metrics;
 	int64_t saved;
@@ -134,6 +143,22 @@ struct run {
 	struct arch_mark begun;
 	void (*stage)(enum stage s);
 };
+
+/**
+ * folder_open() - make the folder of a run where it is missing, and lock it
+ * @restart: one that is there is first moved to DIR.old-1, or the next free number
+ *
+ * Dies where another process has it, or where it cannot be written. Returns: a descriptor;
+ * the lock lasts as long as it is open.
+ */
+int folder_open(const char *dir, bool restart);
+
+/**
+ * folder_check() - dies where r->dir is no longer the folder that was opened
+ *
+ * Another run may have made it anew by now; what this one wrote went with the old one.
+ */
+void folder_check(const struct run *r);
 
 /** run_place() - the arena, planned to the byte, and every buffer in it */
 void run_place(struct run *r);
@@ -194,7 +219,7 @@ bool eval_loss(struct model *m, enum split s, int count, double *loss);
 
 /** log_start() - the first lines of a run */
 void log_start(const struct run *r, int64_t from);
-/** log_step() - one step on the terminal, or every LOG_INTERVAL steps a line */
+/** log_step() - every LOG_INTERVAL steps a line; on a terminal the steps between in one line */
 void log_step(const struct run *r, const struct step_row *row);
 /** log_skip() - a skipped update */
 void log_skip(const struct run *r, const struct step_row *row, const char *tensor);

@@ -12,8 +12,14 @@
 /** blas_init() - one thread inside every call, from now on */
 void blas_init(void);
 
-/** blas_name() - library and version for the log, static storage */
+/** blas_name() - library, version and the kernels it chose, static storage */
 const char *blas_name(void);
+
+/** blas_threads() - threads that may be inside calls at the same time, 0: any number */
+int blas_threads(void);
+
+/** blas_thread_bytes() - memory that a call takes for its thread, and keeps */
+size_t blas_thread_bytes(void);
 
 /**
  * blas_gemm() - c = alpha op(a) op(b) + beta c on the calling thread

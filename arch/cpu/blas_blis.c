@@ -15,6 +15,17 @@ void blas_init(void)
 	bli_thread_set_num_threads(1);
 }
 
+int blas_threads(void)
+{
+	return 0;
+}
+
+/* its pool of packed blocks and panels: a few MiB on every processor that it knows */
+size_t blas_thread_bytes(void)
+{
+	return 16 << 20;
+}
+
 const char *blas_name(void)
 {
 	static char name[64];

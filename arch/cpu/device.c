@@ -4,13 +4,16 @@
  */
 #include <errno.h>
 #include <inttypes.h>
+#include <malloc.h>
 #include <omp.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
 #include "arch.h"
 #include "blas.h"
+#include "options.h"
 #include "types.h"
 #include "util.h"
 
@@ -42,15 +45,95 @@ static void warm_blas(void)
 	free(x);
 }
 
+/*
+ * One thread that takes what a thread of the team will take. @start: all of them exist or
+ * are known to fail
+ */
+struct trial {
+	pthread_t id;
+	pthread_barrier_t *start;
+	bool fits;
+};
+
+static void *try_one(void *arg)
+{
+	struct trial *t = arg;
+	size_t bytes = blas_thread_bytes() + (64 << 10);
+	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	t->fits = p != MAP_FAILED;
+	pthread_barrier_wait(t->start);
+	if (t->fits)
+		munmap(p, bytes);
+	return NULL;
+}
+
+/*
+ * All threads at the same time, before the libraries start theirs: these end the process
+ * in words of their own, or wait for memory that never comes.
+ */
+static void try_threads(int n)
+{
+	struct trial *all = xcalloc(n, sizeof(*all));
+	pthread_barrier_t start;
+	int made, fit = 0, err = 0;
+
+	if (blas_threads() && n > blas_threads())
+		die("%d threads: %s serves at most %d at a time; give a lower %s", n, blas_name(),
+		    blas_threads(), flag_words("threads"));
+	pthread_barrier_init(&start, NULL, n);
+	for (made = 0; made < n - 1 && !err; made++) {
+		all[made].start = &start;
+		err = pthread_create(&all[made].id, NULL, try_one, &all[made]);
+	}
+	if (err)
+		die("thread %d of %d cannot be started: %s; give a lower %s", made + 1, n,
+		    strerror(err), flag_words("threads"));
+	all[n - 1].start = &start;
+	try_one(&all[n - 1]);
+	for (int i = 0; i < n - 1; i++)
+		pthread_join(all[i].id, NULL);
+	for (int i = 0; i < n; i++)
+		fit += all[i].fits;
+	if (fit < n)
+		die("no memory for %d thread%s, each takes %zu MiB beside its stack: raise the limit "
+		    "(ulimit -v), give a lower %s, or set CONFIG_BLAS_BUILTIN=y", n,
+		    n == 1 ? "" : "s", blas_thread_bytes() >> 20, flag_words("threads"));
+	pthread_barrier_destroy(&start);
+	free(all);
+}
+
 void arch_init(int device, int threads)
 {
 	if (device)
 		die("device %d: the cpu is device 0 only; leave --device out", device);
 	if (threads < 0)
 		die("threads %d: must be 0 (all) or more", threads);
+	/* without a number: OMP_NUM_THREADS, or all that the process may use */
+	threads = threads ? threads : omp_get_max_threads();
 	omp_set_dynamic(0);
-	omp_set_num_threads(threads ? threads : omp_get_num_procs());
+	omp_set_num_threads(threads);
+	mallopt(M_ARENA_MAX, 1);	/* each thread's own would take 64 MiB */
+	try_threads(threads);
 	warm_blas();
+}
+
+/* Whether the compiler made one rounding of a product and a sum. */
+static bool fused(void)
+{
+	volatile float x = 1 + 0x1p-20f, product = x * x;
+
+	return x * x - product != 0;
+}
+
+const char *arch_bits(void)
+{
+	static char line[151];
+
+	snprintf(line, sizeof(line), "%s, vectors of %d bytes%s", blas_name(),
+		 __BIGGEST_ALIGNMENT__, fused() ? ", fused" : "");
+	return line;
 }
 
 const char *arch_describe(void)
@@ -65,24 +148,23 @@ const char *arch_describe(void)
 /* First number behind @key in a text file (at its start where @key is ""), or @none. */
 static uint64_t read_number(const char *path, const char *key, uint64_t none)
 {
-	char line[256];
-	FILE *f = fopen(path, "r");
-	uint64_t value = none;
+	char text[8192], *at = text;
+	uint64_t value;
 
-	if (!f)
+	if (file_peek(path, text, sizeof(text)) < 0)
 		return none;
-	while (fgets(line, sizeof(line), f))
-		if (!strncmp(line, key, strlen(key)) &&
-		    sscanf(line + strlen(key), "%" SCNu64, &value) == 1)
-			break;
-	fclose(f);
-	return value;
+	while (strncmp(at, key, strlen(key))) {
+		at = strchr(at, '\n');
+		if (!at++)
+			return none;
+	}
+	return sscanf(at + strlen(key), "%" SCNu64, &value) == 1 ? value : none;
 }
 
 /* Bytes that control group folder @dir still grants; its page cache can be dropped. */
 static uint64_t cgroup_free(const char *dir, const char *max, const char *used, const char *cache)
 {
-	char path[512];
+	char path[8192 + 64];
 	uint64_t limit, now, file;
 
 	snprintf(path, sizeof(path), "%s/%s", dir, max);
@@ -103,11 +185,11 @@ static uint64_t cgroup_free(const char *dir, const char *max, const char *used, 
  */
 static uint64_t cgroups_free(void)
 {
-	FILE *f = fopen("/proc/self/cgroup", "r");
-	char line[256], dir[384], *path;
+	char text[8192], *rest = text, *line, dir[8192], *path;
 	uint64_t least = UINT64_MAX, one;
 
-	while (f && fgets(line, sizeof(line), f)) {
+	file_peek("/proc/self/cgroup", text, sizeof(text));
+	while ((line = strsep(&rest, "\n"))) {
 		bool v2 = !strncmp(line, "0::", 3);
 		const char *mount = v2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory";
 
@@ -115,7 +197,6 @@ static uint64_t cgroups_free(void)
 		if (!path)
 			continue;
 		path = strchr(path, '/');
-		path[strcspn(path, "\n")] = 0;
 		for (;;) {
 			snprintf(dir, sizeof(dir), "%s%s", mount, path);
 			one = v2 ? cgroup_free(dir, "memory.max", "memory.current",
@@ -128,8 +209,6 @@ static uint64_t cgroups_free(void)
 			*strrchr(path, '/') = 0;
 		}
 	}
-	if (f)
-		fclose(f);
 	return least;
 }
 

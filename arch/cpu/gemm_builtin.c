@@ -34,6 +34,17 @@ void blas_init(void)
 {
 }
 
+int blas_threads(void)
+{
+	return 0;
+}
+
+/* what is packed lies in the thread's own storage */
+size_t blas_thread_bytes(void)
+{
+	return 0;
+}
+
 const char *blas_name(void)
 {
 	static char name[64];

@@ -11,7 +11,7 @@ import os
 
 import kconfiglib
 
-from . import lines, strict
+from . import block, lines, strict
 from .declare import ConfigError, Declarations
 
 HEADER = """\
@@ -34,6 +34,7 @@ class Config(kconfiglib.Kconfig):
         self.named = set()      # symbols that the files loaded last name
         self.files = []         # those files
         self.origin = {}        # symbol name -> its last line in them
+        self.syms["BLOCK"].nodes[0].help += "\n\n" + block.describe(self)
 
     # Loading
 
@@ -60,7 +61,8 @@ class Config(kconfiglib.Kconfig):
         strict.check_overridden(self, merged, bases)
         self.named = {sym.name for own in merged for sym in own}
         for sym in filter(self.decl.derived, self.unique_defined_syms):
-            sym.set_value(sym.str_value or "0")     # for menuconfig's Save
+            if sym.str_value:
+                sym.set_value(sym.str_value)        # for menuconfig's Save
 
     def place(self, names):
         """Where to mend one of these symbols: file:line of the last file that

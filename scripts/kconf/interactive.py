@@ -3,9 +3,11 @@
 
 import os
 import sys
+import textwrap
 
 import kconfiglib
 
+from . import block
 from .declare import ConfigError
 
 
@@ -25,6 +27,8 @@ def menuconfig(conf):
         return not problem and original(sym, text)
 
     front._check_valid = check
+    _follow(front, conf, _ask(front, conf), front._update_menu)
+    _offer_block(front, conf)
     try:
         front.menuconfig(conf)
     except curses.error as error:
@@ -48,11 +52,84 @@ def guiconfig(conf):
         return not problem and original(dialog, entry, sym, text)
 
     front._check_valid = check
+    _follow(front, conf, lambda why, texts: texts[0], front._update_tree)
     try:
         front.menuconfig(conf)
     except front.TclError as error:
         raise ConfigError(f"guiconfig: {error}; use `make menuconfig`"
                           ) from None
+
+
+# BLOCK, which follows what is changed in a menu
+
+def _follow(front, conf, choose, redraw):
+    """Let changes of the model and of mixers reach BLOCK.
+
+    choose(why, texts) gives one of the texts, or None to leave BLOCK alone.
+    """
+    original = front._set_val
+
+    def set_value(item, value):
+        own, before = block.own(conf), item.str_value
+        original(item, value)
+        if item.str_value == before or not isinstance(item, kconfiglib.Symbol):
+            return
+        if block.is_model(conf, item):
+            _model(conf, choose if own else None)
+        elif block.is_mixer(conf, item) and not block.fits(conf):
+            _take(conf, choose(f'CONFIG_BLOCK="{conf.value("BLOCK")}" does not fit what is on.',
+                               block.offers(conf)))
+        redraw()
+
+    front._set_val = set_value
+
+
+def _model(conf, choose):
+    """Another model was chosen; a BLOCK of the user's own is not given up unasked."""
+    mine = conf.value("BLOCK")
+    names = ["BLOCK", *block.ALT, *(b.symbol for b in conf.decl.blocks.values())]
+    before = {name: conf.syms[name].user_value for name in names}
+    block.model_changed(conf)
+    theirs = conf.value("BLOCK")
+    if choose and not choose(f'CONFIG_BLOCK="{mine}" is your own; take that of the model?',
+                             [theirs]):
+        for name, value in before.items():
+            if value is not None:
+                conf.syms[name].set_value(kconfiglib.TRI_TO_STR.get(value, value))
+
+
+def _take(conf, text):
+    """Give BLOCK a string that was chosen, if one was."""
+    if text:
+        conf.syms["BLOCK"].set_value(text)
+
+
+def _ask(front, conf):
+    """A dialog of menuconfig that offers strings for BLOCK."""
+    def choose(why, texts):
+        shown = {str(i): text for i, text in enumerate(texts, 1)}
+        lines = [why, ""] + [f"  {key}  {text}" for key, text in shown.items()]
+        lines += ["  c  custom: leave BLOCK to me"]
+        for reason in block.objections(conf, texts[0])[:1]:
+            lines += ["", *textwrap.wrap(reason, 70)]
+        return shown.get(front._key_dialog("Block", "\n".join(lines), [*shown, "c"]))
+    return choose
+
+
+def _offer_block(front, conf):
+    """Enter on BLOCK shows what fits before it lets a string be typed."""
+    original, ask = front._change_node, _ask(front, conf)
+
+    def change(node):
+        if node.item is not conf.syms["BLOCK"] or not block.offers(conf):
+            return original(node)
+        text = ask("What fits the mixers that are on:", block.offers(conf))
+        if text:
+            front._set_val(node.item, text)
+            return True
+        return original(node)
+
+    front._change_node = change
 
 
 def oldconfig(conf):

@@ -8,9 +8,10 @@ through states that break them.
 
 import re
 
-from . import shape, stack
+from . import fragment, shape, stack
 from .declare import ConfigError, show
 
+TWINS = {"4": "2", "5": "3"}     # arms that repeat another one
 SYMBOL = re.compile("CONFIG_([A-Z0-9_]+)")
 
 
@@ -30,7 +31,7 @@ def check(conf):
 def violations(conf):
     """All objections, as a list of texts."""
     return [*shape.violations(conf), *stack.violations(conf), *_data(conf),
-            *_training(conf), *_names(conf)]
+            *_training(conf), *_study(conf), *_names(conf)]
 
 
 # Data, training, names
@@ -55,6 +56,9 @@ def _training(conf):
         yield (f"{show(conf, 'LR_DECAY_STEPS')} is more than "
                f"{show(conf, 'MAX_ITERS')}; nearest legal "
                f"{conf.value('MAX_ITERS')}")
+
+
+def _study(conf):
     steps = conf.value("RA_MLA_ABLATION_STEPS")
     numbers = steps.split(",")
     if conf.on("RA_MLA_ABLATION_MODE") and (
@@ -63,6 +67,19 @@ def _training(conf):
         legal = sorted(set(re.findall("[0-5]", steps)) or {"0"})
         yield (f'CONFIG_RA_MLA_ABLATION_STEPS="{steps}" is not a comma list of '
                f'different numbers 0 to 5; nearest legal "{",".join(legal)}"')
+    elif conf.on("RA_MLA_ABLATION_MODE"):
+        whole = sorted({*numbers, *(TWINS[n] for n in numbers if n in TWINS)})
+        if len(whole) > len(numbers):
+            yield (f'CONFIG_RA_MLA_ABLATION_STEPS="{steps}" lacks an arm that another one '
+                   f'repeats; nearest legal "{",".join(whole)}"')
+    arms = conf.value("ABLATION_ARMS")
+    words = arms.split()
+    reason = fragment.problem(words)
+    if arms != " ".join(words):
+        yield (f'CONFIG_ABLATION_ARMS="{arms}": separate the fragments by one '
+               f'space: "{" ".join(words)}"')
+    elif reason:
+        yield f'CONFIG_ABLATION_ARMS="{arms}": {reason}'
 
 
 def _names(conf):

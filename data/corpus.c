@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT
 /*
- * The embedded corpus: the committed files of this tree, in sorted order, as bytes.
+ * The embedded corpus: data/corpus.gz, as bytes. It is Tenon's own C sources as they were on
+ * one day, so that a commit to Tenon changes no result.
  */
 #include "bytes.h"
 
-/* The build puts the corpus between these. */
+/* The build unpacks it between these. */
 extern const unsigned char tenon_corpus[], tenon_corpus_end[];
 
 static struct bytes corpus;
