@@ -4,7 +4,7 @@
 
 # Goals run in the order in which they were typed: make defconfig-tiny-gpt2 all
 .NOTPARALLEL:
-.PHONY: all train build objects check-programs install demo check bench table setup help clean mrproper \
+.PHONY: all train build objects kernels check-programs install demo check bench table setup help clean mrproper \
 	FORCE
 all:
 
@@ -61,7 +61,7 @@ all:
 
 train: all
 
-build objects check-programs:
+build objects kernels check-programs:
 	$(have-config)
 	$(Q)+$(locked) $(build.mk) $@
 
@@ -86,7 +86,7 @@ table:
 	$(Q)$(PYTHON) scripts/table.py $(addprefix --out ,$(call cmdline,OUT)) $(call cmdline,RUNS)
 
 bench:
-	@sh scripts/setup.sh torch
+	@sh scripts/setup.sh bench
 	$(Q)$(afresh) $(PYTHON) scripts/bench.py --objtree $(OBJ)/bench \
 		$(addprefix --threads ,$(call cmdline,THREADS))
 
@@ -108,7 +108,7 @@ check: setup
 # Cleaning
 
 made := lib arch model train ckpt data infer dist tools tests include scripts arms check bench tenon \
-	compile.flags link.flags
+	compile.flags nvcc.flags link.flags
 
 clean:
 	$(Q)rm -rf $(addprefix $(OBJ)/,$(made)) $(if $(tree),,tenon)

@@ -131,7 +131,7 @@ char *ckpt_find(const char *path)
 	int nr = ckpt_list(path, &steps);
 
 	if (no_link)
-		die("%s is no link to a checkpoint: remove it, or give a step folder", best);
+		die("%s is no link to a checkpoint: remove it, or give a checkpoint folder", best);
 	if (!access(manifest, F_OK))
 		found = xstrdup(path);
 	else if (n > 0)
@@ -147,6 +147,16 @@ char *ckpt_find(const char *path)
 	return found;
 }
 
+/* What a checkpoint holds is the masters: they are rounded, or were. */
+static void say_numbers(const char *folder, const char *config)
+{
+	bool was = strstr(config, "\nCONFIG_REAL_BF16=y\n"), is = IS_ENABLED(CONFIG_REAL_BF16);
+
+	if (was != is)
+		warn("%s: trained %s; its weights are used %s", folder,
+		     was ? "in bf16" : "in float", is ? "in bf16, rounded" : "in float");
+}
+
 int64_t ckpt_load_weights(const char *path, struct model *m)
 {
 	const struct tensor_set weights = { .prefix = "", .weights = true };
@@ -158,12 +168,15 @@ int64_t ckpt_load_weights(const char *path, struct model *m)
 		die("damaged checkpoint: %s; choose another checkpoint folder", wrong);
 	diff = compat_diff(config, config_text(), COMPAT_WEIGHTS);
 	wrong = tensors_match(folder, "model.safetensors", m, &weights, 1);
+	if (wrong && !diff)	/* numbers of another width may show in the rest */
+		diff = compat_diff(config, config_text(), COMPAT_RESUME);
 	if (wrong || diff)
 		die("%s: checkpoint of another configuration: %s; build that one to use it",
 		    wrong ? wrong : folder, diff ? diff : "the same symbols, another version");
 	wrong = tensors_read(folder, "model.safetensors", m, &weights, 1);
 	if (wrong)
 		die("%s", wrong);
+	say_numbers(folder, config);
 	free(config);
 	free(folder);
 	return st.step;

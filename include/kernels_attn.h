@@ -74,13 +74,17 @@ void k_attn_fwd(const struct attn *a);
  * @dv: strides of v; the same
  * @dgamma: [b*t][heads], written where a->gamma and @dgamma are not NULL
  * @d_o: gradient of o, its strides
- * @delta: [b*t][heads] scratch: <d_o, o>
+ * @delta: [b*t][heads] scratch: <d_o, o>; behind it ATTN_SUMS(w) elements a row, w the
+ *	widths of q, k and v together, for sums of what is rounded
  *
  * dq, dk and dv are overwritten (their rows' dk or dv elements per head only), so
  * they may be parts of one [b*t][3C] buffer.
  */
 void k_attn_bwd(const struct attn *a, act_t *dq, act_t *dk, act_t *dv, acc_t *dgamma,
 		const act_t *d_o, acc_t *delta);
+
+/* none where an activation holds its sum */
+#define ATTN_SUMS(w) (sizeof(act_t) == sizeof(acc_t) ? 0 : (w))
 
 /**
  * struct attn_step - one query per sequence against its cache

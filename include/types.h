@@ -2,8 +2,8 @@
 /**
  * DOC: number types and dimensions
  *
- * act_t    activations           float on cpu (double with REAL_DOUBLE)
- * param_t  parameters            float on cpu (double with REAL_DOUBLE)
+ * act_t    activations           float, double with REAL_DOUBLE, bf16 with REAL_BF16
+ * param_t  parameters            the same
  * grad_t   gradients, moments, master weights   float (double with REAL_DOUBLE)
  * acc_t    what must not be rounded to act_t: statistics of norms, log-sum-exp,
  *          factors of heads, routing weights, running sums, logits for people:
@@ -24,14 +24,17 @@
 
 #if defined CONFIG_REAL_DOUBLE
 typedef double act_t, param_t, grad_t, acc_t;
-#define REAL_NAME "F64"
+#define REAL_NAME "F64"		/* of what is written: masters, gradients, logits */
+#define ACT_NAME "F64"		/* of activations and parameters */
 #elif defined CONFIG_REAL_BF16
 typedef struct { uint16_t bits; } act_t, param_t;
 typedef float grad_t, acc_t;
-#define REAL_NAME "F32"		/* of what is written: master weights, gradients, logits */
+#define REAL_NAME "F32"
+#define ACT_NAME "BF16"
 #else
 typedef float act_t, param_t, grad_t, acc_t;
 #define REAL_NAME "F32"
+#define ACT_NAME "F32"
 #endif
 
 #define ROUND_UP(x, to) (((x) + (to) - 1) / (to) * (to))

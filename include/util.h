@@ -74,6 +74,9 @@ char *xstrdup(const char *s);
 char *xasprintf(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 char *xvasprintf(const char *fmt, va_list ap);
 
+/** median() - of x[n], n at least 1; sorts x */
+double median(double *x, int n);
+
 /** now() - monotonic seconds */
 double now(void);
 

@@ -19,7 +19,7 @@ static void refuse_leak(const struct model *m)
 			die("decode: %s", m->sub[s].mixer->leaks);
 }
 
-int64_t decoder_open(struct decoder *d, const char *checkpoint, int sequences)
+void decoder_place(struct decoder *d, int sequences)
 {
 	struct plan plan;
 
@@ -34,6 +34,11 @@ int64_t decoder_open(struct decoder *d, const char *checkpoint, int sequences)
 	d->arena = arch_alloc(d->bytes);
 	model_place(&d->m, d->arena, PHASE_DECODE, sequences, 0, NULL);
 	d->logits = xcalloc((size_t)sequences * V, sizeof(*d->logits));
+}
+
+int64_t decoder_open(struct decoder *d, const char *checkpoint, int sequences)
+{
+	decoder_place(d, sequences);
 	return ckpt_load_weights(checkpoint, &d->m);
 }
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Inside infer/: the pieces of text generation; decode_loss() is for the verb eval.
+ * Inside infer/: the pieces of text generation; decode_loss() is for the verb eval,
+ * decode_bench() for bench.
  */
 #ifndef TENON_INFER_H
 #define TENON_INFER_H
@@ -30,13 +31,21 @@ struct decoder {
 };
 
 /**
+ * decoder_place() - an arena for @sequences at a time, weights not yet set
+ * @d: result
+ * @sequences: at most B_MAX
+ *
+ * Dies where the configuration cannot decode or the plan does not fit.
+ */
+void decoder_place(struct decoder *d, int sequences);
+
+/**
  * decoder_open() - an arena for @sequences at a time, and the weights of a checkpoint
  * @d: result
  * @checkpoint: run folder or checkpoint folder
  * @sequences: at most B_MAX
  *
- * Dies where the configuration cannot decode, the plan does not fit or the
- * checkpoint cannot be used.
+ * Dies as decoder_place() does, and where the checkpoint cannot be used.
  *
  * Returns: the step of the checkpoint.
  */
@@ -84,6 +93,26 @@ struct decode_loss {
  *	a step with the data's token
  */
 struct decode_loss decode_loss(const char *checkpoint, enum split s, int count, int from);
+
+/* ---- bench.c -------------------------------------------------------------- */
+
+/**
+ * struct decode_bench - what to time
+ * @sequences: 1..B_MAX
+ * @length: tokens in the cache of each, 1..T_MAX - 1
+ * @steps: that are timed
+ * @warmup: before them
+ * @seed: of weights and tokens
+ * @json: for scripts
+ */
+struct decode_bench {
+	int sequences, length, steps, warmup;
+	uint64_t seed;
+	bool json;
+};
+
+/** decode_bench() - time decode steps and print; after arch_init() */
+void decode_bench(const struct decode_bench *x);
 
 /* ---- prompt.c ------------------------------------------------------------- */
 

@@ -222,6 +222,19 @@ char *xasprintf(const char *fmt, ...)
 	return s;
 }
 
+static int ascending(const void *a, const void *b)
+{
+	double x = *(const double *)a, y = *(const double *)b;
+
+	return (x > y) - (x < y);
+}
+
+double median(double *x, int n)
+{
+	qsort(x, n, sizeof(*x), ascending);
+	return (x[(n - 1) / 2] + x[n / 2]) / 2;
+}
+
 double now(void)
 {
 	struct timespec ts;

@@ -24,6 +24,7 @@ import curve
 import study
 import study_table
 from dotconfig import DotConfig
+from plain import plain
 from study import StudyError
 from study_runs import Run, Scheduler, columns, read, say
 
@@ -61,8 +62,8 @@ class Arm:
 
     def plan(self, flags):
         """The figures of `tenon plan`; dies where a run could not begin."""
-        done = subprocess.run([self.binary, "plan", "--check", "--json", *flags], text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        done = subprocess.run([self.binary, "--called-by-make", "plan", "--check", "--json",
+                               *flags], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         if done.returncode:
             raise StudyError(f"{self.title}: {done.stderr.strip().removeprefix('tenon: ')}",
                              done.returncode)
@@ -264,19 +265,27 @@ def run_study(args):
     leave(next(r for r in runs if r.arm is next(iter(arms.values()))), out, args.link)
 
 
+def processors(text):
+    """A number of them; said in the words of make, which was typed."""
+    if not text.isdecimal() or not 1 <= int(text) <= 4096:
+        print(plain(f"tenon: THREADS={text}: give a whole number from 1 to 4096"), file=sys.stderr)
+        sys.exit(2)
+    return int(text)
+
+
 def main():
     parser = argparse.ArgumentParser(description="run the ablation study of a configuration")
     parser.add_argument("--config", required=True, help="the .config")
     parser.add_argument("--objtree", required=True, help="arms are built below it")
     parser.add_argument("--out", help="instead of runs/CONFIG_RUN_NAME")
     parser.add_argument("--restart", action="store_true", help="move an old study aside first")
-    parser.add_argument("--threads", type=int, help="processors to use, default all")
+    parser.add_argument("--threads", type=processors, help="processors to use, default all")
     parser.add_argument("--link", help="file that becomes a link to the binary of the largest arm")
     args = parser.parse_args()
     try:
         run_study(args)
     except (StudyError, OSError) as error:
-        print(f"tenon: {error}", file=sys.stderr)
+        print(plain(f"tenon: {error}"), file=sys.stderr)
         return getattr(error, "status", 2)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

@@ -10,7 +10,7 @@
 # They are linked directly, never from an archive, which would drop the
 # entries of the mixer registry.
 
-.PHONY: build objects check-programs run FORCE
+.PHONY: build objects kernels check-programs run FORCE
 .DELETE_ON_ERROR:
 .SUFFIXES:
 build:
@@ -40,6 +40,7 @@ unquote = $(subst ",,$(1))
 # Objects
 
 arch-name-$(CONFIG_ARCH_CPU) := cpu
+arch-name-$(CONFIG_ARCH_CUDA) := cuda
 ARCH := $(arch-name-y)
 
 define folder
@@ -77,6 +78,8 @@ blas-libs := $(if $(call have-package,openblas),$(call package,--libs openblas),
 else ifeq ($(CONFIG_BLAS_BLIS),y)
 blas-cflags := $(addprefix -isystem ,$(firstword $(wildcard /usr/include/*/blis-* /usr/include/blis)))
 blas-libs := -lblis
+else ifeq ($(CONFIG_BLAS_ONEDNN),y)
+blas-libs := -ldnnl
 endif
 
 compiler := $(shell $(CC) --version 2>/dev/null | head -n 1)
@@ -105,11 +108,29 @@ ifneq ($(filter -O0,$(EXTRA_CFLAGS)),)
 $(error EXTRA_CFLAGS=$(EXTRA_CFLAGS): what is switched off needs an optimizer to go; use -Og or -O1)
 endif
 
+# The toolkit that nvcc belongs to. Its cublasLt is found there when the program starts,
+# or in LD_LIBRARY_PATH on another machine.
+ifeq ($(CONFIG_ARCH_CUDA),y)
+nvcc := $(realpath $(shell command -v nvcc))
+ifeq ($(nvcc),)
+$(error CONFIG_ARCH_CUDA=y: nvcc is not in the PATH; install the CUDA toolkit and add its bin \
+	folder, or set CONFIG_ARCH_CPU=y)
+endif
+cuda := $(patsubst %/bin/nvcc,%,$(nvcc))
+cuda-lib := $(firstword $(wildcard $(cuda)/lib64 $(cuda)/targets/*/lib $(cuda)/lib))
+cuda-libs := -L$(cuda-lib) -Wl,-rpath,$(cuda-lib) -lcublasLt -lcudart_static -lstdc++ -lpthread \
+	-ldl -lrt
+gencode-$(CONFIG_CUDA_SM_80) := -gencode arch=compute_80,code=[sm_80,compute_80]
+gencode-$(CONFIG_CUDA_SM_90A) := -gencode arch=compute_90a,code=sm_90a
+nvccflags := -std=c++17 -O3 -lineinfo $(gencode-y) -Xcompiler -Wall -Iinclude \
+	-I$(OBJ)/include -include include/kconfig.h
+endif
+
 cflags := -std=gnu11 -O3 $(if $(CONFIG_CPU_NATIVE),-march=native) $(portable) -fopenmp -g \
 	-Wall -Wextra -Wno-zero-length-bounds -Iinclude -I$(OBJ)/include $(blas-cflags) \
 	-include include/kconfig.h $(EXTRA_CFLAGS)
 ldflags := -fopenmp $(EXTRA_LDFLAGS)
-libs := $(blas-libs) $(call package,--libs zlib jansson) -lm
+libs := $(blas-libs) $(cuda-libs) $(call package,--libs zlib jansson) -lm
 
 # A file that changes only when its content does; what depends on it follows.
 # $(call content,TEXT)
@@ -138,6 +159,15 @@ $(OBJ)/scripts/fixdep: scripts/fixdep.c
 $(OBJ)/%.o: %.c $(OBJ)/compile.flags $(OBJ)/scripts/fixdep
 	$(call say,CC,$*.o)
 	$(Q)$(CC) $(cflags) -MMD -MF $@.raw -MT $@ -c -o $@.tmp $<
+	@$(OBJ)/scripts/fixdep $@.raw $(OBJ)/include >$(@:.o=.d)
+	@rm -f $@.raw && mv $@.tmp $@
+
+$(OBJ)/nvcc.flags: FORCE
+	$(call content,$(nvcc) $(shell $(nvcc) --version | tail -n 1) $(nvccflags))
+
+$(OBJ)/%.o: %.cu $(OBJ)/nvcc.flags $(OBJ)/scripts/fixdep
+	$(call say,NVCC,$*.o)
+	$(Q)$(nvcc) $(nvccflags) -MMD -MF $@.raw -MT $@ -c -o $@.tmp $<
 	@$(OBJ)/scripts/fixdep $@.raw $(OBJ)/include >$(@:.o=.d)
 	@rm -f $@.raw && mv $@.tmp $@
 
@@ -205,15 +235,21 @@ check-programs: $(tests)
 objects: $(filter-out $(OBJ)/arch/%,$(objects))
 	@:
 
+# Every kernel of the arch, also those that the configuration does not use. Needs no GPU.
+kernels: $(filter $(OBJ)/arch/%,$(objects)) $(test-only)
+	@:
+
 # What the configuration is for. Building takes seconds; the binary itself says then
 # whether memory, data and output folder are there. The output of an object tree lies in it,
 # so that two configurations do not meet in one folder.
 
-out := $(or $(call cmdline,OUT),$(addsuffix /,$(tree))runs/$(call unquote,$(CONFIG_RUN_NAME)))
+# One word for the shell, whatever is in it.
+quoted = '$(subst ','\'',$(1))'
+out := $(or $(call typed,OUT),$(addsuffix /,$(tree))runs/$(call unquote,$(CONFIG_RUN_NAME)))
 # A string of auto.conf for the shell: already in double quotes.
 literal = $(subst `,\`,$(subst $$,\$$,$(1)))
-run-flags := --out $(out) $(if $(call cmdline,RESTART),--restart) \
-	$(addprefix --threads ,$(call cmdline,THREADS))
+run-flags = --out $(call quoted,$(out)) $(if $(call cmdline,RESTART),--restart) \
+	$(if $(call typed,THREADS),--threads=$(call quoted,$(call typed,THREADS)))
 allow := $(if $(call cmdline,ALLOW_CONFIG_CHANGE),--allow-config-change)
 tenon := $(OBJ)/tenon --called-by-make
 
@@ -225,7 +261,7 @@ ifneq ($(CONFIG_RA_MLA_ABLATION_MODE)$(call unquote,$(CONFIG_ABLATION_ARMS)),)
 		$(if $(tree),,--link tenon) $(run-flags)
 else
 	$(Q)+$(locked) $(MAKE) -f scripts/build.mk build
-	$(Q)$(tenon) plan --check --out $(out) \
+	$(Q)$(tenon) plan --check --out $(call quoted,$(out)) \
 		$(if $(CONFIG_DATA_PATH),--data $(call literal,$(CONFIG_DATA_PATH)))
 	$(Q)$(tenon) train $(run-flags) $(allow)
 endif

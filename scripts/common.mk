@@ -6,6 +6,8 @@
 
 MAKEFLAGS += --no-builtin-rules --no-builtin-variables --no-print-directory
 cmdline = $(if $(filter command,$(firstword $(origin $(1)))),$($(1)))
+# The same as it was typed: a dollar sign is one.
+typed = $(if $(filter command,$(firstword $(origin $(1)))),$(value $(1)))
 unexport O V DESTDIR PREFIX OUT RESTART ALLOW_CONFIG_CHANGE THREADS TESTS PROGRAMS SEED RUNS
 
 # O=DIR: DIR/.config, DIR/tenon and everything that is made.
@@ -13,7 +15,7 @@ unexport O V DESTDIR PREFIX OUT RESTART ALLOW_CONFIG_CHANGE THREADS TESTS PROGRA
 # What make, the shell or a pattern rule would read otherwise is refused before it is used.
 hash := \#
 odd := : % $$ ' " \ * ? [ ] ; & | < > ( ) { } ` ! , ^ ~ $(hash)
-given := $(if $(filter command,$(firstword $(origin O))),$(value O))
+given := $(call typed,O)
 wrong := $(foreach c,$(odd),$(findstring $(c),$(given)))$(if $(filter -%,$(given)), a dash in front)
 ifneq ($(strip $(wrong)),)
 $(error O=$(strip $(given)): a path with $(strip $(wrong)) does not work; name another folder)

@@ -24,6 +24,7 @@ except ImportError:
 from kconf import header, interactive, lines, random_config, rules
 from kconf.config import Config, write_if_changed
 from kconf.declare import ConfigError
+from plain import plain
 
 FOLDER = "defconfigs"
 VERBS = {}
@@ -341,7 +342,7 @@ def main(argv):
         VERBS[args.verb](args)
     except ConfigError as error:
         for message in error.messages:
-            print("error: " + message, file=sys.stderr)
+            print("error: " + "\n".join(map(plain, message.split("\n"))), file=sys.stderr)
         return 2
     except kconfiglib.KconfigError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -349,7 +350,7 @@ def main(argv):
     except (KeyboardInterrupt, BrokenPipeError):
         return 130
     except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(plain(f"error: {error.filename}: {error.strerror}"), file=sys.stderr)
         return 2
     return 0
 

@@ -5,14 +5,17 @@
 # else print the command to type and fail. Says nothing where nothing is missing.
 # Run from the top of the tree.
 #
-#	scripts/setup.sh [torch|curve]
+#	scripts/setup.sh [torch|bench|curve]
 #
-# torch: PyTorch too, which the bench and tests/torch.t compare with.
+# torch: Debian's PyTorch too, which tests/torch.t compares with.
+# bench: the newest PyTorch too, in a folder of its own, and what torch.compile needs;
+# where none can be had, Debian's.
 # curve: gnuplot too, where it can be had; without it a study draws no curve.
 
 WITH=$1
 KCONFIGLIB=14.1.0
 VENV=build/venv
+TORCH=build/torch
 
 has_library() {
 	pkg-config --exists "$1" 2>/dev/null
@@ -26,8 +29,13 @@ has_torch() {
 	/usr/bin/python3 -c 'import torch, numpy' 2>/dev/null
 }
 
-has_blas() {
-	for lib in openblas blis; do
+has_new_torch() {
+	"$TORCH/bin/python" -c 'import torch' 2>/dev/null
+}
+
+# has_linkable NAME...: one of these libraries
+has_linkable() {
+	for lib in "$@"; do
 		case $(${CC:-cc} -print-file-name=lib$lib.so 2>/dev/null) in
 		/*) return ;;
 		esac
@@ -41,6 +49,14 @@ kconfiglib_package() {
 		grep -q "Candidate: ${KCONFIGLIB%.*}" && echo python3-kconfiglib
 }
 
+# torch.compile makes C++ against the headers of Python.
+bench_packages() {
+	command -v g++ >/dev/null || echo g++
+	/usr/bin/python3 -c 'import ensurepip' 2>/dev/null || echo python3-venv
+	/usr/bin/python3 -c 'import os, sysconfig
+os.stat(sysconfig.get_paths()["include"] + "/Python.h")' 2>/dev/null || echo python3-dev
+}
+
 missing_packages() {
 	command -v "${CC:-gcc}" >/dev/null || echo gcc libc6-dev
 	command -v make >/dev/null || echo make
@@ -49,8 +65,10 @@ missing_packages() {
 	command -v python3 >/dev/null || echo python3
 	has_library zlib || echo zlib1g-dev
 	has_library jansson || echo libjansson-dev
-	has_blas || echo libopenblas-dev
+	has_linkable openblas blis || echo libopenblas-dev
+	has_linkable dnnl || echo libdnnl-dev
 	[ "$WITH" != torch ] || has_torch || echo python3-torch python3-numpy
+	[ "$WITH" != bench ] || bench_packages
 }
 
 say() {
@@ -124,6 +142,23 @@ install_kconfiglib() {
 		"sudo apt-get install -y $(kconfiglib_package || echo python3-venv), then repeat"
 }
 
+# A failure is no end: Debian's PyTorch is a peer too, and the bench names what it took.
+install_torch() {
+	say "the newest PyTorch in $TORCH (gigabytes: the index's default build)"
+	rm -rf "$TORCH"
+	mkdir -p build
+	if /usr/bin/python3 -m venv "$TORCH" >"$log" 2>&1 &&
+		"$TORCH/bin/python" -m pip install --quiet --disable-pip-version-check \
+			torch numpy >>"$log" 2>&1 && has_new_torch; then
+		return
+	fi
+	say "no newer PyTorch: $(tail -n 1 "$log")"
+	rm -rf "$TORCH"
+	has_torch && return
+	may_install && install_packages python3-torch python3-numpy
+	has_torch || fail "there is no PyTorch; type: sudo apt-get install -y python3-torch python3-numpy"
+}
+
 # A wish, not a need.
 install_gnuplot() {
 	command -v gnuplot >/dev/null || ! may_install || apt_install gnuplot-nox ||
@@ -140,4 +175,5 @@ packages=$(missing_packages | tr '\n' ' ')
 [ -z "$packages" ] || fail "still missing after the installation: $packages"
 has_python || install_kconfiglib
 has_python || fail "no python3 imports kconfiglib $KCONFIGLIB even after the installation"
+[ "$WITH" != bench ] || has_new_torch || install_torch
 [ "$WITH" != curve ] || install_gnuplot

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 
 #include "kernels.h"
+#include "real.h"
 #include "tap.h"
 #include "util.h"
 
@@ -19,9 +20,12 @@
  * of order one. Each rounds by half an epsilon of its partial sum; signs are
  * random, so errors grow with the root of the count and the exponential turns an
  * absolute error of a score into a relative one. 400 epsilons of the largest
- * element leave a factor of about 8: 9e-14 in double, 5e-5 in float.
+ * element leave a factor of about 8: 9e-14 in double, 5e-5 in float. What is bf16 was
+ * rounded, and delta = <d_o, o> is of outputs that were: twice these two roundings of
+ * the largest element.
  */
-#define TOLERANCE (400 * (sizeof(act_t) == 8 ? 0x1p-52 : 0x1p-23))
+#define SUM_ERROR (400 * (sizeof(acc_t) == 8 ? 0x1p-52 : 0x1p-23))
+#define TOLERANCE (SUM_ERROR + 2 * 2 * ACT_ROUND)
 
 enum { GUARD = 64, GAP = 3 };	/* elements around a buffer, between its rows */
 
@@ -33,10 +37,10 @@ struct shape {
 	int group;	/* query heads of a key and value head; 0: 1 */
 };
 
-/* A buffer of act_t between guards, everything NaN. */
+/* A buffer of act_t or acc_t between guards, everything NaN. */
 struct buf {
-	act_t *all, *p;
-	size_t n;
+	void *all, *p;
+	size_t n, elem;
 };
 
 /* Everything of a case; grads in the order q, k, v. */
@@ -60,26 +64,42 @@ static inline double uniform(void)	/* -1..1 */
 	return (double)(int64_t)seed * 0x1p-63;
 }
 
-static inline struct buf buf_new(size_t n)
+static inline struct buf buf_of(size_t n, size_t elem)
 {
-	struct buf b = { xmalloc((n + 2 * GUARD) * sizeof(act_t)), NULL, n };
+	struct buf b = { xmalloc((n + 2 * GUARD) * elem), NULL, n, elem };
 
 	for (size_t i = 0; i < n + 2 * GUARD; i++)
-		b.all[i] = NAN;
-	b.p = b.all + GUARD;
+		put(b.all, elem, i, NAN);
+	b.p = (char *)b.all + GUARD * elem;
 	return b;
+}
+
+static inline struct buf buf_new(size_t n)
+{
+	return buf_of(n, ACT);
+}
+
+static inline struct buf buf_new_acc(size_t n)
+{
+	return buf_of(n, ACC);
+}
+
+/* From element @at on, without guards of its own. */
+static inline struct buf buf_part(struct buf b, size_t at)
+{
+	return (struct buf){ NULL, (char *)b.p + at * b.elem, 0, b.elem };
 }
 
 static inline void buf_clear(struct buf b)
 {
 	for (size_t i = 0; i < b.n; i++)
-		b.p[i] = NAN;
+		put(b.p, b.elem, i, NAN);
 }
 
 static inline bool buf_guarded(struct buf b)
 {
 	for (int i = 0; i < GUARD; i++)
-		if (!isnan(b.all[i]) || !isnan(b.p[b.n + i]))
+		if (!isnan(get(b.all, b.elem, i)) || !isnan(get(b.p, b.elem, b.n + i)))
 			return false;
 	return true;
 }
@@ -90,32 +110,36 @@ static inline double *dense(size_t n)
 }
 
 /* Random values at [row][head][e] of the strided tensor p, the same in ref. */
-static inline void fill(double *ref, act_t *p, long rows, long stride, int heads, long head,
+static inline void fill(double *ref, struct buf b, long rows, long stride, int heads, long head,
 			int width, double size)
 {
 	for (long r = 0; r < rows; r++)
 		for (int h = 0; h < heads; h++)
 			for (int e = 0; e < width; e++) {
-				p[r * stride + h * head + e] = (act_t)(size * uniform());
-				ref[(r * heads + h) * width + e] = p[r * stride + h * head + e];
+				long at = r * stride + h * head + e;
+
+				put(b.p, b.elem, at, size * uniform());
+				ref[(r * heads + h) * width + e] = get(b.p, b.elem, at);
 			}
 }
 
 /*
- * Largest difference to ref, against its largest element, but at least 0.1: a
+ * Largest difference to ref, against its largest element, but at least FLOOR: a
  * gradient that cancels (one position) keeps the round-off of its terms. NaN
- * counts as 1.
+ * counts as 1. Of bf16 the terms, of order one, hold outputs that were rounded.
  */
-static inline double distance(const double *ref, const act_t *p, long rows, long stride,
-			      int heads, long head, int width)
+#define FLOOR (ACT == ACC ? 0.1 : 1)
+
+static inline double distance_of(const double *ref, const void *p, size_t elem, long rows,
+				 long stride, int heads, long head, int width)
 {
-	double worst = 0, size = 0.1, want, d;
+	double worst = 0, size = FLOOR, want, d;
 
 	for (long r = 0; r < rows; r++)
 		for (int h = 0; h < heads; h++)
 			for (int e = 0; e < width; e++) {
 				want = ref[(r * heads + h) * width + e];
-				d = fabs(p[r * stride + h * head + e] - want);
+				d = fabs(get(p, elem, r * stride + h * head + e) - want);
 				if (isnan(d))
 					return 1;
 				worst = fmax(worst, d);
@@ -124,12 +148,18 @@ static inline double distance(const double *ref, const act_t *p, long rows, long
 	return worst / size;
 }
 
+static inline double distance(const double *ref, struct buf b, long rows, long stride,
+			      int heads, long head, int width)
+{
+	return distance_of(ref, b.p, b.elem, rows, stride, heads, head, width);
+}
+
 /* Elements of the rows that belong to no head must still be NaN. */
-static inline bool gaps_kept(const act_t *p, long rows, long stride, long used)
+static inline bool gaps_kept(struct buf b, long rows, long stride, long used)
 {
 	for (long r = 0; r < rows - 1; r++)
 		for (long e = used; e < stride; e++)
-			if (!isnan(p[r * stride + e]))
+			if (!isnan(get(b.p, b.elem, r * stride + e)))
 				return false;
 	return true;
 }
@@ -252,16 +282,16 @@ static inline struct work work_new(const struct shape *s)
 
 	w.q = buf_new(rows * w.a.q_row);
 	w.dq = buf_new(rows * w.a.q_row);
-	w.k = s->joint ? (struct buf){ NULL, w.q.p + nq, 0 } : buf_new(rows * w.a.k_row);
-	w.dk = s->joint ? (struct buf){ NULL, w.dq.p + nq, 0 } : buf_new(rows * w.a.k_row);
-	w.v = s->joint ? (struct buf){ NULL, w.q.p + nq + nk, 0 } : buf_new(rows * w.a.v_row);
-	w.dv = s->joint ? (struct buf){ NULL, w.dq.p + nq + nk, 0 } : buf_new(rows * w.a.v_row);
+	w.k = s->joint ? buf_part(w.q, nq) : buf_new(rows * w.a.k_row);
+	w.dk = s->joint ? buf_part(w.dq, nq) : buf_new(rows * w.a.k_row);
+	w.v = s->joint ? buf_part(w.q, nq + nk) : buf_new(rows * w.a.v_row);
+	w.dv = s->joint ? buf_part(w.dq, nq + nk) : buf_new(rows * w.a.v_row);
 	w.o = buf_new(rows * w.a.o_row);
 	w.d_o = buf_new(rows * w.a.o_row);
-	w.lse = buf_new(heads);
-	w.gamma = buf_new(heads);
-	w.dgamma = buf_new(heads);
-	w.delta = buf_new(heads);
+	w.lse = buf_new_acc(heads);
+	w.gamma = buf_new_acc(heads);
+	w.dgamma = buf_new_acc(heads);
+	w.delta = buf_new_acc(heads + rows * ATTN_SUMS(one));
 	w.a.q = w.q.p;
 	w.a.k = w.k.p;
 	w.a.v = w.v.p;
@@ -284,12 +314,13 @@ static inline void work_fill(const struct shape *s, struct work *w, struct ref *
 {
 	long rows = (long)s->b * s->t;
 
-	fill(r->q, w->q.p, rows, w->a.q_row, s->heads, s->dk, s->dk, 2);
-	fill(r->k, w->k.p, rows, w->a.k_row, k_heads(s), s->dk, s->dk, 2);
-	fill(r->v, w->v.p, rows, w->a.v_row, v_heads(s), s->dv, s->dv, 1);
-	fill(r->d_o, w->d_o.p, rows, w->a.o_row, s->heads, s->dv, s->dv, 1);
-	fill(r->gamma, w->gamma.p, rows, s->heads, s->heads, 1, 1, 1);
-	w->gamma.p[0] = r->gamma[0] = 0;	/* a closed gate */
+	fill(r->q, w->q, rows, w->a.q_row, s->heads, s->dk, s->dk, 2);
+	fill(r->k, w->k, rows, w->a.k_row, k_heads(s), s->dk, s->dk, 2);
+	fill(r->v, w->v, rows, w->a.v_row, v_heads(s), s->dv, s->dv, 1);
+	fill(r->d_o, w->d_o, rows, w->a.o_row, s->heads, s->dv, s->dv, 1);
+	fill(r->gamma, w->gamma, rows, s->heads, s->heads, 1, 1, 1);
+	put(w->gamma.p, ACC, 0, 0);	/* a closed gate */
+	r->gamma[0] = 0;
 	for (long i = 0; !s->gamma && i < rows * s->heads; i++)
 		r->gamma[i] = 1;
 }

@@ -9,6 +9,7 @@
 
 #include "arch.h"
 #include "model.h"
+#include "real.h"
 #include "tap.h"
 #include "util.h"
 
@@ -46,7 +47,7 @@ static inline void guarded_free(void *p)
 static inline void fill_normal(act_t *x, size_t n, const char *stream, double mean, double sd)
 {
 	for (size_t i = 0; i < n; i++)
-		x[i] = (act_t)(mean + sd * rng_normal(42, hash_name(stream), i));
+		x[i] = act(mean + sd * rng_normal(42, hash_name(stream), i));
 }
 
 static inline void fill_normal_acc(acc_t *x, size_t n, const char *stream, double mean, double sd)
@@ -69,33 +70,43 @@ static inline void fill_param(const struct param *p, void *w, const char *name)
 
 /*
  * Two ways to one sum of at most F terms differ by about sqrt(F) eps per layer; 1e-11
- * in double and 2e-4 in float leave two decades. Relative to the largest value.
+ * in double and 2e-4 in float leave two decades. Relative to the largest value. In bf16
+ * a sum that ends near the middle between two values is rounded to either, and what
+ * follows carries that on: a handful of activations on the way through each of NL
+ * layers, each off by two roundings at most, adding up as their root.
  */
-#define SAME_TOL (IS_ENABLED(CONFIG_REAL_DOUBLE) ? 1e-11 : 2e-4)
+#define SAME_TOL (IS_ENABLED(CONFIG_REAL_DOUBLE) ? 1e-11 : \
+		  ACT == ACC ? 2e-4 : 2 * ACT_ROUND * sqrt(8 * NL))
 
-static inline double dot(const act_t *a, const act_t *b, size_t n)
+/* Of two pieces of memory, as ACT or ACC. */
+static inline double dot_of(const void *a, const void *b, size_t elem, size_t n)
 {
 	double sum = 0;
 
 	for (size_t i = 0; i < n; i++)
-		sum += (double)a[i] * b[i];
+		sum += get(a, elem, i) * get(b, elem, i);
 	return sum;
 }
 
-/* A random direction of norm 1. */
-static inline act_t *direction(size_t n, const char *stream)
+static inline double dot(const acc_t *a, const acc_t *b, size_t n)
 {
-	act_t *d = xmalloc(n * sizeof(*d));
+	return dot_of(a, b, ACC, n);
+}
+
+/* A random direction of norm 1. */
+static inline acc_t *direction(size_t n, const char *stream)
+{
+	acc_t *d = xmalloc(n * sizeof(*d));
 	double norm;
 
-	fill_normal(d, n, stream, 0, 1);
+	fill_normal_acc(d, n, stream, 0, 1);
 	norm = sqrt(dot(d, d, n));
 	for (size_t i = 0; i < n; i++)
-		d[i] = (act_t)(d[i] / norm);
+		d[i] = (acc_t)(d[i] / norm);
 	return d;
 }
 
-static inline bool all_finite(const act_t *x, size_t n)
+static inline bool all_finite(const acc_t *x, size_t n)
 {
 	for (size_t i = 0; i < n; i++)
 		if (!isfinite(x[i]))
@@ -116,10 +127,10 @@ static inline bool all_finite(const act_t *x, size_t n)
 /* The objective of one finite difference, and what it is called with. */
 typedef double (*objective_fn)(void *ctx);
 
-static inline bool fd_agrees(objective_fn f, void *ctx, act_t *x, const grad_t *g, size_t n,
+static inline bool fd_agrees(objective_fn f, void *ctx, acc_t *x, const grad_t *g, size_t n,
 			     const char *stream, double *error)
 {
-	act_t *d = direction(n, stream), *old = xmalloc(n * sizeof(*old));
+	acc_t *d = direction(n, stream), *old = xmalloc(n * sizeof(*old));
 	double up, down, slope = dot(g, d, n), norm = sqrt(dot(g, g, n));
 
 	memcpy(old, x, n * sizeof(*x));

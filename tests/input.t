@@ -4,6 +4,7 @@
 where, status 2, no file changed. Two binaries: "shards" is a small GPT-2 on token shards;
 "text" reads text, its gate leaks, and its batches fit no machine."""
 import fcntl
+import json
 import os
 import resource
 import shutil
@@ -159,6 +160,16 @@ def test_resume(top, shards, whole):
         forge(f"{out}/{name}", N_HEAD=4, LEARNING_RATE='"1e-2"')
     refused("train: a run of another configuration", top, [shards, "train", "--out", out], out,
             "N_HEAD (was 4, is 2)", "LEARNING_RATE (was 1e-2, is 3e-3)", "--out")
+    make = MAKE + [f"O={TREES}/shards", f"OUT={out}"]
+    refused("make: a run of another configuration", top, make, out, "N_HEAD (was 4, is 2)",
+            "ALLOW_CONFIG_CHANGE=1", "RESTART=1")
+    shutil.rmtree(out)
+    shutil.copytree(whole, out, symlinks=True)
+    for name in t.steps(out):
+        forge(f"{out}/{name}", LEARNING_RATE='"1e-2"')
+    result = run(*make, "ALLOW_CONFIG_CHANGE=1")
+    t.ok(result.returncode == 0 and "going on with a changed configuration" in result.stderr,
+         "make ALLOW_CONFIG_CHANGE=1 goes on", t.said(result))
     shutil.rmtree(out)
     shutil.copytree(whole, out, symlinks=True)
     shutil.rmtree(f"{out}/ckpt-000006")
@@ -290,6 +301,25 @@ def test_generate(top, shards, whole):
                 *words)
 
 
+def test_bench(top, shards):
+    """Decode steps: at the limits, in JSON, and what is refused."""
+    flags = ["bench", "--decode", "--steps", 2, "--warmup", 0]
+    for batch, length in ((1, 1), (B, T - 1)):
+        result = run(shards, *flags, "--json", "--batch", batch, "--length", length)
+        said = json.loads(result.stdout or "{}")
+        t.ok(said.get("step", 0) > 0 and said["weight_bytes"] > 0 and
+             (said["sequences"], said["length"]) == (batch, length),
+             f"bench: {batch} x {length} decode steps", t.said(result))
+    result = run(shards, *flags)
+    t.ok(result.returncode == 0 and f"behind {T - 1} tokens" in result.stdout,
+         "bench: decode fills the caches as far as they go", t.said(result))
+    refused("bench: more sequences than it can hold", top, [shards, *flags, "--batch", B + 1],
+            "--batch")
+    refused("bench: no room for the step's token", top, [shards, *flags, "--length", T],
+            "--length")
+    refused("bench: sequences of no decode", top, [shards, "bench", "--batch", 1], "--decode")
+
+
 def test_leak_and_size(top, text, whole):
     refused("generate: a gate that sees the future", top, [text, "generate", "--checkpoint", whole],
             'GATE_POOL="sequence"', "causal")
@@ -319,6 +349,7 @@ def main():
         test_flags(top, shards, whole, tokens)
         test_dump(top, shards, tokens)
         test_generate(top, shards, whole)
+        test_bench(top, shards)
         test_leak_and_size(top, text, whole)
         test_data(top)
     return t.done()

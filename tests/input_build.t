@@ -72,6 +72,20 @@ def test_goals(top, make):
         refused(f"make {' '.join(goals)!r}", top, make + goals)
 
 
+def test_words(top, make):
+    """What is given to a run is one word, whatever is in it."""
+    make = make + ["EXTRA_CFLAGS=-O1 -g0"]
+    for value in ("two", "2 ; touch hacked", "$(touch hacked)", "-1", "`x`", "'", "5000", "1 2"):
+        refused(f"make THREADS={value!r}", top, make + [f"OUT={top}/new", f"THREADS={value}"],
+                "THREADS=N")
+    for name in ("a b", "a'b", "a$b", "a;b", "a\"b", "--out", "a`b"):
+        result = run(*make, f"OUT={top}/{name}", "THREADS=1")
+        t.ok(result.returncode == 0 and os.listdir(top) == [name] and
+             os.path.exists(f"{top}/{name}/result.json"), f"make OUT= with {name!r}",
+             f"{os.listdir(top)} {t.said(result)}")
+        shutil.rmtree(f"{top}/{name}", ignore_errors=True)
+
+
 def test_empty(tree, make):
     """Each file of a build, emptied, is made again; so is what is linked from it."""
     binary = f"{tree}/tenon"
@@ -157,7 +171,8 @@ def main():
     with t.folder() as top:
         tree, portable = f"{top}/tree", f"{top}/portable"
         make = MAKE + [f"O={tree}"]
-        for command in (make + ["defconfig-tiny-gpt2", "build"],
+        short = place(f"{top}/short.config", b"CONFIG_MAX_ITERS=2\nCONFIG_EVAL_SAMPLES=1\n")
+        for command in (make + ["defconfig-tiny-gpt2", short, "build"],
                         ["make", "-s", "EXTRA_CFLAGS=-O2", f"O={portable}", "defconfig-tiny-gpt2",
                          "portable-bits.config", "build"]):
             result = run(*command)
@@ -166,6 +181,7 @@ def main():
         test_flags(empty, make, portable)
         test_folders(empty)
         test_goals(empty, make)
+        test_words(place(f"{top}/words", {}), make)
         test_empty(tree, make)
         test_install(top, make)
         test_portable(portable)

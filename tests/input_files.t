@@ -100,12 +100,16 @@ def test_checkpoint(top, small, whole):
     for name in sorted(os.listdir(step)):
         good = t.read(step, name)
         for verb, flags in verbs.items():
-            for form, change in FORMS.items():
+            # all three check a checkpoint in one place: one of them tries everything
+            forms = FORMS if verb == "eval" else dict(list(FORMS.items())[::4])
+            for form, change in forms.items():
                 if (name, form) == ("manifest.json", "with a byte behind it"):
                     continue    # a line feed, which means nothing in JSON
                 t.write(change(good), step, name)
                 refused(f"{verb}: {name} {form}", top, [small, verb, *flags], f"{step}/{name}")
             t.write(good, step, name)
+            if verb != "eval" and name != "model.safetensors":
+                continue
             test_kinds(top, small, f"{step}/{name}", f"{verb}: {name}", [verb, *flags],
                        () if name != "manifest.json" else ("nothing", "a link to nothing",
                                                            "a link to itself"))

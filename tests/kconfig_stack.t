@@ -95,7 +95,8 @@ STACKS = {
                 "CONFIG_BATCH_SIZE=1", ["SPARSE_K=131072", "below 2^31"]),
     "epsilon": ("CONFIG_NORM_EPSILON=0", ["above 0"]),
     "no bias": ("CONFIG_LINEAR_BIAS=n", None),
-    "bf16": ("CONFIG_REAL_BF16=y", ["not part of this version"]),
+    "bf16": ("CONFIG_REAL_BF16=y", None),
+    "oneDNN of double": ("CONFIG_REAL_DOUBLE=y\nCONFIG_BLAS_ONEDNN=y", ["REAL_DOUBLE"]),
     "key heads of latent attention": ("CONFIG_KV_HEADS=2", ["needs CONFIG_MIXER_MHA=y"]),
 }
 

@@ -9,11 +9,12 @@
 #include <string.h>
 
 #include "kernels.h"
+#include "real.h"
 #include "tap.h"
 #include "util.h"
 
-/* Relative error of one rounding of act_t. */
-#define UNIT (sizeof(act_t) == sizeof(double) ? 0x1p-53 : 0x1p-24)
+/* Relative error of one rounding of acc_t. */
+#define UNIT (sizeof(acc_t) == sizeof(double) ? 0x1p-53 : 0x1p-24)
 
 /*
  * A sum of n terms in any order errs by at most (n - 1) UNIT sum |term|, each product
@@ -72,7 +73,18 @@ static inline act_t *normals(size_t n)
 
 	stream++;
 	for (size_t i = 0; i < n; i++)
-		x[i] = (act_t)rng_normal(7, stream, i);
+		x[i] = act(rng_normal(7, stream, i));
+	return x;
+}
+
+static inline acc_t *normals_acc(size_t n)
+{
+	static uint64_t stream = 1 << 20;
+	acc_t *x = guarded(n * sizeof(*x));
+
+	stream++;
+	for (size_t i = 0; i < n; i++)
+		x[i] = (acc_t)rng_normal(7, stream, i);
 	return x;
 }
 
@@ -113,6 +125,15 @@ static inline bool near(double x, double want, double size, double tol)
 	diag("got %.17g, want %.17g, off by %.3g of %.3g allowed", x, want, fabs(x - want),
 	     tol * size);
 	return false;
+}
+
+/*
+ * An activation: beside the error of its sum it was rounded once, so that it errs by no
+ * more than the nearest activation to the right value, and that sum's error, would.
+ */
+static inline bool near_act(act_t x, double want, double size, double tol)
+{
+	return near(real(x), want, tol * size + ACT_ROUND * (fabs(want) + tol * size), 1);
 }
 
 #endif

@@ -185,18 +185,19 @@ def test_allocations(shim, binary, top, whole):
 
 # ---- threads -----------------------------------------------------------------
 
-def test_threads(shim, binary, top):
+def test_threads(shim, binary, top, whole):
     for at, count in ((1, 2), (1, 8), (3, 8), (7, 8), (9, 16), (15, 16)):
         result = shimmed(shim, [binary, "train", "--out", f"{top}/thread", "--threads", count],
                          REFUSE_THREAD=str(at))
         t.ok(t.one_line(result, f"thread {at + 1} of {count} cannot be started", "--threads"),
              f"thread {at + 1} of {count} cannot be started", t.said(result))
-    serves = "OpenBLAS" in t.tenon(binary, "config").stdout
+    serves = "CONFIG_BLAS_OPENBLAS=y" in t.tenon(binary, "config").stdout
     for count in (1000, 4096):
         if not serves:
             t.ok(True, f"{count} threads # SKIP this BLAS has no limit of them")
             continue
-        for verb in (["train", "--out", f"{top}/thread"], ["bench"], ["eval"]):
+        for verb in (["train", "--out", f"{top}/thread"], ["bench"],
+                     ["eval", "--checkpoint", whole]):
             result = t.tenon(binary, *verb, "--threads", count)
             t.ok(t.one_line(result, f"{count} threads", "at most", "--threads"),
                  f"{verb[0]}: {count} threads", t.said(result))
@@ -247,7 +248,7 @@ def main():
         test_file_size(binary, top, whole)
         if shim:
             test_allocations(shim, binary, top, whole)
-            test_threads(shim, binary, top)
+            test_threads(shim, binary, top, whole)
         else:
             t.ok(True, "allocations and threads # SKIP no library can be put before libc here")
     return t.done()

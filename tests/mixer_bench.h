@@ -89,11 +89,11 @@ static inline double bench_objective(void *ctx)
 	s->aux = 0;
 	memset(s->a.tmp, 0xFF, s->x->tmp_size);
 	s->x->forward(&s->a);
-	sum = dot(s->a.y, s->r, (size_t)n * C) + s->aux;
+	sum = dot_of(s->a.y, s->r, ACT, (size_t)n * C) + s->aux;
 	for (int tap = 0; tap < NR_TAPS; tap++)
 		if (s->rtap[tap])
-			sum += dot((const act_t *)s->published[tap], s->rtap[tap],
-				   n * taps[tap].width);
+			sum += dot_of(s->published[tap], s->rtap[tap], taps[tap].elem,
+				      n * taps[tap].width);
 	return sum;
 }
 

@@ -59,7 +59,7 @@ def published_counts():
     for name, symbols, counted, unread in PUBLISHED:
         obj = build("gpt2", "gpt2-ra-mla-full", dict(symbols, RA_MLA_ABLATION_MODE="n"))
         plan = json.loads(run(f"{obj}/tenon", "plan", "--json"))
-        ok(plan["params_published"] == counted, f"{name}: {counted} as published")
+        ok(plan["params_published"] == counted, f"{name}: {counted} as the published table counts")
         ok(plan["params"] == counted - unread, f"{name}: {counted - unread} exist")
 
 

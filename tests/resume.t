@@ -53,9 +53,9 @@ def killed_at_random(binary, out, seed, rng):
             return kills, run.returncode, text
 
 
-def test_kill(binary, tmp):
+def test_kill(binary, tmp, seeds=SEEDS):
     rng = random.Random(20)
-    for seed in SEEDS:
+    for seed in seeds:
         whole, torn = f"{tmp}/whole-{seed}", f"{tmp}/torn-{seed}"
         t.train(binary, whole, "--seed", seed, "--steps", STEPS)
         kills, status, errors = killed_at_random(binary, torn, seed, rng)
@@ -64,7 +64,8 @@ def test_kill(binary, tmp):
         t.ok(not diff, f"killed {kills} times: the same bits (seed {seed})", diff)
         left = [n for n in os.listdir(torn) if n.startswith(".") or n.endswith(".partial")]
         t.ok(not left, f"killed {kills} times: nothing is left over (seed {seed})", left)
-    t.ok(t.metrics(f"{tmp}/whole-1") != t.metrics(f"{tmp}/whole-2"), "seeds differ")
+    t.ok(len(seeds) == 1 or t.metrics(f"{tmp}/whole-1") != t.metrics(f"{tmp}/whole-2"),
+         "seeds differ")
 
 
 def stop_after(binary, out, sig, line, *args, times=1):
@@ -130,6 +131,8 @@ def main():
         test_signals(binary, tmp)
         test_second_signal(binary, tmp)
         test_cut(binary, tmp)
+    with t.folder() as tmp:     # where weights have masters
+        test_kill(t.build("bf16"), tmp, SEEDS[:1])
     return t.done()
 
 

@@ -46,7 +46,7 @@ struct test {
 };
 
 /* Closer selections may turn out otherwise in the kernels: other inputs are drawn. */
-#define CLEAR_MARGIN TOLERANCE
+#define CLEAR_MARGIN SUM_ERROR
 
 static inline long row_of(const struct test *c, int i, int t, int set)
 {
@@ -130,8 +130,8 @@ static inline void repeat_keys(struct test *c)
 	for (int i = 0; i < c->s.b; i++)
 		for (int u = 5; u < c->s.t; u++) {
 			row = (long)i * c->s.t + u;
-			memcpy(c->w.k.p + row * c->w.a.k_row, c->w.k.p + (row - 5) * c->w.a.k_row,
-			       width * sizeof(act_t));
+			memcpy((act_t *)c->w.k.p + row * c->w.a.k_row,
+			       (act_t *)c->w.k.p + (row - 5) * c->w.a.k_row, width * ACT);
 			memcpy(c->r.k + row * width, c->r.k + (row - 5) * width,
 			       width * sizeof(double));
 		}
@@ -147,7 +147,7 @@ static inline struct pair pair_new(const struct rule *m, long n)
 	} };
 
 	p.x = buf_new(n * p.rows.ld);
-	p.wide = buf_new(n * p.rows.wide_ld);
+	p.wide = buf_new_acc(n * p.rows.wide_ld);
 	p.rows.x = p.x.p;
 	p.rows.wide = m->wide ? p.wide.p : NULL;
 	return p;
@@ -167,7 +167,7 @@ static inline void pair_split(struct pair *p, const act_t *from, long ld)
 	for (long i = 0; i < p->n; i++, from += ld) {
 		memcpy(r->x + i * r->ld, from, r->width * sizeof(*from));
 		for (int e = 0; e < r->wide_width; e++)
-			r->wide[i * r->wide_ld + e] = from[r->width + e];
+			r->wide[i * r->wide_ld + e] = (acc_t)real(from[r->width + e]);
 	}
 }
 
@@ -175,14 +175,14 @@ static inline void pair_split(struct pair *p, const act_t *from, long ld)
 static inline void pair_join(const struct pair *p, act_t *to, long ld)
 {
 	const struct route_rows *r = &p->rows;
-	bool clean = gaps_kept(p->x.p, p->n, r->ld, r->width) && buf_guarded(p->x) &&
-		gaps_kept(p->wide.p, p->n, r->wide_ld, r->wide_width) && buf_guarded(p->wide);
+	bool clean = gaps_kept(p->x, p->n, r->ld, r->width) && buf_guarded(p->x) &&
+		gaps_kept(p->wide, p->n, r->wide_ld, r->wide_width) && buf_guarded(p->wide);
 
 	for (long i = 0; i < p->n; i++, to += ld) {
 		memcpy(to, r->x + i * r->ld, r->width * sizeof(*to));
 		for (int e = 0; e < r->wide_width; e++)
-			to[r->width + e] = r->wide[i * r->wide_ld + e];
-		to[0] = clean ? to[0] : NAN;
+			to[r->width + e] = act(r->wide[i * r->wide_ld + e]);
+		to[0] = clean ? to[0] : act(NAN);
 	}
 }
 
@@ -194,8 +194,8 @@ static inline struct test test_draw(const struct shape *s, const struct rule *m)
 
 	work_fill(s, &c.w, &c.r);
 	for (size_t i = 0; s->gamma && i < rows * s->heads; i++) {	/* as a gate is */
-		c.w.gamma.p[i] = (act_t)(0.75 + 0.25 * c.w.gamma.p[i]);
-		c.r.gamma[i] = c.w.gamma.p[i];
+		put(c.w.gamma.p, ACC, i, 0.75 + 0.25 * get(c.w.gamma.p, ACC, i));
+		c.r.gamma[i] = get(c.w.gamma.p, ACC, i);
 	}
 	if (m->ties)
 		repeat_keys(&c);
@@ -204,18 +204,18 @@ static inline struct test test_draw(const struct shape *s, const struct rule *m)
 	c.dense = dense(sets * s->t);
 	c.sparse = dense(sets * s->t);
 	ref_rows(&c);
-	c.weight = buf_new(sets * m->topk);
+	c.weight = buf_new_acc(sets * m->topk);
 	c.index = xcalloc(sets * m->topk, sizeof(*c.index));
-	c.thr = buf_new(sets);
-	c.inv = buf_new(sets);
-	c.scratch = buf_new((scratch + sizeof(act_t) - 1) / sizeof(act_t));
+	c.thr = buf_new_acc(sets);
+	c.inv = buf_new_acc(sets);
+	c.scratch = buf_new((scratch + ACT - 1) / ACT);
 	c.pair = pair_new(m, rows);
 	c.x = buf_new(rows * (m->width + GAP));
 	c.y = buf_new(rows * (m->width + GAP));
 	c.y0 = buf_new(rows * (m->width + GAP));
 	for (size_t i = 0; i < c.x.n; i++) {
-		c.x.p[i] = (act_t)uniform();
-		c.y0.p[i] = (act_t)uniform();
+		put(c.x.p, ACT, i, uniform());
+		put(c.y0.p, ACT, i, uniform());
 	}
 	c.route = (struct route) {
 		.a = c.w.a, .nr = m->nr, .mode = m->mode, .topk = m->topk, .tau = m->tau,

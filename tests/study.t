@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: MIT
 """The study behind `make`: arms, table, repeats, signals, what it leaves, and what the largest arm
 refuses before the others are built."""
+import contextlib
+import io
 import json
 import os
 import re
@@ -11,6 +13,8 @@ import struct
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
+from unittest import mock
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import training as t    # noqa: E402
@@ -19,6 +23,7 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.join(t.SRC, "scripts"))
 import curve    # noqa: E402
 import study    # noqa: E402
+import study_runs    # noqa: E402
 import study_table    # noqa: E402
 
 SCRATCH = os.path.join(os.path.dirname(t.SCRATCH), "study")
@@ -102,6 +107,28 @@ def test_left():
     done = run(f"{SCRATCH}/arms/arm2/tenon", "generate", "--checkpoint", f"{RUNS}/a", "--prompt",
                "int", errors="replace")
     t.ok(done.returncode == 0 and done.stdout.startswith("int"), "its_binary_generates", t.said(done))
+
+
+def test_width():
+    """Progress of many runs in a narrow terminal; a line of each stays five times in a run."""
+    os.makedirs(f"{SCRATCH}/width", exist_ok=True)
+    runs = [study_runs.Run(SimpleNamespace(iters=100), study.Entry.numbered(n), 1, SCRATCH, 1, 1)
+            for n in range(4)]
+    for run in runs:
+        run.folder = f"{SCRATCH}/width"
+    scheduler = study_runs.Scheduler([], 4)
+    scheduler.active, scheduler.live = runs, True
+    with mock.patch.object(study_runs, "columns", lambda: 39), \
+            contextlib.redirect_stdout(io.StringIO()) as out:
+        for step in range(1, 101):
+            t.write(b'{"step": %d, "loss": 2.5, "grad_norm": 1}\n' % step, SCRATCH,
+                    "width/metrics.jsonl")
+            scheduler.show()
+    pieces = [p for line in out.getvalue().split("\n") for p in line.split("\r\033[K")]
+    stay = [line.rpartition("\r\033[K")[2] for line in out.getvalue().split("\n")[:-1]]
+    t.ok(max(map(len, pieces)) == 39, "progress_is_cut_where_the_terminal_ends", pieces[:9])
+    t.ok(stay == [f"arm {n}: {step} of 100, loss 2.500" for step in range(20, 101, 20)
+                  for n in range(4)], "lines_of_loss_stay", stay)
 
 
 def test_curve():
@@ -209,7 +236,8 @@ def test_refusals():
     shards = {"DATA_SHARDS": "y", "DATA_PATH": f'"{SCRATCH}/shards"'}
     shutil.rmtree(f"{SCRATCH}/shards", ignore_errors=True)
     refused("missing_text_is_refused", text, f"{SCRATCH}/text", "make demo")
-    refused("missing_shards_are_refused", shards, f"{SCRATCH}/shards", "20240520", "make demo")
+    refused("missing_shards_are_refused", shards, f"{SCRATCH}/shards", "20240520", "CONFIG_DATA_TEXT=y",
+            "make mine.config all", "make demo")
     os.makedirs(f"{SCRATCH}/shards")
     for split in ("train", "val"):
         t.write(struct.pack("<iii", 20240521, 1, 0) + bytes(1012), SCRATCH,
@@ -354,6 +382,7 @@ def main():
     first = test_table()
     test_left()
     test_curve()
+    test_width()
     test_again(first)
     test_difference()
     test_restart()

@@ -67,14 +67,14 @@ static double worst_distance(const struct shape *s, const struct work *w, const 
 {
 	const struct attn *a = &w->a;
 	long rows = (long)s->b * s->t;
-	double worst = distance(r->lse, a->lse, rows, s->heads, s->heads, 1, 1);
+	double worst = distance(r->lse, w->lse, rows, s->heads, s->heads, 1, 1);
 
-	worst = fmax(worst, distance(r->o, a->o, rows, a->o_row, s->heads, s->dv, s->dv));
-	worst = fmax(worst, distance(r->dq, w->dq.p, rows, a->q_row, s->heads, s->dk, s->dk));
-	worst = fmax(worst, distance(r->dk, w->dk.p, rows, a->k_row, k_heads(s), s->dk, s->dk));
-	worst = fmax(worst, distance(r->dv, w->dv.p, rows, a->v_row, v_heads(s), s->dv, s->dv));
+	worst = fmax(worst, distance(r->o, w->o, rows, a->o_row, s->heads, s->dv, s->dv));
+	worst = fmax(worst, distance(r->dq, w->dq, rows, a->q_row, s->heads, s->dk, s->dk));
+	worst = fmax(worst, distance(r->dk, w->dk, rows, a->k_row, k_heads(s), s->dk, s->dk));
+	worst = fmax(worst, distance(r->dv, w->dv, rows, a->v_row, v_heads(s), s->dv, s->dv));
 	if (s->gamma)
-		worst = fmax(worst, distance(r->dgamma, w->dgamma.p, rows, s->heads, s->heads,
+		worst = fmax(worst, distance(r->dgamma, w->dgamma, rows, s->heads, s->heads,
 					     1, 1));
 	return worst;
 }
@@ -87,25 +87,25 @@ static bool untouched(const struct shape *s, const struct work *w)
 
 	for (size_t i = 0; i < ARRAY_SIZE(all); i++)
 		good = good && (!all[i].all || buf_guarded(all[i]));
-	good = good && gaps_kept(w->o.p, rows, w->a.o_row, s->heads * s->dv);
+	good = good && gaps_kept(w->o, rows, w->a.o_row, s->heads * s->dv);
 	if (s->joint)
 		return good;
-	return good && gaps_kept(w->dq.p, rows, w->a.q_row, s->heads * s->dk) &&
-		gaps_kept(w->dk.p, rows, w->a.k_row, k_heads(s) * s->dk) &&
-		gaps_kept(w->dv.p, rows, w->a.v_row, v_heads(s) * s->dv);
+	return good && gaps_kept(w->dq, rows, w->a.q_row, s->heads * s->dk) &&
+		gaps_kept(w->dk, rows, w->a.k_row, k_heads(s) * s->dk) &&
+		gaps_kept(w->dv, rows, w->a.v_row, v_heads(s) * s->dv);
 }
 
 /* Outputs again with other numbers of threads: the same bits. */
 static bool threads_agree(struct work *w)
 {
 	struct buf *all[] = { &w->o, &w->lse, &w->dq, &w->dk, &w->dv };
-	act_t *old[ARRAY_SIZE(all)];
+	void *old[ARRAY_SIZE(all)];
 	int most = omp_get_max_threads();
 	bool same = true;
 
 	for (size_t i = 0; i < ARRAY_SIZE(all); i++) {
-		old[i] = xmalloc((all[i]->n + 1) * sizeof(act_t));
-		memcpy(old[i], all[i]->p, all[i]->n * sizeof(act_t));
+		old[i] = xmalloc((all[i]->n + 1) * all[i]->elem);
+		memcpy(old[i], all[i]->p, all[i]->n * all[i]->elem);
 	}
 	for (int n = 1; n <= 3; n++) {
 		omp_set_num_threads(n);
@@ -113,7 +113,7 @@ static bool threads_agree(struct work *w)
 			buf_clear(*all[i]);
 		run_all(w);
 		for (size_t i = 0; i < ARRAY_SIZE(all); i++)
-			same = same && !memcmp(old[i], all[i]->p, all[i]->n * sizeof(act_t));
+			same = same && !memcmp(old[i], all[i]->p, all[i]->n * all[i]->elem);
 	}
 	omp_set_num_threads(most);
 	for (size_t i = 0; i < ARRAY_SIZE(all); i++)
@@ -190,14 +190,15 @@ static void test_large(void)
 
 	work_fill(&s, &w, &r);
 	for (int e = 0; e < s.t * s.dk; e++) {
-		r.q[e] *= 64;	/* exact in float */
-		w.q.p[e / s.dk * w.a.q_row + e % s.dk] *= 64;
+		r.q[e] *= 64;	/* exact */
+		put(w.q.p, ACT, e / s.dk * w.a.q_row + e % s.dk, r.q[e]);
 	}
 	ref_forward(&s, &r);
 	run_all(&w);
 	/* scores of some 100 carry 100 times the absolute error */
-	d = distance(r.o, w.o.p, s.t, w.a.o_row, 1, s.dv, s.dv);
-	ok(d <= 100 * TOLERANCE && !isnan(w.dq.p[0]) && !isnan(w.dk.p[(s.t - 1) * w.a.k_row]),
+	d = distance(r.o, w.o, s.t, w.a.o_row, 1, s.dv, s.dv);
+	ok(d <= 100 * TOLERANCE && !isnan(get(w.dq.p, ACT, 0)) &&
+	   !isnan(get(w.dk.p, ACT, (s.t - 1) * w.a.k_row)),
 	   "attn_large_scores_stay_finite");
 	ref_free(&r);
 	work_free(&w);

@@ -48,14 +48,14 @@ static struct step step_new(const struct shape *s, const struct work *w, const i
 {
 	long nq = (long)s->heads * s->dk, no = (long)s->heads * s->dv, row;
 	struct step e = {
-		buf_new(s->b * nq), buf_new(s->b * no), buf_new(s->b * s->heads),
-		buf_new((size_t)s->b * s->heads * (s->t + GAP)), nq, no, s->t + GAP,
+		buf_new(s->b * nq), buf_new(s->b * no), buf_new_acc(s->b * s->heads),
+		buf_new_acc((size_t)s->b * s->heads * (s->t + GAP)), nq, no, s->t + GAP,
 	};
 
 	for (int i = 0; i < s->b; i++) {
 		row = (long)i * s->t + pos[i];
-		memcpy(e.q.p + i * nq, w->a.q + row * w->a.q_row, nq * sizeof(act_t));
-		memcpy(e.gamma.p + i * s->heads, w->gamma.p + row * s->heads,
+		memcpy((act_t *)e.q.p + i * nq, w->a.q + row * w->a.q_row, nq * sizeof(act_t));
+		memcpy((acc_t *)e.gamma.p + i * s->heads, (acc_t *)w->gamma.p + row * s->heads,
 		       s->heads * sizeof(acc_t));
 	}
 	return e;
@@ -74,16 +74,16 @@ static double sequence_distance(const struct shape *s, const struct step *e, con
 				int i, int t)
 {
 	long row = (long)i * s->t + t;
-	double worst = distance(r->o + row * e->no, e->o.p + i * e->no, 1, 0, s->heads, s->dv,
-				s->dv);
-	acc_t *route = e->route.p + (long)i * s->heads * e->stride;
+	double worst = distance(r->o + row * e->no, buf_part(e->o, i * e->no), 1, 0, s->heads,
+				s->dv, s->dv);
+	struct buf route = buf_part(e->route, (size_t)i * s->heads * e->stride);
 	double *p = dense(t + 1), g;
 
 	for (int h = 0; h < s->heads; h++) {
 		g = r->gamma[row * s->heads + h];
 		for (int u = 0; u <= t; u++)
 			p[u] = g * ref_p(s, r, i, h, t)[u];
-		worst = fmax(worst, distance(p, route + h * e->stride, 1, 0, 1, 0, t + 1));
+		worst = fmax(worst, distance(p, buf_part(route, h * e->stride), 1, 0, 1, 0, t + 1));
 	}
 	free(p);
 	return gaps_kept(route, s->heads, e->stride, t + 1) ? worst : 1;

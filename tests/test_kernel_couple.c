@@ -40,19 +40,19 @@ static bool fill_right(void)
 
 	for (int f = 0; f < s.c.fdim; f++)
 		for (int j = 0; j < s.c.l; j++) {
-			double want = f % s.c.l == j ? s.c.factor * s.p[head_of(f)] : 0;
+			double want = f % s.c.l == j ? s.c.factor * real(s.p[head_of(f)]) : 0;
 
-			good &= near(s.w[place(f, j)], want, fabs(want), SUM_TOL(1));
+			good &= near_act(s.w[place(f, j)], want, fabs(want), SUM_TOL(1));
 		}
 	return good;
 }
 
 /* Behind the rows nothing may be written: it is still NaN. */
-static bool gaps_whole(const param_t *w, long rows, long cols)
+static bool gaps_whole(const void *w, size_t elem, long rows, long cols)
 {
 	for (long i = 0; i < rows; i++)
 		for (int e = 0; e < GAP; e++)
-			if (!isnan(w[i * (cols + GAP) + cols + e]))
+			if (!isnan(get(w, elem, i * (cols + GAP) + cols + e)))
 				return false;
 	return true;
 }
@@ -87,8 +87,8 @@ static void test_couple(int fdim, int l, int heads, bool across)
 	s.c = (struct couple) { fdim, l, heads, 0.7, across ? 1 : cols + GAP,
 				across ? cols + GAP : 1 };
 	s.w = fill.x, s.dp = grad.x, s.p = normals(heads);
-	s.dw = normals(rows * (cols + GAP));
-	ok(threads_agree(call_fill, &fill, 1) && fill_right() && gaps_whole(s.w, rows, cols),
+	s.dw = normals_acc(rows * (cols + GAP));
+	ok(threads_agree(call_fill, &fill, 1) && fill_right() && gaps_whole(s.w, ACT, rows, cols),
 	   "couple_fill_matches_loops %d x %d, %d heads%s", fdim, l, heads,
 	   across ? " across" : "");
 	ok(threads_agree(call_grad, &grad, 1) && grad_right(),
@@ -98,7 +98,7 @@ static void test_couple(int fdim, int l, int heads, bool across)
 }
 
 static struct {
-	param_t *dst, *src;
+	void *dst, *src;
 	int rows, cols;
 	double beta;
 } m;
@@ -113,7 +113,8 @@ static void call_transpose_grad(void)
 	k_transpose_grad(m.dst, m.rows + GAP, m.src, m.cols + 1, m.rows, m.cols, m.beta);
 }
 
-static bool transpose_right(const grad_t *before)
+/* @elem: of the matrices; what is copied is not rounded */
+static bool transpose_right(const grad_t *before, size_t elem)
 {
 	bool good = true;
 
@@ -121,31 +122,35 @@ static bool transpose_right(const grad_t *before)
 		for (int j = 0; j < m.cols; j++) {
 			long at = j * (m.rows + GAP) + i;
 			double was = m.beta ? m.beta * before[at] : 0;
-			double x = m.src[i * (m.cols + 1) + j];
+			double x = get(m.src, elem, i * (m.cols + 1) + j);
 
-			good &= near(m.dst[at], x + was, fabs(x) + fabs(was), SUM_TOL(1));
+			good &= near(get(m.dst, elem, at), x + was, fabs(x) + fabs(was),
+				     m.beta ? SUM_TOL(1) : 0);
 		}
 	return good;
 }
 
 static void test_transpose(int rows, int cols)
 {
-	size_t n = (size_t)cols * (rows + GAP), bytes = n * sizeof(param_t);
-	grad_t *before = normals(n);
-	struct out out = { guarded(bytes), bytes, NULL };
+	size_t n = (size_t)cols * (rows + GAP), from = (size_t)rows * (cols + 1);
+	grad_t *before = normals_acc(n);
+	struct out narrow = { guarded(n * ACT), n * ACT, NULL };
+	struct out wide = { guarded(n * ACC), n * ACC, NULL };
 
-	m.rows = rows, m.cols = cols, m.dst = out.x, m.src = normals((size_t)rows * (cols + 1));
+	m.rows = rows, m.cols = cols, m.dst = narrow.x, m.src = normals(from);
 	m.beta = 0;
-	ok(threads_agree(call_transpose, &out, 1) && transpose_right(before) &&
-	   gaps_whole(m.dst, cols, rows), "transpose_matches_loops %d x %d", rows, cols);
-	ok(threads_agree(call_transpose_grad, &out, 1) && transpose_right(before) &&
-	   gaps_whole(m.dst, cols, rows), "transpose_grad_matches_loops %d x %d, beta 0", rows,
-	   cols);
+	ok(threads_agree(call_transpose, &narrow, 1) && transpose_right(before, ACT) &&
+	   gaps_whole(m.dst, ACT, cols, rows), "transpose_matches_loops %d x %d", rows, cols);
+	unguard(m.src);
+	m.dst = wide.x, m.src = normals_acc(from);
+	ok(threads_agree(call_transpose_grad, &wide, 1) && transpose_right(before, ACC) &&
+	   gaps_whole(m.dst, ACC, cols, rows), "transpose_grad_matches_loops %d x %d, beta 0",
+	   rows, cols);
 	m.beta = -0.7;
-	out.before = before;
-	ok(threads_agree(call_transpose_grad, &out, 1) && transpose_right(before),
+	wide.before = before;
+	ok(threads_agree(call_transpose_grad, &wide, 1) && transpose_right(before, ACC),
 	   "transpose_grad_matches_loops %d x %d, beta %g", rows, cols, m.beta);
-	unguard(before), unguard(out.x), unguard(m.src);
+	unguard(before), unguard(narrow.x), unguard(wide.x), unguard(m.src);
 }
 
 int main(void)

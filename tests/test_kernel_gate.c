@@ -68,7 +68,7 @@ static void test_pool(int b, int t, int c)
 	size_t n = (size_t)b * t * c;
 	struct out out = { guarded(n * sizeof(acc_t)), n * sizeof(acc_t), NULL };
 
-	p.b = b, p.t = t, p.c = c, p.x = normals(n), p.y = out.x;
+	p.b = b, p.t = t, p.c = c, p.x = normals_acc(n), p.y = out.x;
 	for (size_t i = 0; i < ARRAY_SIZE(kernels); i++) {
 		p.kernel = kernels[i].kernel;
 		for (p.in_place = false;; p.in_place = true) {
@@ -143,7 +143,7 @@ static void test_mean_step(int b, int T, int c)
 	size_t bytes = ((size_t)b * (c + GAP)) * sizeof(acc_t);
 	struct out sum = { guarded(bytes), bytes, NULL };
 	struct out zbar = { guarded(b * c * sizeof(acc_t)), b * c * sizeof(acc_t), NULL };
-	acc_t *all = normals((size_t)b * T * c);
+	acc_t *all = normals_acc((size_t)b * T * c);
 
 	m.b = b, m.c = c, m.sum = sum.x, m.zbar = zbar.x, m.sum_seq = c + GAP;
 	for (int in_place = 0; in_place < 2; in_place++) {
@@ -161,7 +161,7 @@ static void test_mean_fill(int b, int t, int c)
 {
 	size_t bytes = (size_t)b * (c + 1) * sizeof(acc_t), n = (size_t)b * t * c;
 	struct out sum = { guarded(bytes), bytes, NULL };
-	acc_t *z = normals(n), *zbar = guarded(n * sizeof(acc_t));
+	acc_t *z = normals_acc(n), *zbar = guarded(n * sizeof(acc_t));
 	int32_t *len = xcalloc(b, sizeof(*len));
 	bool good;
 
@@ -214,7 +214,7 @@ static bool gate_right(void)
 			double z = 0, size = 0;
 
 			for (int j = 0; j < g.c; j++) {
-				double term = (double)g.zbar[i * g.c + j] * g.w[h * g.c + j];
+				double term = g.zbar[i * g.c + j] * real(g.w[h * g.c + j]);
 
 				z += term;
 				size += fabs(term);
@@ -248,7 +248,7 @@ static bool gate_bwd_right(void)
 			double sum = 0, size = 0, w;
 
 			for (int h = 0; h < g.heads; h++) {
-				w = g.w[h * g.c + j];
+				w = real(g.w[h * g.c + j]);
 				sum += gate_dz(i, h) * w;
 				size += fabs(g.dgamma[i * g.heads + h] * w);
 			}
@@ -277,7 +277,8 @@ static void test_gate(int n, int heads, int c, double alpha)
 
 	g.n = n, g.heads = heads, g.c = c, g.alpha = alpha;
 	g.gamma = fwd.x, g.dzbar = bwd[0].x, g.dw = bwd[1].x, g.scratch = guarded(size);
-	g.zbar = normals(n * c), g.w = normals(heads * c), g.dgamma = normals(n * heads);
+	g.zbar = normals_acc(n * c), g.w = normals(heads * c);
+	g.dgamma = normals_acc(n * heads);
 	ok(threads_agree(call_gate, &fwd, 1) && gate_right(),
 	   "head_gate_fwd_matches_loops %d x %d, %d heads, alpha %g", n, c, heads, alpha);
 	ok(threads_agree(call_gate_bwd, bwd, 2) && gate_bwd_right() &&
@@ -293,7 +294,7 @@ static void test_gate_off(void)
 {
 	acc_t gamma[] = { 1, NAN }, dgamma[] = { 1, 1 }, zbar[] = { 1 }, dzbar[] = { NAN };
 	grad_t dw[] = { NAN, NAN };
-	param_t w[] = { 1, 1 };
+	param_t w[] = { act(1), act(1) };
 	void *mem = guarded(k_head_gate_scratch(1, 2, 1));
 
 	k_head_gate_bwd(dzbar, dw, gamma, dgamma, zbar, w, 1, 2, 1, 0, mem);

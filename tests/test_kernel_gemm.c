@@ -16,6 +16,7 @@ enum {
 
 static struct gemm g;
 static void (*kernel)(const struct gemm *g) = k_gemm;
+static size_t result = ACT;	/* bytes of an element of c */
 
 static void call_gemm(void)
 {
@@ -42,8 +43,8 @@ static double reference(int p, int i, int j, double before, double *size)
 	double sum = 0, magnitude = 0;
 
 	for (int l = 0; l < g.k; l++) {
-		double term = (double)(g.ta ? a[l * g.lda + i] : a[i * g.lda + l]) *
-			      (g.tb ? b[j * g.ldb + l] : b[l * g.ldb + j]);
+		double term = real(g.ta ? a[l * g.lda + i] : a[i * g.lda + l]) *
+			      real(g.tb ? b[j * g.ldb + l] : b[l * g.ldb + j]);
 
 		sum += term;
 		magnitude += fabs(term);
@@ -60,28 +61,33 @@ static double reference(int p, int i, int j, double before, double *size)
 static bool element(int p, int i, int j, double before, const act_t *aux_in)
 {
 	long at = i * g.ldaux + j;
-	double got = ((act_t *)g.c)[p * g.sc + i * g.ldc + j], size, tol = SUM_TOL(g.k);
-	double want = reference(p, i, j, before, &size), bias = g.bias ? g.bias[j] : 0;
+	double size, tol = SUM_TOL(g.k);
+	double want = reference(p, i, j, before, &size), bias = g.bias ? real(g.bias[j]) : 0;
+	act_t got;
 
+	if (result == ACC && g.ep == GEMM_PLAIN)
+		return near(((acc_t *)g.c)[p * g.sc + i * g.ldc + j], want, size, tol);
+	got = ((act_t *)g.c)[p * g.sc + i * g.ldc + j];
 	switch (g.ep) {
 	case GEMM_PLAIN:
-		return near(got, want, size, tol);
+		return near_act(got, want, size, tol);
 	case GEMM_BIAS:
-		return near(got, want + bias, size + fabs(bias), tol);
+		return near_act(got, want + bias, size + fabs(bias), tol);
 	case GEMM_BIAS_GELU:
-		return near(g.aux[at], want + bias, size + fabs(bias), tol) &&
-		       near(got, gelu(g.aux[at]), 1 + fabs((double)g.aux[at]), ELEMENT_TOL);
+		return near_act(g.aux[at], want + bias, size + fabs(bias), tol) &&
+		       near_act(got, gelu(real(g.aux[at])), 1 + fabs(real(g.aux[at])),
+				ELEMENT_TOL);
 	case GEMM_DGELU:	/* |gelu'| < 1.2 */
-		return near(got, want * gelu_grad(aux_in[at]), 2 * size + fabs(want),
-			    tol + ELEMENT_TOL);
+		return near_act(got, want * gelu_grad(real(aux_in[at])), 2 * size + fabs(want),
+				tol + ELEMENT_TOL);
 	}
 	return false;
 }
 
 /* Between rows and products nothing may be written. */
-static bool gaps_whole(const void *x, long ld, const void *was, long rows)
+static bool gaps_whole(const void *x, size_t elem, long ld, const void *was, long rows)
 {
-	size_t row = ld * sizeof(act_t), used = g.n * sizeof(act_t);
+	size_t row = ld * elem, used = g.n * elem;
 
 	for (long i = 0; i < rows; i++)
 		if (memcmp((const char *)x + i * row + used, (const char *)was + i * row + used,
@@ -90,12 +96,13 @@ static bool gaps_whole(const void *x, long ld, const void *was, long rows)
 	return true;
 }
 
-static bool elements(const act_t *before, const act_t *aux_in, int batch)
+static bool elements(const void *before, const act_t *aux_in, int batch)
 {
 	for (int p = 0; p < batch; p++)
 		for (int i = 0; i < g.m; i++)
 			for (int j = 0; j < g.n; j++)
-				if (!element(p, i, j, before[p * g.sc + i * g.ldc + j], aux_in)) {
+				if (!element(p, i, j, get(before, result, p * g.sc + i * g.ldc + j),
+					     aux_in)) {
 					diag("product %d element %d,%d", p, i, j);
 					return false;
 				}
@@ -111,8 +118,10 @@ static bool bias_gradient_right(void)
 		double sum = 0, size = 0;
 
 		for (int i = 0; i < g.k; i++) {
-			sum += ((const act_t *)g.a)[i * g.lda + j];
-			size += fabs((double)((const act_t *)g.a)[i * g.lda + j]);
+			double a = real(((const act_t *)g.a)[i * g.lda + j]);
+
+			sum += a;
+			size += fabs(a);
 		}
 		good &= near(g.db[j], sum, size, SUM_TOL(g.k));
 	}
@@ -127,9 +136,11 @@ static void test_gemm(int m, int n, int k, int flags, double alpha, double beta,
 	bool with_db = kernel == k_gemm_grad && ta && batch <= 1;
 	long lda = (ta ? m : k) + GAP, ldb = (tb ? k : n) + GAP, ldc = n + GAP, ldaux = ldc + GAP;
 	long sa = lda * (ta ? k : m), sb = ldb * (tb ? n : k), sc = ldc * m;
-	size_t bytes = sc * MAX(batch, 1) * sizeof(act_t), aux_bytes = m * ldaux * sizeof(act_t);
+	size_t bytes = sc * MAX(batch, 1) * result, aux_bytes = m * ldaux * sizeof(act_t);
 	act_t *a = normals(sa * MAX(batch, 1)), *b = normals(sb * MAX(batch, 1));
-	act_t *bias = normals(n), *before = normals(sc * MAX(batch, 1));
+	act_t *bias = normals(n);
+	void *before = result == ACC ? (void *)normals_acc(sc * MAX(batch, 1)) :
+				       normals(sc * MAX(batch, 1));
 	act_t *aux_in = normals(m * ldaux), *aux = guarded(aux_bytes);
 	act_t *nan = guarded(bytes + aux_bytes);
 	struct out db = { guarded(m * sizeof(grad_t)), m * sizeof(grad_t), NULL };
@@ -147,8 +158,8 @@ static void test_gemm(int m, int n, int k, int flags, double alpha, double beta,
 	};
 	ok(threads_agree(call_gemm, out, batch > 1 ? 1 : 2) &&
 	   elements(before, aux_in, MAX(batch, 1)) && bias_gradient_right() &&
-	   gaps_whole(g.c, ldc, beta ? before : nan, (long)m * MAX(batch, 1)) &&
-	   (!gelu_out || gaps_whole(aux, ldaux, nan, m)),
+	   gaps_whole(g.c, result, ldc, beta ? before : nan, (long)m * MAX(batch, 1)) &&
+	   (!gelu_out || gaps_whole(aux, ACT, ldaux, nan, m)),
 	   "gemm_matches_loops %d x %d x %d%s%s%s%s%s alpha %g beta %g batch %d epilogue %d%s", m,
 	   n, k, ta ? " a^T" : "", tb ? " b^T" : "", flags & NO_BIAS ? " no bias" : "",
 	   flags & ONE_A ? " one a" : "", flags & ONE_B ? " one b" : "", alpha, beta, batch, ep,
@@ -158,37 +169,57 @@ static void test_gemm(int m, int n, int k, int flags, double alpha, double beta,
 }
 
 static struct {
-	param_t *dst;
-	const grad_t *src;
+	param_t *narrow;
+	grad_t *wide;
 	size_t n;
 } cast;
 
 static void call_cast(void)
 {
-	k_cast(cast.dst, cast.src, cast.n);
+	k_cast(cast.narrow, cast.wide, cast.n);
 }
 
 static void call_widen(void)
 {
-	k_widen(cast.dst, cast.src, cast.n);
+	k_widen(cast.wide, cast.narrow, cast.n);
 }
 
 static void test_cast(size_t n)
 {
-	struct out out = { guarded(n * sizeof(param_t)), n * sizeof(param_t), NULL };
-	act_t *src = normals(n);
+	struct out narrow = { guarded(n * sizeof(param_t)), n * sizeof(param_t), NULL };
+	struct out wide = { guarded(n * sizeof(acc_t)), n * sizeof(acc_t), NULL };
+	grad_t *src = normals_acc(n);
 	bool good;
 
-	cast.dst = out.x, cast.src = src, cast.n = n;
-	good = threads_agree(call_cast, &out, 1);
+	cast.narrow = narrow.x, cast.wide = src, cast.n = n;
+	good = threads_agree(call_cast, &narrow, 1);
 	for (size_t i = 0; i < n; i++)
-		good &= cast.dst[i] == (param_t)src[i];
+		good &= real(cast.narrow[i]) == real(act(src[i]));
 	ok(good, "cast_matches_loops %zu", n);
-	good = threads_agree(call_widen, &out, 1);
+	cast.wide = wide.x;
+	good = threads_agree(call_widen, &wide, 1);
 	for (size_t i = 0; i < n; i++)
-		good &= cast.dst[i] == (acc_t)src[i];
+		good &= cast.wide[i] == real(cast.narrow[i]);
 	ok(good, "widen_matches_loops %zu", n);
-	unguard(src), unguard(out.x);
+	unguard(src), unguard(narrow.x), unguard(wide.x);
+}
+
+/* Halves between two activations go to the even one; what is not finite stays so. */
+static void test_rounding(void)
+{
+	static const double one = 1 + 0x1p-8, three = 1 + 3 * 0x1p-8, above = 1 + 0x1.01p-8;
+	const grad_t src[] = { one, three, above, -one, -three, 0, -0.0, 1e-40, 3.39e38, INFINITY,
+			       -INFINITY, NAN };
+	param_t dst[ARRAY_SIZE(src)];
+	bool good = true;
+
+	k_cast(dst, src, ARRAY_SIZE(src));
+	for (size_t i = 0; i < ARRAY_SIZE(src) - 1; i++) {
+		act_t want = act(src[i]);
+
+		good &= !memcmp(&dst[i], &want, sizeof(want));
+	}
+	ok(good && isnan(real(dst[ARRAY_SIZE(src) - 1])), "cast_rounds_to_nearest_even");
 }
 
 static void test_workspace(void)
@@ -227,6 +258,7 @@ int main(void)
 	test_gemm(65, 48, 33, TB | ONE_A, 1, 0, 5, GEMM_PLAIN);
 	test_gemm(140, 130, 64, ONE_B, 0.5, 1, 12, GEMM_PLAIN);
 	kernel = k_gemm_acc;
+	result = ACC;
 	test_gemm(130, 70, 300, TB, 1, 0, 0, GEMM_PLAIN);
 	test_gemm(140, 130, 64, TA | ONE_B, 0.5, 1, 12, GEMM_PLAIN);
 	kernel = k_gemm_grad;
@@ -238,7 +270,9 @@ int main(void)
 	test_gemm(3072, 20, 200, TA, -0.5, 1, 0, GEMM_PLAIN);
 	test_gemm(65, 48, 33, TA, 1, 0, 5, GEMM_PLAIN);
 	kernel = k_gemm;
+	result = ACT;
 	test_workspace();
+	test_rounding();
 	test_cast(1);
 	test_cast(50001);
 	return tap_done();

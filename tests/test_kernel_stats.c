@@ -21,7 +21,7 @@ static void test_entropy(const struct shape *s)
 	size_t n = (size_t)s->b * s->t * s->heads;
 	struct work w = work_new(s);
 	struct ref r = ref_new(s);
-	struct buf got = buf_new(n);
+	struct buf got = buf_new_acc(n);
 	double *want = dense(n), error;
 	char name[128];
 
@@ -34,7 +34,7 @@ static void test_entropy(const struct shape *s)
 			for (int t = 0; t < s->t; t++)
 				want[((size_t)i * s->t + t) * s->heads + h] =
 					ref_entropy(s, &r, i, h, t);
-	error = distance(want, got.p, n, 1, 1, 0, 1);
+	error = distance(want, got, n, 1, 1, 0, 1);
 	name_shape(name, sizeof(name), s);
 	ok(error <= TOLERANCE && buf_guarded(got), "k_attn_entropy, %s: %.2g", name, error);
 	free(want);
@@ -45,19 +45,22 @@ static void test_entropy(const struct shape *s)
 
 static void test_stats(size_t n, bool acc)
 {
-	struct buf x = buf_new(n);
+	struct buf x = buf_of(n, acc ? ACC : ACT);
 	double sum = 0, square = 0, size = 0, min = INFINITY, max = -INFINITY;
 	/* sums in double of n terms (Higham 2002, section 3.1), their division and root */
 	double tol = (n + 8) * 0x1p-53;
 	struct stats s;
 
 	for (size_t i = 0; i < n; i++) {
-		x.p[i] = (act_t)uniform();
-		sum += x.p[i];
-		size += fabs(x.p[i]);
-		square += (double)x.p[i] * x.p[i];
-		min = fmin(min, x.p[i]);
-		max = fmax(max, x.p[i]);
+		double value;
+
+		put(x.p, x.elem, i, uniform());
+		value = get(x.p, x.elem, i);
+		sum += value;
+		size += fabs(value);
+		square += value * value;
+		min = fmin(min, value);
+		max = fmax(max, value);
 	}
 	if (acc)
 		k_stats_acc(&s, x.p, n);

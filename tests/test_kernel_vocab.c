@@ -31,10 +31,11 @@ static bool embed_right(void)
 		for (int j = 0; j < s.t; j++)
 			for (int l = 0; l < s.c; l++) {
 				size_t row = (size_t)i * s.t + j, at = s.pos ? s.pos[i] + j : j;
-				act_t want = s.wte[(size_t)s.tok[row] * s.c + l];
+				acc_t want = real(s.wte[(size_t)s.tok[row] * s.c + l]);
 
-				if (s.x[row * s.c + l] !=
-				    (s.with_wpe ? want + s.wpe[at * s.c + l] : want))
+				if (s.with_wpe)
+					want += (acc_t)real(s.wpe[at * s.c + l]);
+				if (real(s.x[row * s.c + l]) != real(act(want)))
 					return false;
 			}
 	return true;
@@ -67,7 +68,7 @@ static bool sums_right(const grad_t *sum, const grad_t *before, int rows, bool b
 		for (int j = 0; j < s.t; j++)
 			for (int l = 0; l < s.c; l++) {
 				size_t row = by_token ? s.tok[i * s.t + j] : j;
-				double dx = s.dx[((size_t)i * s.t + j) * s.c + l];
+				double dx = real(s.dx[((size_t)i * s.t + j) * s.c + l]);
 
 				want[row * s.c + l] += dx;
 				size[row * s.c + l] += fabs(dx);
@@ -84,7 +85,7 @@ static void test_embed(int b, int t, int c, int vocab, bool many)
 	size_t x_bytes = (size_t)b * t * c * sizeof(act_t);
 	size_t wte_bytes = (size_t)vocab * c * sizeof(grad_t);
 	size_t wpe_bytes = (size_t)(t + 3) * c * sizeof(grad_t), size = k_embed_scratch(b, t, c);
-	grad_t *before = normals((size_t)vocab * c);
+	grad_t *before = normals_acc((size_t)vocab * c);
 	struct out fwd = { guarded(x_bytes), x_bytes, NULL };
 	struct out bwd[] = { { guarded(wte_bytes), wte_bytes, before },
 			     { guarded(wpe_bytes), wpe_bytes, NULL } };
@@ -133,7 +134,7 @@ static void test_embed_order(void)
 
 	for (int i = 0; i < N; i++) {
 		tok[i] = rng_u64(5, 0, i) % TOKENS;
-		want[tok[i]] += dx[i];
+		want[tok[i]] += (grad_t)real(dx[i]);
 	}
 	sort_rows(order, tok, N);
 	k_embed_bwd(got, dwpe, dx, tok, order, 1, N, N, 1, mem);
@@ -158,7 +159,7 @@ static void call_xent(void)
 static bool unscored_right(acc_t loss, const act_t *d)
 {
 	for (int j = 0; j < q.v && q.grad; j++)
-		if (d[j] != 0)
+		if (real(d[j]) != 0)
 			return false;
 	return loss == 0;
 }
@@ -184,20 +185,20 @@ static bool xent_right(const act_t *before)
 			continue;
 		}
 		for (int j = 0; j < q.vocab; j++)
-			max = fmax(max, x[j]);
+			max = fmax(max, real(x[j]));
 		for (int j = 0; j < q.vocab; j++)
-			sum += exp(x[j] - max);
-		good &= near(q.loss[i], log(sum) + max - x[want],
-			     1 + fabs(max) + fabs((double)x[want]), SUM_TOL(MIN(q.vocab, 2048)));
+			sum += exp(real(x[j]) - max);
+		good &= near(q.loss[i], log(sum) + max - real(x[want]),
+			     1 + fabs(max) + fabs(real(x[want])), SUM_TOL(MIN(q.vocab, 2048)));
 		for (int j = 0; j < q.v && good && q.grad; j++) {
-			double p = j < q.vocab ? exp(x[j] - max) / sum : 0;
-			double size = j < q.vocab ? 1 + fabs(max) + fabs((double)x[j]) : 0;
+			double p = j < q.vocab ? exp(real(x[j]) - max) / sum : 0;
+			double size = j < q.vocab ? 1 + fabs(max) + fabs(real(x[j])) : 0;
 
 			p = p < FLUSHED ? 0 : p;
-			good &= near(d[j], factor * (p - (j == want)),
-				     factor * (p * size + (j == want) + FLUSHED / UNIT),
-				     SUM_TOL(MIN(q.vocab, 2048)));
-			good &= j < q.vocab || d[j] == 0;
+			good &= near_act(d[j], factor * (p - (j == want)),
+					 factor * (p * size + (j == want) + FLUSHED / UNIT),
+					 SUM_TOL(MIN(q.vocab, 2048)));
+			good &= j < q.vocab || real(d[j]) == 0;
 		}
 	}
 	return good;
@@ -217,8 +218,8 @@ static void test_xent(int n, int skip, int v, int vocab, double spread)
 	for (int i = 0; i < n; i++)
 		q.target[i] = skip && i % skip == 0 ? -1 : (int)(rng_u64(9, 1, i) % vocab);
 	for (size_t i = 0; i < (size_t)n * v; i++)	/* rising: the maximum moves on */
-		before[i] = (size_t)i % v < (size_t)vocab
-			? before[i] * spread + spread * (i % v) / v : NAN;
+		before[i] = act((size_t)i % v < (size_t)vocab
+			? real(before[i]) * spread + spread * (i % v) / v : NAN);
 	for (int way = 0; way < 2; way++) {
 		q.grad = way;
 		ok(threads_agree(call_xent, out, 2) && xent_right(before) &&
@@ -238,11 +239,10 @@ static void test_xent_faults(void)
 	acc_t loss;
 
 	for (int way = 0; way < 6; way++) {
-		act_t x[WIDE] = { 0 };
+		act_t x[WIDE];
 
 		for (int j = 0; j < WIDE; j++)
-			if (way < 3 ? j == 3 : true)
-				x[j] = bad[way % 3];
+			x[j] = act(way >= 3 || j == 3 ? bad[way % 3] : 0);
 		k_xent(&loss, x, target, 1, WIDE, WIDE, &scored, true);
 		ok(!isfinite(loss), "xent_of_%g_%s_is_not_finite", bad[way % 3],
 		   way < 3 ? "target" : "row");
@@ -260,14 +260,14 @@ static void test_xent_unscored_nan(void)
 	memset(x, 0xFF, sizeof(x));
 	k_xent(&loss, x, &target, 1, 64, 60, &scored, true);
 	for (int j = 0; j < 64; j++)
-		good &= x[j] == 0;
+		good &= real(x[j]) == 0;
 	ok(good && loss == 0, "xent_of_nan_that_is_not_scored_is_0");
 }
 
 static void test_loss_mean(void)
 {
 	enum { N = 1001 };
-	acc_t *x = normals(N);
+	acc_t *x = normals_acc(N);
 	double sum = 0, size = 0, mean = NAN;
 	int32_t scored = 700;
 
@@ -286,7 +286,7 @@ static void test_loss_mean(void)
 static void test_mask(void)
 {
 	enum { N = 3, WIDTH = 64, REAL = 61 };
-	acc_t *x = normals(N * WIDTH), was[N * WIDTH];
+	acc_t *x = normals_acc(N * WIDTH), was[N * WIDTH];
 	bool good = true;
 
 	memcpy(was, x, sizeof(was));

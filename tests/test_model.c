@@ -120,7 +120,7 @@ static void model_gradients(struct net *n)
 	for (int i = 0; i < n->m.nr_entries; i++) {
 		const struct param_entry *e = &n->m.entries[i];
 
-		if (!fd_agrees(loss_of, n, n->m.w + e->offset, n->dw + e->offset, e->numel,
+		if (!fd_agrees(loss_of, n, (acc_t *)(n->m.w + e->offset), n->dw + e->offset, e->numel,
 			       e->name, &error)) {
 			diag("%s: error %.3g", e->name, error);
 			good = false;

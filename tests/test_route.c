@@ -20,7 +20,7 @@ static double list_distance(const struct test *c)
 			u = c->index[n * c->m.topk + j];
 			if (j < kept ? u <= last || u > t : u != -1)
 				return 1;
-			worst = fmax(worst, fabs(c->weight.p[n * c->m.topk + j] -
+			worst = fmax(worst, fabs(get(c->weight.p, ACC, n * c->m.topk + j) -
 						 (j < kept ? row[u] : 0)));
 			last = u;
 		}
@@ -33,7 +33,8 @@ static void gather(struct test *c, bool back)
 	long ld = c->m.width + GAP;
 
 	for (size_t i = 0; i < c->y.n; i++)	/* beta 0 must not read */
-		c->y.p[i] = c->m.beta == 0 || (long)i % ld >= c->m.width ? NAN : c->y0.p[i];
+		put(c->y.p, ACT, i, c->m.beta == 0 || (long)i % ld >= c->m.width ? NAN :
+		    get(c->y0.p, ACT, i));
 	pair_split(&c->pair, back ? c->x.p : c->y.p, ld);
 	if (back) {
 		k_route_gather_bwd(&c->route, c->y.p, ld, &c->pair.rows, c->m.width, c->m.alpha,
@@ -55,7 +56,7 @@ static double gather_distance(struct test *c, bool back)
 
 	for (long r = 0; r < rows; r++)
 		for (int e = 0; e < c->m.width && c->m.beta != 0; e++)
-			y[r * c->m.width + e] = c->m.beta * c->y0.p[r * ld + e];
+			y[r * c->m.width + e] = c->m.beta * get(c->y0.p, ACT, r * ld + e);
 	for (long r = 0; r < rows; r++)
 		for (int set = 0; set < c->m.nr; set++)
 			for (int v = 0; v <= r % c->s.t; v++) {
@@ -63,12 +64,12 @@ static double gather_distance(struct test *c, bool back)
 				t = back ? r : r - r % c->s.t + v;
 				u = back ? r - r % c->s.t + v : r;
 				for (int e = set * own; e < (set + 1) * own; e++)
-					y[u * c->m.width + e] += x * c->x.p[t * ld + e];
+					y[u * c->m.width + e] += x * get(c->x.p, ACT, t * ld + e);
 			}
 	gather(c, back);
-	worst = distance(y, c->y.p, rows, ld, 1, 0, c->m.width);
+	worst = distance(y, c->y, rows, ld, 1, 0, c->m.width);
 	free(y);
-	return gaps_kept(c->y.p, rows, ld, c->m.width) && buf_guarded(c->y) ? worst : 1;
+	return gaps_kept(c->y, rows, ld, c->m.width) && buf_guarded(c->y) ? worst : 1;
 }
 
 /* Build and both gathers with 1, 2 and 3 threads: the same bits. */
@@ -84,7 +85,7 @@ static bool threads_agree(struct test *c)
 		for (int back = 0; back < 2; back++) {
 			gather(c, back);
 			if (n == 1)
-				memcpy(old + back * c->y.n, c->y.p, c->y.n * sizeof(act_t));
+				memcpy(old + back * c->y.n, c->y.p, c->y.n * ACT);
 			same = same && !memcmp(old + back * c->y.n, c->y.p,
 					       c->y.n * sizeof(act_t));
 		}

@@ -7,15 +7,15 @@
 /* gamma P of every head at positions pos, [b][heads][stride] */
 static struct buf step_rows(const struct test *c, const int32_t *pos, long stride)
 {
-	struct buf p = buf_new(c->s.b * c->s.heads * stride);
+	struct buf p = buf_new_acc(c->s.b * c->s.heads * stride);
 	double gamma;
 
 	for (int i = 0; i < c->s.b; i++)
 		for (int h = 0; h < c->s.heads; h++) {
 			gamma = c->r.gamma[(i * c->s.t + pos[i]) * c->s.heads + h];
 			for (int u = 0; u <= pos[i]; u++)
-				p.p[(i * c->s.heads + h) * stride + u] = (acc_t)(gamma *
-					ref_p(&c->s, &c->r, i, h, pos[i])[c->m.ties ? u % 5 : u]);
+				put(p.p, ACC, (i * c->s.heads + h) * stride + u, gamma *
+				    ref_p(&c->s, &c->r, i, h, pos[i])[c->m.ties ? u % 5 : u]);
 		}
 	return p;
 }
@@ -28,9 +28,10 @@ static void ref_gather_step(const struct test *c, double *want, int i, int t)
 
 	for (int e = 0; e < c->m.width; e++) {
 		sparse = c->sparse + row_of(c, i, t, e / own) * c->s.t;
-		want[e] = c->m.beta == 0 ? 0 : c->m.beta * c->y0.p[i * ld + e];
+		want[e] = c->m.beta == 0 ? 0 : c->m.beta * get(c->y0.p, ACT, i * ld + e);
 		for (int u = 0; u <= t; u++)
-			want[e] += c->m.alpha * sparse[u] * c->x.p[(i * c->s.t + u) * ld + e];
+			want[e] += c->m.alpha * sparse[u] *
+				   get(c->x.p, ACT, (i * c->s.t + u) * ld + e);
 	}
 }
 
@@ -38,7 +39,7 @@ static void ref_gather_step(const struct test *c, double *want, int i, int t)
 static double step_distance(struct test *c, const int32_t *pos)
 {
 	long ld = c->m.width + GAP, stride = c->s.t + GAP;
-	struct buf p = step_rows(c, pos, stride), rows = buf_new(c->s.b * c->m.nr * stride);
+	struct buf p = step_rows(c, pos, stride), rows = buf_new_acc(c->s.b * c->m.nr * stride);
 	struct pair y = pair_new(&c->m, c->s.b);
 	double worst = 0, *want = dense(c->m.width);
 	struct route_step r = {
@@ -53,13 +54,15 @@ static double step_distance(struct test *c, const int32_t *pos)
 	k_route_gather_step(&r, &y.rows, &x, c->m.alpha, c->m.beta);
 	pair_join(&y, c->y.p, ld);
 	for (int i = 0; i < c->s.b; i++) {
-		acc_t *row = rows.p + (long)i * c->m.nr * stride;
+		struct buf row = buf_part(rows, (size_t)i * c->m.nr * stride);
 
 		ref_gather_step(c, want, i, pos[i]);
-		worst = fmax(worst, distance(want, c->y.p + i * ld, 1, 0, 1, 0, c->m.width));
+		worst = fmax(worst, distance(want, buf_part(c->y, i * ld), 1, 0, 1, 0,
+						 c->m.width));
 		for (int set = 0; set < c->m.nr; set++)
 			worst = fmax(worst, distance(c->sparse + row_of(c, i, pos[i], set) * c->s.t,
-						     row + set * stride, 1, 0, 1, 0, pos[i] + 1));
+						     buf_part(row, set * stride), 1, 0, 1, 0,
+						     pos[i] + 1));
 		if (!gaps_kept(row, c->m.nr, stride, pos[i] + 1))
 			worst = 1;
 	}

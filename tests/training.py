@@ -33,6 +33,8 @@ VARIANTS = {
     "shards": ["DATA_SHARDS=y", "VOCAB_SIZE=300", 'DATA_PATH=""', "MAX_ITERS=6",
                "CHECKPOINT_INTERVAL=2"],
     "text": ["DATA_TEXT=y", 'DATA_PATH=""', "MAX_ITERS=6"],
+    "bf16": ["REAL_BF16=y"],
+    "double": ["REAL_DOUBLE=y"],
     "timed": ["MAX_ITERS=1000000", "MAX_TIME=1", "EVAL_INTERVAL=1000000",
               "CHECKPOINT_INTERVAL=1000000"],
 }

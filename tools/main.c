@@ -21,7 +21,7 @@ static const struct verb verbs[] = {
 	{ "plan", verb_plan, "parameters, memory and operations, before anything is allocated" },
 	{ "config", verb_config, "the .config, git state and compiler of this binary" },
 	{ "dump", verb_dump, "one batch with logits, loss and gradients, for other frameworks" },
-	{ "bench", verb_bench, "time training steps on random tokens" },
+	{ "bench", verb_bench, "time training or decode steps on random tokens" },
 };
 
 static void print_verbs(FILE *to)

@@ -227,7 +227,7 @@ void plan_text(const struct report *r)
 	print_stack(&r->m);
 	print_forms(&r->m);
 	print_taps(&r->m);
-	printf("capacity     %d sequences x %d positions, %s\n", B_MAX, T_MAX, REAL_NAME);
+	printf("capacity     %d sequences x %d positions, %s\n", B_MAX, T_MAX, ACT_NAME);
 	printf("parameters   %" PRIu64 "\n", p->params);
 	if (p->params_published != p->params)
 		printf("             %" PRIu64 " with the last layer's unread tensors, as the published RA-MLA "

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 /*
  * tenon bench: time training steps of this binary on random tokens: as many
- * micro-batches and sequences as the configuration says, without data and log.
+ * micro-batches and sequences as the configuration says, without data and log. With
+ * --decode: steps of the decode caches instead (infer/bench.c).
  *
  * Whole steps first, started as a run starts them; then a few more whose stages are
  * started one by one and waited for.
@@ -13,11 +14,13 @@
 #include "dist.h"
 #include "options.h"
 #include "train.h"
+#include "../infer/infer.h"
 #include "util.h"
 
 enum {
 	POOL = 8,		/* different batches, drawn before anything is timed */
 	STAGED_STEPS = 5,	/* steps whose stages are timed, at most */
+	DECODE_LENGTH = 512,	/* tokens behind which decode steps are timed */
 };
 
 static const char *const stage_names[NR_STAGES] = {
@@ -35,19 +38,6 @@ static struct {
 	double *stage[NR_STAGES];	/* of the running step, added to */
 	double from;
 } lap;
-
-static int ascending(const void *a, const void *b)
-{
-	double x = *(const double *)a, y = *(const double *)b;
-
-	return (x > y) - (x < y);
-}
-
-static double median(double *x, int n)
-{
-	qsort(x, n, sizeof(*x), ascending);
-	return (x[(n - 1) / 2] + x[n / 2]) / 2;
-}
 
 /* Tokens uniform over the vocabulary: [POOL][BT] and their targets. */
 static struct batch *random_batches(uint64_t seed)
@@ -148,27 +138,14 @@ static void print_json(const struct run *r, struct times *t, double tokens)
 	json_decref(o);
 }
 
-int verb_bench(int argc, char **argv)
+static void train_bench(int64_t seed, int64_t warmup, int64_t steps, bool json)
 {
-	int64_t steps = 10, warmup = 2, seed = CONFIG_SEED, device = 0, threads = 0;
-	bool json = false;
-	const struct opt opts[] = {
-		{ "steps", OPT_INT, &steps, 1, 1e6, "steps that are timed" },
-		{ "warmup", OPT_INT, &warmup, 0, 1e6, "steps before them" },
-		{ "seed", OPT_INT, &seed, 0, INT32_MAX, "of weights and tokens" },
-		{ "json", OPT_FLAG, &json, 0, 0, "seconds by stage, for scripts" },
-		{ "device", OPT_INT, &device, 0, 1023, "device number" },
-		{ "threads", OPT_INT, &threads, 0, 4096, "cpu threads, 0 = OMP_NUM_THREADS or all" },
-	};
-	double tokens = (double)BT * CONFIG_GRADIENT_ACCUMULATION;
 	struct ckpt_state want = { .eval_step = -1, .best_step = -1 };
+	double tokens = (double)BT * CONFIG_GRADIENT_ACCUMULATION;
 	static struct run r;
 	struct batch *pool;
 	struct times t;
 
-	options_parse("bench", "", opts, ARRAY_SIZE(opts), argc, argv);
-	dist_init();
-	arch_init(device, threads);
 	model_layout(&r.m);
 	model_plan(&r.m, &r.plan, PHASE_TRAIN, 0);
 	plan_refuse(&r.plan);
@@ -187,5 +164,40 @@ int verb_bench(int argc, char **argv)
 		print_json(&r, &t, tokens);
 	else
 		print_times(&t, tokens);
+}
+
+int verb_bench(int argc, char **argv)
+{
+	int64_t steps = 10, warmup = 2, seed = CONFIG_SEED, device = 0, threads = 0;
+	int64_t sequences = 0, length = 0;
+	bool json = false, decode = false;
+	const struct opt opts[] = {
+		{ "steps", OPT_INT, &steps, 1, 1e6, "steps that are timed" },
+		{ "warmup", OPT_INT, &warmup, 0, 1e6, "steps before them" },
+		{ "seed", OPT_INT, &seed, 0, INT32_MAX, "of weights and tokens" },
+		{ "json", OPT_FLAG, &json, 0, 0, "seconds by stage, for scripts" },
+		{ "decode", OPT_FLAG, &decode, 0, 0, "time decode steps, not training steps" },
+		{ "batch", OPT_INT, &sequences, 1, B_MAX, "of --decode: sequences, default 1" },
+		{ "length", OPT_INT, &length, 1, MAX(T_MAX - 1, 1),
+		  "of --decode: tokens in each cache, default 512 or what fits" },
+		{ "device", OPT_INT, &device, 0, 1023, "device number" },
+		{ "threads", OPT_INT, &threads, 0, 4096, "cpu threads, 0 = OMP_NUM_THREADS or all" },
+	};
+
+	options_parse("bench", "", opts, ARRAY_SIZE(opts), argc, argv);
+	if (!decode && (sequences || length))
+		die("bench: --batch and --length are of decode steps; add --decode, or leave them away");
+	if (decode && T_MAX == 1)
+		die("bench: a model of one position has no step behind a token; raise "
+		    "CONFIG_BLOCK_SIZE");
+	dist_init();
+	arch_init(device, threads);
+	if (decode)
+		decode_bench(&(struct decode_bench){
+			.sequences = MAX(sequences, 1), .steps = steps, .warmup = warmup,
+			.length = length ? length : MIN(DECODE_LENGTH, T_MAX - 1),
+			.seed = seed, .json = json });
+	else
+		train_bench(seed, warmup, steps, json);
 	return 0;
 }

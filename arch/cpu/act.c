@@ -18,7 +18,7 @@ void k_gelu_fwd(act_t *h, const act_t *pre, size_t n)
 	for (size_t i = 0; i < n; i += BLOCK)
 #pragma omp simd simdlen(LANES_WIDE)
 		for (size_t j = i; j < MIN(i + BLOCK, n); j++)
-			h[j] = r_gelu(pre[j]);
+			h[j] = store(r_gelu(load(pre[j])));
 }
 
 void k_gelu_bwd(act_t *dpre, const act_t *pre, const act_t *dh, size_t n)
@@ -27,20 +27,20 @@ void k_gelu_bwd(act_t *dpre, const act_t *pre, const act_t *dh, size_t n)
 	for (size_t i = 0; i < n; i += BLOCK)
 #pragma omp simd simdlen(LANES_WIDE)
 		for (size_t j = i; j < MIN(i + BLOCK, n); j++)
-			dpre[j] = dh[j] * r_gelu_grad(pre[j]);
+			dpre[j] = store(load(dh[j]) * r_gelu_grad(load(pre[j])));
 }
 
 /* One row of k_axpby(). */
-static void axpby_row(act_t *y, const act_t *x, int c, act_t p, act_t q)
+static void axpby_row(act_t *y, const act_t *x, int c, acc_t p, acc_t q)
 {
 	if (q == 0) {
 #pragma omp simd simdlen(LANES_WIDE)
 		for (int j = 0; j < c; j++)
-			y[j] = p * x[j];
+			y[j] = store(p * load(x[j]));
 	} else {
 #pragma omp simd simdlen(LANES_WIDE)
 		for (int j = 0; j < c; j++)
-			y[j] = p * x[j] + q * y[j];
+			y[j] = store(p * load(x[j]) + q * load(y[j]));
 	}
 }
 

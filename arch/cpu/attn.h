@@ -96,10 +96,11 @@ static inline void attn_band_range(const struct attn *a, int t, int u0, int nu, 
  * @kt: [dk][TILE], the tile's keys transposed, times scale
  * @qt: [dk][TILE] scratch (reciprocal term)
  * @e: [TILE][TILE] scratch (reciprocal term)
+ * @left: tile_left(TILE, dk) scratch
  *
  * The bits of an entry depend on its query and key alone.
  */
-void attn_scores(act_t (*s)[TILE], const struct attn *a, int i, int h, int t0, int u0,
-		 const act_t *kt, act_t *qt, act_t (*e)[TILE]);
+void attn_scores(acc_t (*s)[TILE], const struct attn *a, int i, int h, int t0, int u0,
+		 const acc_t *kt, acc_t *qt, acc_t (*e)[TILE], acc_t *left);
 
 #endif

@@ -10,37 +10,61 @@
  * dq_u += ra_scale sum_t ds_{t,u} k_t. A tile (t, u) thus adds to rows of both
  * its blocks. Threads take the tiles diagonal by diagonal: on one diagonal
  * t - u = constant no two tiles share a block of t or of u, so every sum has one
- * fixed order and needs no atomics.
+ * fixed order and needs no atomics. Where activations are bf16 the sums are acc_t
+ * ones, behind delta, and rounded once at the end; else dq, dk and dv hold them.
  */
 #include <string.h>
 
 #include "attn.h"
 #include "math.h"
 
+/* Sums of gradients, and where they stand: element (i, h, e) at [i * row + h * head + e]. */
+struct sums {
+	acc_t *x;
+	long row, head;
+};
+
 struct grads {
 	const struct attn *a;
-	act_t *dq, *dk, *dv;	/* strides of q, k, v */
+	struct sums dq, dk, dv;
 	const act_t *d_o;	/* strides of o */
 	const acc_t *delta;	/* [b*t][heads] */
 };
 
+static acc_t *sums_q(const struct grads *g, int i, int pos, int h)
+{
+	return g->dq.x + ((long)i * g->a->t + pos) * g->dq.row + h * g->dq.head;
+}
+
+static acc_t *sums_k(const struct grads *g, int i, int pos, int h)
+{
+	return g->dk.x + ((long)i * g->a->t + pos) * g->dk.row + h / g->a->group * g->dk.head;
+}
+
+static acc_t *sums_v(const struct grads *g, int i, int pos, int h)
+{
+	return g->dv.x + ((long)i * g->a->t + pos) * g->dv.row + h / g->a->group * g->dv.head;
+}
+
 /* Scratch of a tile; k and v of all heads that share them. */
 struct bwd {
-	act_t (*s)[TILE];	/* [TILE] scores, then gamma P */
-	act_t (*ds)[TILE];	/* [TILE] dP, then scale ds */
-	act_t (*e)[TILE];	/* [TILE] reciprocal term, then ra_scale ds in its band */
-	act_t *kt;		/* [dk][TILE] keys of u transposed, times scale */
-	act_t *qt;		/* [dk][TILE] queries of u transposed (reciprocal term) */
-	act_t *vt;		/* [dv][TILE] values of u transposed */
-	act_t *k;		/* [TILE][tile_width(dk)] keys of u, or of t */
-	act_t *q;		/* [TILE][tile_width(dk)] queries of t, or of u */
-	act_t *d_o;		/* [TILE][tile_width(dv)] */
+	acc_t (*s)[TILE];	/* [TILE] scores, then gamma P */
+	acc_t (*ds)[TILE];	/* [TILE] dP, then scale ds */
+	acc_t (*e)[TILE];	/* [TILE] reciprocal term, then ra_scale ds in its band */
+	acc_t *kt;		/* [dk][TILE] keys of u transposed, times scale */
+	acc_t *qt;		/* [dk][TILE] queries of u transposed (reciprocal term) */
+	acc_t *vt;		/* [dv][TILE] values of u transposed */
+	acc_t *k;		/* [TILE][tile_width(dk)] keys of u, or of t */
+	acc_t *q;		/* [TILE][tile_width(dk)] queries of t, or of u */
+	acc_t *d_o;		/* [TILE][tile_width(dv)] */
+	acc_t *left;		/* tile_left(TILE, MAX(dk, dv)) */
 };
 
 static void bwd_scratch(struct bwd *w, const struct attn *a)
 {
 	long kpanel = TILE * tile_width(a->dk), vpanel = TILE * tile_width(a->dv);
-	act_t *p = tile_scratch(3 * TILE * TILE + 4 * kpanel + 2 * vpanel);
+	acc_t *p = tile_scratch(3 * TILE * TILE + 4 * kpanel + 2 * vpanel +
+				tile_left(TILE, MAX(a->dk, a->dv)));
 
 	w->s = (void *)p;
 	w->ds = w->s + TILE;
@@ -51,6 +75,7 @@ static void bwd_scratch(struct bwd *w, const struct attn *a)
 	w->q = w->k + kpanel;
 	w->vt = w->q + kpanel;
 	w->d_o = w->vt + vpanel;
+	w->left = w->d_o + vpanel;
 }
 
 /* s = gamma P, ds = scale P (dP - delta), e = ra_scale P (dP - delta) in the band */
@@ -58,9 +83,9 @@ static void bwd_softmax(struct bwd *w, const struct grads *g, int i, int h, int 
 {
 	const struct attn *a = g->a;
 	int nt = attn_rows(a, t0), nu = attn_rows(a, u0), lo, hi, end = nu, whole;
-	act_t scale = a->scale, ra_scale = a->ra_scale, p, d;
+	acc_t scale = a->scale, ra_scale = a->ra_scale, p, d;
 	bool band = attn_in_band(a, t0, u0);
-	act_t lse, delta, gamma;
+	acc_t lse, delta, gamma;
 	long row;
 
 	for (int t = 0; t < nt; t++) {
@@ -78,8 +103,8 @@ static void bwd_softmax(struct bwd *w, const struct grads *g, int i, int h, int 
 			w->ds[t][u] = d;
 		}
 		if (end < TILE) {
-			memset(&w->s[t][end], 0, (TILE - end) * sizeof(act_t));
-			memset(&w->ds[t][end], 0, (TILE - end) * sizeof(act_t));
+			memset(&w->s[t][end], 0, (TILE - end) * sizeof(acc_t));
+			memset(&w->ds[t][end], 0, (TILE - end) * sizeof(acc_t));
 		}
 		if (band) {
 			attn_band_range(a, t0 + t, u0, nu, &lo, &hi);
@@ -102,21 +127,21 @@ static void bwd_products(struct bwd *w, const struct grads *g, int i, int h, int
 	tile_mul(&(struct tile_mul) {
 		.m = nu, .n = a->dv, .k = nt, .b = w->d_o, .ldb = tile_width(a->dv),
 		.a = w->s[0], .a_row = 1, .a_col = TILE,
-		.c = g->dv + attn_v(a, i, u0, h), .ldc = a->v_row,
+		.c = sums_v(g, i, u0, h), .ldc = g->dv.row,
 		.add = !diagonal || !attn_first_v(a, h),
 		.shape = diagonal ? TILE_A_UPPER : TILE_FULL,
 	});
 	tile_mul(&(struct tile_mul) {
 		.m = nu, .n = a->dk, .k = nt, .b = w->q, .ldb = tile_width(a->dk),
 		.a = w->ds[0], .a_row = 1, .a_col = TILE,
-		.c = g->dk + attn_k(a, i, u0, h), .ldc = a->k_row,
+		.c = sums_k(g, i, u0, h), .ldc = g->dk.row,
 		.add = !diagonal || !attn_first_k(a, h),
 		.shape = diagonal ? TILE_A_UPPER : TILE_FULL,
 	});
 	tile_mul(&(struct tile_mul) {
 		.m = nt, .n = a->dk, .k = nu, .b = w->k, .ldb = tile_width(a->dk),
 		.a = w->ds[0], .a_row = TILE, .a_col = 1,
-		.c = g->dq + attn_q(a, i, t0, h), .ldc = a->q_row, .add = !diagonal,
+		.c = sums_q(g, i, t0, h), .ldc = g->dq.row, .add = !diagonal,
 		.shape = diagonal ? TILE_A_LOWER : TILE_FULL,
 	});
 }
@@ -131,13 +156,13 @@ static void bwd_band(struct bwd *w, const struct grads *g, int i, int h, int t0,
 	tile_mul(&(struct tile_mul) {
 		.m = nt, .n = a->dk, .k = nu, .b = w->q, .ldb = tile_width(a->dk),
 		.a = w->e[0], .a_row = TILE, .a_col = 1,
-		.c = g->dk + attn_k(a, i, t0, h), .ldc = a->k_row, .add = true,
+		.c = sums_k(g, i, t0, h), .ldc = g->dk.row, .add = true,
 	});
 	tile_pack(w->k, a->k + attn_k(a, i, t0, h), a->k_row, nt, a->dk);
 	tile_mul(&(struct tile_mul) {
 		.m = nu, .n = a->dk, .k = nt, .b = w->k, .ldb = tile_width(a->dk),
 		.a = w->e[0], .a_row = 1, .a_col = TILE,
-		.c = g->dq + attn_q(a, i, u0, h), .ldc = a->q_row, .add = true,
+		.c = sums_q(g, i, u0, h), .ldc = g->dq.row, .add = true,
 	});
 }
 
@@ -162,13 +187,12 @@ static void bwd_tile(const struct grads *g, int i, int h0, int h1, int t0, int u
 			tile_pack_t(w.vt, a->v + attn_v(a, i, u0, h), a->v_row, nu, a->dv, 1);
 		tile_pack(w.q, a->q + attn_q(a, i, t0, h), a->q_row, nt, a->dk);
 		tile_pack(w.d_o, d_o, a->o_row, nt, a->dv);
-		attn_scores(w.s, a, i, h, t0, u0, w.kt, w.qt, w.e);
-		tile_mul(&(struct tile_mul) {
+		attn_scores(w.s, a, i, h, t0, u0, w.kt, w.qt, w.e, w.left);
+		tile_mul_act(&(struct tile_mul) {
 			.m = nt, .n = nu, .k = a->dv, .b = w.vt, .ldb = TILE,
-			.a = d_o, .a_row = a->o_row, .a_col = 1,
 			.c = w.ds[0], .ldc = TILE, .pad = true,
 			.shape = t0 == u0 ? TILE_C_LOWER : TILE_FULL,
-		});
+		}, d_o, a->o_row, w.left);
 		bwd_softmax(&w, g, i, h, t0, u0);
 		bwd_products(&w, g, i, h, t0, u0);
 		if (band)
@@ -218,19 +242,54 @@ static void bwd_diagonal(const struct grads *g, int step, int half)
 	}
 }
 
+/* Sums of [b*t] rows of @n heads, @width wide, for @to: there, or at *@at. */
+static struct sums sums_place(act_t *to, long row, long head, int n, int width, acc_t **at,
+			      const struct attn *a)
+{
+	struct sums s = { (acc_t *)to, row, head };
+
+	if (NARROW) {
+		s = (struct sums){ *at, (long)n * width, head ? width : 0 };
+		*at += (long)a->b * a->t * s.row;
+	}
+	return s;
+}
+
+/* The sums of [b*t] rows of @n heads rounded to where they belong. */
+static void sums_store(act_t *to, long row, long head, int n, int width, const struct sums *s,
+		       const struct attn *a)
+{
+#pragma omp for schedule(static)
+	for (int r = 0; r < a->b * a->t; r++)
+		for (int h = 0; h < n; h++)
+			store_row(to + r * row + h * head, s->x + r * s->row + h * s->head, width);
+}
+
 void k_attn_bwd(const struct attn *a, act_t *dq, act_t *dk, act_t *dv, acc_t *dgamma,
 		const act_t *d_o, acc_t *delta)
 {
-	const struct grads g = { a, dq, dk, dv, d_o, delta };
+	acc_t *at = delta + (size_t)a->b * a->t * a->heads;
+	int nk = a->k_head ? a->heads / a->group : 1, nv = a->v_head ? a->heads / a->group : 1;
+	struct grads g = { .a = a, .d_o = d_o, .delta = delta };
 
+	g.dq = sums_place(dq, a->q_row, a->q_head, a->heads, a->dk, &at, a);
+	g.dk = sums_place(dk, a->k_row, a->k_head, nk, a->dk, &at, a);
+	g.dv = sums_place(dv, a->v_row, a->v_head, nv, a->dv, &at, a);
 	bwd_delta(a, delta, dgamma, d_o);
 #pragma omp parallel
-	for (int step = 0; step < attn_blocks(a); step++) {
-		if (step && attn_in_band(a, step * TILE, 0)) {
-			bwd_diagonal(&g, step, 0);
-			bwd_diagonal(&g, step, 1);
-		} else {
-			bwd_diagonal(&g, step, -1);
+	{
+		for (int step = 0; step < attn_blocks(a); step++) {
+			if (step && attn_in_band(a, step * TILE, 0)) {
+				bwd_diagonal(&g, step, 0);
+				bwd_diagonal(&g, step, 1);
+			} else {
+				bwd_diagonal(&g, step, -1);
+			}
+		}
+		if (NARROW) {
+			sums_store(dq, a->q_row, a->q_head, a->heads, a->dk, &g.dq, a);
+			sums_store(dk, a->k_row, a->k_head, nk, a->dk, &g.dk, a);
+			sums_store(dv, a->v_row, a->v_head, nv, a->dv, &g.dv, a);
 		}
 	}
 }

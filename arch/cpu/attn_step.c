@@ -9,17 +9,22 @@
 
 #include "attn.h"
 #include "math.h"
+#include "thin.h"
 
-enum { RUN = 2 * TILE };	/* keys of a run */
+enum {
+	RUN = 2 * TILE,		/* keys of a run */
+	NEAR = 8,		/* keys whose rows are walked together, all heads */
+};
 
 /* One run's result and a thread's scratch. */
 struct step {
-	act_t *max;		/* [heads] */
-	act_t *sum;		/* [heads] */
-	act_t *o;		/* [heads][dv], relative to max */
-	act_t *s;		/* [heads][TILE] scores, then exponentials */
-	act_t *kt;		/* [dk][TILE] keys transposed, times scale */
-	act_t *v;		/* [TILE][tile_width(dv)] */
+	acc_t *max;		/* [heads] */
+	acc_t *sum;		/* [heads] */
+	acc_t *o;		/* [heads][dv], relative to max */
+	acc_t *s;		/* [heads][TILE] scores, then exponentials */
+	acc_t *kt;		/* [dk][TILE] keys transposed, times scale */
+	acc_t *v;		/* [TILE][tile_width(dv)] */
+	acc_t *left;		/* tile_left(heads, dk) */
 };
 
 /* Runs that the longest sequence takes; shorter ones leave their last ones empty. */
@@ -40,10 +45,10 @@ static size_t step_part(const struct attn_step *a)
 
 static size_t step_work(const struct attn_step *a)
 {
-	return TILE * ((size_t)a->heads + a->dk + tile_width(a->dv));
+	return TILE * ((size_t)a->heads + a->dk + tile_width(a->dv)) + tile_left(a->heads, a->dk);
 }
 
-static struct step step_at(const struct attn_step *a, act_t *scratch, int parts, int part,
+static struct step step_at(const struct attn_step *a, acc_t *scratch, int parts, int part,
 			   int thread)
 {
 	struct step w;
@@ -54,7 +59,39 @@ static struct step step_at(const struct attn_step *a, act_t *scratch, int parts,
 	w.s = scratch + (size_t)parts * step_part(a) + thread * step_work(a);
 	w.kt = w.s + (size_t)a->heads * TILE;
 	w.v = w.kt + (size_t)a->dk * TILE;
+	w.left = w.v + TILE * tile_width(a->dv);
 	return w;
+}
+
+/*
+ * Heads that share no key: each key is read once, where it lies, a few rows of the cache
+ * at a time.
+ */
+static void step_products_apart(struct step *w, const struct attn_step *a, int i,
+				const act_t *k, int nu)
+{
+	for (int u = 0; u < nu; u += NEAR)
+		for (int h = 0; h < a->heads; h++)
+			thin_gemm(1, MIN(NEAR, nu - u), a->dk, a->scale,
+				  a->q + ((long)i * a->heads + h) * a->dk, a->dk,
+				  k + u * a->k_row + h * a->k_head, a->k_row, 0,
+				  w->s + (long)h * TILE + u, TILE);
+}
+
+/* Heads that share a key: packed once for all of them. */
+static void step_products(struct step *w, const struct attn_step *a, int i, int u0, int nu,
+			  int group)
+{
+	const act_t *k = a->k + i * a->cache_stride;
+
+	for (int h = 0; h < a->heads; h += group) {
+		tile_pack_t(w->kt, k + u0 * a->k_row + h / a->group * a->k_head, a->k_row, nu,
+			    a->dk, a->scale);
+		tile_mul_act(&(struct tile_mul) {
+			.m = group, .n = nu, .k = a->dk, .b = w->kt, .ldb = TILE,
+			.c = w->s + (long)h * TILE, .ldc = TILE, .pad = true,
+		}, a->q + ((long)i * a->heads + h) * a->dk, a->dk, w->left);
+	}
 }
 
 /* Scores of keys [u0, u0 + nu) for all heads. */
@@ -63,22 +100,17 @@ static void step_scores(struct step *w, const struct attn_step *a, int i, int u0
 	const act_t *k = a->k + i * a->cache_stride, *own = k + a->pos[i] * a->k_row, *ring;
 	int group = attn_sharers(a->heads, a->group, a->k_head), slots;
 
-	for (int h = 0; h < a->heads; h += group) {
-		tile_pack_t(w->kt, k + u0 * a->k_row + h / a->group * a->k_head, a->k_row, nu,
-			    a->dk, a->scale);
-		tile_mul(&(struct tile_mul) {
-			.m = group, .n = nu, .k = a->dk, .b = w->kt, .ldb = TILE,
-			.a = a->q + ((long)i * a->heads + h) * a->dk, .a_row = a->dk, .a_col = 1,
-			.c = w->s + (long)h * TILE, .ldc = TILE, .pad = true,
-		});
-	}
+	if (group == 1)
+		step_products_apart(w, a, i, k + u0 * a->k_row, nu);
+	else
+		step_products(w, a, i, u0, nu, group);
 	if (a->ra_scale == 0)
 		return;
 	ring = a->ring + i * a->cache_stride;
 	slots = a->ra_window + 1;
 	for (int u = MAX(0, a->pos[i] - a->ra_window - u0); u < nu; u++)
 		for (int h = 0; h < a->heads; h++)
-			w->s[h * TILE + u] += (act_t)a->ra_scale *
+			w->s[h * TILE + u] += (acc_t)a->ra_scale *
 				tile_dot(ring + ((long)((u0 + u) % slots) * a->heads + h) * a->dk,
 					 own + h / a->group * a->k_head, a->dk);
 }
@@ -86,8 +118,8 @@ static void step_scores(struct step *w, const struct attn_step *a, int i, int u0
 /* Scores of one head to exponentials; its older sums follow the new maximum. */
 static void step_softmax(struct step *w, const struct attn_step *a, int h, int nu)
 {
-	act_t *s = w->s + (long)h * TILE, *o = w->o + (long)h * a->dv;
-	act_t max = w->max[h], sum = 0, fix;
+	acc_t *s = w->s + (long)h * TILE, *o = w->o + (long)h * a->dv;
+	acc_t max = w->max[h], sum = 0, fix;
 
 #pragma omp simd reduction(max : max)
 	for (int u = 0; u < nu; u++)
@@ -102,6 +134,24 @@ static void step_softmax(struct step *w, const struct attn_step *a, int h, int n
 	w->sum[h] = w->sum[h] * fix + sum;
 	for (int e = 0; fix != 1 && e < a->dv; e++)
 		o[e] *= fix;
+}
+
+/* Outputs of heads that share no value, as step_products_apart() reads keys. */
+static void step_outputs_apart(struct step *w, const struct attn_step *a, const act_t *v, int nu)
+{
+	for (int u0 = 0; u0 < nu; u0 += NEAR)
+		for (int h = 0; h < a->heads; h++) {
+			acc_t *o = w->o + (long)h * a->dv;
+
+			for (int u = u0; u < MIN(u0 + NEAR, nu); u++) {
+				const act_t *x = v + u * a->v_row + h * a->v_head;
+				acc_t p = w->s[(long)h * TILE + u];
+
+#pragma omp simd simdlen(LANES_WIDE)
+				for (int e = 0; e < a->dv; e++)
+					o[e] += p * load(x[e]);
+			}
+		}
 }
 
 /* One run of keys: its maxima, sums and outputs; scores go to route as they are. */
@@ -129,7 +179,9 @@ static void step_run(struct step *w, const struct attn_step *a, int i, int run)
 			}
 			step_softmax(w, a, h, nu);
 		}
-		for (int h = 0; h < a->heads; h += group) {
+		if (group == 1)
+			step_outputs_apart(w, a, v + u0 * a->v_row, nu);
+		for (int h = 0; h < a->heads && group > 1; h += group) {
 			tile_pack(w->v, v + u0 * a->v_row + h / a->group * a->v_head, a->v_row,
 				  nu, a->dv);
 			tile_mul(&(struct tile_mul) {
@@ -143,13 +195,13 @@ static void step_run(struct step *w, const struct attn_step *a, int i, int run)
 }
 
 /* Puts the runs of one head together. */
-static void step_join(const struct attn_step *a, act_t *scratch, int parts, int i, int h)
+static void step_join(const struct attn_step *a, acc_t *scratch, int parts, int i, int h)
 {
 	int first = parts / a->b * i, last = first + a->pos[i] / RUN;
-	act_t max = -INFINITY, sum = 0, gamma, fix;
+	acc_t max = -INFINITY, sum = 0, gamma, fix;
 	long row = (long)i * a->heads + h;
 	act_t *o = a->o + row * a->dv;
-	acc_t *route;
+	acc_t *route, *sums;
 	struct step w;
 
 	gamma = a->gamma ? a->gamma[row] : 1;
@@ -157,17 +209,17 @@ static void step_join(const struct attn_step *a, act_t *scratch, int parts, int 
 		w = step_at(a, scratch, parts, part, 0);
 		max = MAX(max, w.max[h]);
 	}
-	for (int e = 0; e < a->dv; e++)
-		o[e] = 0;
+	w = step_at(a, scratch, parts, first, 0);
+	sums = w.o + (long)h * a->dv;	/* of all runs, in place of the first's */
 	for (int part = first; part <= last; part++) {
 		w = step_at(a, scratch, parts, part, 0);
 		fix = r_exp(w.max[h] - max);
 		sum += w.sum[h] * fix;
 		for (int e = 0; e < a->dv; e++)
-			o[e] += w.o[(long)h * a->dv + e] * fix;
+			sums[e] = (part > first ? sums[e] : 0) + w.o[(long)h * a->dv + e] * fix;
 	}
 	for (int e = 0; e < a->dv; e++)
-		o[e] *= gamma / sum;
+		o[e] = store(sums[e] * (gamma / sum));
 	if (!a->route)
 		return;
 	route = a->route + row * a->route_stride;
@@ -178,7 +230,7 @@ static void step_join(const struct attn_step *a, act_t *scratch, int parts, int 
 void k_attn_step(const struct attn_step *a)
 {
 	int runs = step_runs(a), parts = a->b * runs;
-	act_t *scratch = tile_scratch(parts * step_part(a) +
+	acc_t *scratch = tile_scratch(parts * step_part(a) +
 				      omp_get_max_threads() * step_work(a));
 	struct step w;
 

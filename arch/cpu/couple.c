@@ -4,6 +4,7 @@
  * the written one: its rows are spread over the threads.
  */
 #include "kernels_couple.h"
+#include "real.h"
 
 enum { SPLIT_MIN = 16384 };	/* elements below which threads cost more than they gain */
 
@@ -19,8 +20,8 @@ void k_couple_fill(const struct couple *c, param_t *w, const param_t *p)
 		param_t *row = w + f * c->f_stride;
 
 		for (int j = 0; j < c->l; j++)
-			row[j * c->l_stride] = 0;
-		row[f % c->l * c->l_stride] = (param_t)c->factor * p[couple_head(c, f)];
+			row[j * c->l_stride] = store(0);
+		row[f % c->l * c->l_stride] = store((acc_t)c->factor * load(p[couple_head(c, f)]));
 	}
 }
 

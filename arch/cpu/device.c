@@ -32,7 +32,7 @@ enum {
  */
 static void warm_blas(void)
 {
-	static act_t c[WARM_ROWS * WARM_COLUMNS];
+	static acc_t c[WARM_ROWS * WARM_COLUMNS];
 	act_t *x = xcalloc((size_t)WARM_ROWS * WARM_INNER, sizeof(*x));
 
 	blas_init();
@@ -131,8 +131,8 @@ const char *arch_bits(void)
 {
 	static char line[151];
 
-	snprintf(line, sizeof(line), "%s, vectors of %d bytes%s", blas_name(),
-		 __BIGGEST_ALIGNMENT__, fused() ? ", fused" : "");
+	snprintf(line, sizeof(line), "%s%s, vectors of %d bytes%s", blas_name(),
+		 NARROW ? blas_narrow_way() : "", __BIGGEST_ALIGNMENT__, fused() ? ", fused" : "");
 	return line;
 }
 
@@ -140,8 +140,9 @@ const char *arch_describe(void)
 {
 	static char line[256];
 
-	snprintf(line, sizeof(line), "cpu, %s, %d thread%s, %s", REAL_NAME, omp_get_max_threads(),
-		 omp_get_max_threads() == 1 ? "" : "s", blas_name());
+	snprintf(line, sizeof(line), "cpu, %s, %d thread%s, %s%s", ACT_NAME,
+		 omp_get_max_threads(), omp_get_max_threads() == 1 ? "" : "s", blas_name(),
+		 NARROW ? blas_narrow_way() : "");
 	return line;
 }
 

@@ -127,7 +127,7 @@ void k_head_gate_fwd(acc_t *gamma, const acc_t *zbar, const param_t *w, int n, i
 		acc_t *to = gamma + (long)i * heads;
 
 		for (int h = 0; h < heads; h++)
-			to[h] = tile_dot(zbar + (long)i * c, w + (long)h * c, c);
+			to[h] = tile_dot_acc(zbar + (long)i * c, w + (long)h * c, c);
 		for (int h = 0; h < heads; h++)
 			to[h] = q + p * r_sigmoid(to[h]);
 	}
@@ -169,7 +169,7 @@ static void gate_rows(const struct gate *g, acc_t *part, int i0)
 
 #pragma omp simd
 			for (int j = 0; j < c; j++) {
-				dz[j] += d * w[j];
+				dz[j] += d * load(w[j]);
 				dw[j] += d * z[j];
 			}
 		}

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 /*
  * Matrix products: cut into blocks of the result, one BLAS call of one thread per
- * block, the epilogue while the block is in cache. The libraries take no workspace, and
- * the results of k_gemm(), k_gemm_acc() and k_gemm_grad() are of one type.
+ * block, the epilogue while the block is in cache. The libraries take no workspace. A
+ * product is summed in acc_t: in its result, or beside it where that is bf16; then the
+ * epilogue runs on the sums and rounds them once.
  *
  * The cut is a function of the shape alone, so that the thread count changes no
  * bit. Every block packs its own rows of a and columns of b: few, square blocks
@@ -12,6 +13,8 @@
 #include "blas.h"
 #include "kernels.h"
 #include "math.h"
+#include "thin.h"
+#include "tile.h"
 #include "util.h"
 
 enum {
@@ -19,15 +22,15 @@ enum {
 	BLOCK_AREA_MIN = 48 * 1024,	/* results of a block of a large product */
 	COLUMN_STEP = 16,		/* blocks start on a cache line of c */
 	ROW_STEP = 8,
-	THIN_ROWS = 8,			/* up to here b is read once and not packed */
 	THIN_COLUMNS = 256,		/* columns of a block of a thin product */
 	BATCH_MANY = 8,			/* products enough without cutting them */
 	STRIP = 64,			/* columns that one thread sums */
-	GROUP = 64,			/* rows summed in act_t; the groups in double */
+	GROUP = 64,			/* rows summed in acc_t; the groups in double */
 	CAST_MIN = 16384,		/* elements below which threads cost more than they gain */
 };
 
 #define SPLIT_FLOPS 2e6		/* below, starting threads costs more than it gains */
+#define SPLIT_THIN 250e3	/* the same, elements that a thin product reads */
 #define BLOCK_FLOPS 400e6	/* of a block of a large product, 3 ms on one core */
 #define GROW_FLOPS 56e6		/* smaller ones: blocks = sqrt(flops / GROW_FLOPS) */
 
@@ -70,58 +73,59 @@ static struct cut cut_of(const struct gemm *g, int batch)
 }
 
 /* y += x */
-static inline void row_add(act_t *y, const act_t *x, int n)
+static inline void row_add(acc_t *y, const act_t *x, int n)
 {
 #pragma omp simd simdlen(LANES_WIDE)
 	for (int j = 0; j < n; j++)
-		y[j] += x[j];
+		y[j] += load(x[j]);
 }
 
-static void epilogue_bias(act_t *c, long ldc, const param_t *bias, int m, int n)
+/* Rows of sums, [m][n]. */
+struct sums {
+	acc_t *x;
+	long ld;
+	int m, n;
+};
+
+/* c = sums + beta c where c is rounded; else it was added to already */
+static void epilogue_plain(act_t *c, long ldc, const struct sums *s, acc_t beta)
 {
-	for (int i = 0; bias && i < m; i++)
-		row_add(c + i * ldc, bias, n);
+	for (int i = 0; i < s->m; i++) {
+		acc_t *sum = s->x + i * s->ld;
+
+		for (int j = 0; beta != 0 && j < s->n; j++)
+			sum[j] += beta * load(c[i * ldc + j]);
+		store_row(c + i * ldc, sum, s->n);
+	}
 }
 
-static void epilogue_bias_gelu(act_t *c, long ldc, act_t *aux, long ldaux, const param_t *bias,
-			       int m, int n)
+static void epilogue_bias(act_t *c, long ldc, const struct sums *s, const param_t *bias)
 {
-	for (int i = 0; i < m; i++) {
+	for (int i = 0; i < s->m; i++) {
 		if (bias)
-			row_add(aux + i * ldaux, bias, n);
-#pragma omp simd simdlen(LANES_WIDE)
-		for (int j = 0; j < n; j++)
-			c[i * ldc + j] = r_gelu(aux[i * ldaux + j]);
+			row_add(s->x + i * s->ld, bias, s->n);
+		store_row(c + i * ldc, s->x + i * s->ld, s->n);
 	}
 }
 
-static void epilogue_dgelu(act_t *c, long ldc, const act_t *aux, long ldaux, int m, int n)
+/* The GELU of aux as backward will read it, that is rounded. */
+static void epilogue_bias_gelu(act_t *c, long ldc, act_t *aux, long ldaux, const struct sums *s,
+			       const param_t *bias)
 {
-	for (int i = 0; i < m; i++)
+	epilogue_bias(aux, ldaux, s, bias);
+	for (int i = 0; i < s->m; i++)
 #pragma omp simd simdlen(LANES_WIDE)
-		for (int j = 0; j < n; j++)
-			c[i * ldc + j] *= r_gelu_grad(aux[i * ldaux + j]);
+		for (int j = 0; j < s->n; j++)
+			c[i * ldc + j] = store(r_gelu(load(aux[i * ldaux + j])));
 }
 
-/*
- * A few rows of a against weights: packing b would cost more than the product, so
- * every row of b is read once and multiplied with all rows of a.
- */
-static void thin(const struct gemm *g, const act_t *a, const act_t *b, act_t *c, long ldc, int n)
+static void epilogue_dgelu(act_t *c, long ldc, const act_t *aux, long ldaux, const struct sums *s)
 {
-	const act_t alpha = g->alpha, beta = g->beta;
-
-	for (int j = 0; j < n; j++) {
-		for (int i = 0; i < g->m; i++) {
-			const act_t *x = a + i * g->lda, *y = b + j * g->ldb;
-			act_t *to = c + i * ldc + j, sum = 0;
-
-#pragma omp simd simdlen(LANES_WIDE) reduction(+ : sum)
-			for (int l = 0; l < g->k; l++)
-				sum += x[l] * y[l];
-			*to = beta == 0 ? alpha * sum : alpha * sum + beta * *to;
-		}
-	}
+	for (int i = 0; i < s->m; i++)
+#pragma omp simd simdlen(LANES_WIDE)
+		for (int j = 0; j < s->n; j++)
+			c[i * ldc + j] = store(s->x[i * s->ld + j] *
+					       r_gelu_grad(load(aux[i * ldaux + j])));
 }
 
 static bool is_thin(const struct gemm *g)
@@ -129,36 +133,50 @@ static bool is_thin(const struct gemm *g)
 	return g->m <= THIN_ROWS && g->tb && !g->ta;
 }
 
-/* Block @at of the grid: the product and its epilogue. */
-static void block(const struct gemm *g, const struct cut *s, int at)
+/* Where the sums of a block run whose result is @c, or with the GELU @aux before it. */
+static struct sums sums_of(const struct gemm *g, act_t *c, act_t *aux, int m, int n, bool apart)
 {
-	int p = at / (s->rows * s->columns), i = at % s->rows * s->mb;
-	int j = at / s->rows % s->columns * s->nb;
-	int m = MIN(s->mb, g->m - i), n = MIN(s->nb, g->n - j);
+	bool gelu = g->ep == GEMM_BIAS_GELU;
+
+	if (apart)
+		return (struct sums){ tile_scratch((size_t)m * n), n, m, n };
+	return (struct sums){ (acc_t *)(gelu ? aux : c), gelu ? g->ldaux : g->ldc, m, n };
+}
+
+/* Block @at of the grid: the product and its epilogue. */
+static void block(const struct gemm *g, const struct cut *cut, int at, bool wide)
+{
+	int p = at / (cut->rows * cut->columns), i = at % cut->rows * cut->mb;
+	int j = at / cut->rows % cut->columns * cut->nb;
+	int m = MIN(cut->mb, g->m - i), n = MIN(cut->nb, g->n - j);
 	const act_t *a = (const act_t *)g->a + p * g->sa + (g->ta ? i : i * g->lda);
 	const act_t *b = (const act_t *)g->b + p * g->sb + (g->tb ? j * g->ldb : j);
-	act_t *c = (act_t *)g->c + p * g->sc + i * g->ldc + j;
+	long to = p * g->sc + i * g->ldc + j;
+	act_t *c = wide ? (act_t *)((acc_t *)g->c + to) : (act_t *)g->c + to;
 	act_t *aux = g->aux ? g->aux + i * g->ldaux + j : NULL;
-	bool gelu = g->ep == GEMM_BIAS_GELU;
-	act_t *to = gelu ? aux : c;
-	long ld = gelu ? g->ldaux : g->ldc;
+	const param_t *bias = g->bias ? g->bias + j : NULL;
+	bool apart = NARROW && !wide;
+	struct sums s = sums_of(g, c, aux, m, n, apart);
+	double beta = apart ? 0 : g->beta;
 
 	if (is_thin(g))
-		thin(g, a, b, to, ld, n);
+		thin_gemm(m, n, g->k, g->alpha, a, g->lda, b, g->ldb, beta, s.x, s.ld);
 	else
-		blas_gemm(g->ta, g->tb, m, n, g->k, g->alpha, a, g->lda, b, g->ldb, g->beta,
-			  to, ld);
+		blas_gemm(g->ta, g->tb, m, n, g->k, g->alpha, a, g->lda, b, g->ldb, beta, s.x,
+			  s.ld);
 	if (g->ep == GEMM_BIAS)
-		epilogue_bias(c, g->ldc, g->bias ? g->bias + j : NULL, m, n);
-	else if (gelu)
-		epilogue_bias_gelu(c, g->ldc, aux, ld, g->bias ? g->bias + j : NULL, m, n);
+		epilogue_bias(c, g->ldc, &s, bias);
+	else if (g->ep == GEMM_BIAS_GELU)
+		epilogue_bias_gelu(c, g->ldc, aux, g->ldaux, &s, bias);
 	else if (g->ep == GEMM_DGELU)
-		epilogue_dgelu(c, g->ldc, aux, g->ldaux, m, n);
+		epilogue_dgelu(c, g->ldc, aux, g->ldaux, &s);
+	else if (apart)
+		epilogue_plain(c, g->ldc, &s, g->beta);
 }
 
 /*
  * Elements [j, j + STRIP) of the bias's gradient: the rows of a[k][m] in ascending
- * order, GROUP rows in act_t, the groups in double.
+ * order, GROUP rows in acc_t, the groups in double.
  */
 static void bias_strip(const struct gemm *g, int j)
 {
@@ -166,7 +184,7 @@ static void bias_strip(const struct gemm *g, int j)
 	double total[STRIP] = { 0 };
 
 	for (int i0 = 0; i0 < g->k; i0 += GROUP) {
-		act_t sum[STRIP] = { 0 };
+		acc_t sum[STRIP] = { 0 };
 
 		for (int i = i0; i < MIN(i0 + GROUP, g->k); i++)
 			row_add(sum, (const act_t *)g->a + i * g->lda + j, width);
@@ -177,7 +195,15 @@ static void bias_strip(const struct gemm *g, int j)
 		g->db[j + l] = total[l];
 }
 
-void k_gemm(const struct gemm *g)
+static bool is_large(const struct gemm *g, int batch)
+{
+	double elements = (double)batch * g->n * g->k;
+
+	return is_thin(g) ? elements >= SPLIT_THIN : 2 * g->m * elements >= SPLIT_FLOPS;
+}
+
+/* @wide: the result is acc_t or grad_t */
+static void gemm(const struct gemm *g, bool wide)
 {
 	int batch = MAX(g->batch, 1), blocks, strips = g->db ? (g->m + STRIP - 1) / STRIP : 0;
 	struct cut s;
@@ -191,38 +217,42 @@ void k_gemm(const struct gemm *g)
 		s = cut_of(g, batch);
 	blocks = batch * s.rows * s.columns;
 	/* strips are small: behind the blocks they fill the threads that are done */
-#pragma omp parallel for schedule(dynamic) if (blocks + strips > 1 && \
-	2.0 * batch * g->m * g->n * g->k >= SPLIT_FLOPS)
+#pragma omp parallel for schedule(dynamic) if (blocks + strips > 1 && is_large(g, batch))
 	for (int at = 0; at < blocks + strips; at++) {
 		if (at < blocks)
-			block(g, &s, at);
+			block(g, &s, at, wide);
 		else
 			bias_strip(g, (at - blocks) * STRIP);
 	}
 }
 
+void k_gemm(const struct gemm *g)
+{
+	gemm(g, false);
+}
+
 void k_gemm_acc(const struct gemm *g)
 {
-	k_gemm(g);
+	gemm(g, true);
 }
 
 void k_gemm_grad(const struct gemm *g)
 {
-	k_gemm(g);
+	gemm(g, true);
 }
 
 void k_cast(param_t *dst, const grad_t *src, size_t n)
 {
 #pragma omp parallel for simd schedule(static) if (n >= CAST_MIN)
 	for (size_t i = 0; i < n; i++)
-		dst[i] = src[i];
+		dst[i] = store(src[i]);
 }
 
 void k_widen(acc_t *dst, const act_t *src, size_t n)
 {
 #pragma omp parallel for simd schedule(static) if (n >= CAST_MIN)
 	for (size_t i = 0; i < n; i++)
-		dst[i] = src[i];
+		dst[i] = load(src[i]);
 }
 
 size_t k_workspace(void)

@@ -11,10 +11,10 @@
 #include "blas.h"
 #include "util.h"
 
-typedef act_t vec __attribute__((vector_size(__BIGGEST_ALIGNMENT__)));
+typedef acc_t vec __attribute__((vector_size(__BIGGEST_ALIGNMENT__)));
 
 enum {
-	LANES = sizeof(vec) / sizeof(act_t),
+	LANES = sizeof(vec) / sizeof(acc_t),
 	TILE_M = 6,		/* with two vectors: 12 sums in 16 registers */
 	TILE_N = 2 * LANES,
 	PANEL_M = 16 * TILE_M,	/* rows of a packed: 96 KiB of float, second cache */
@@ -26,8 +26,8 @@ static_assert(PANEL_N % TILE_N == 0, "whole tiles");
 
 /* Each thread's packed operands. */
 static _Thread_local struct {
-	act_t a[PANEL_M * PANEL_K] TENSOR;
-	act_t b[PANEL_K * PANEL_N] TENSOR;
+	acc_t a[PANEL_M * PANEL_K] TENSOR;
+	acc_t b[PANEL_K * PANEL_N] TENSOR;
 } pack;
 
 void blas_init(void)
@@ -58,7 +58,7 @@ const char *blas_name(void)
  * Panels of @width lines of x, element-wise transposed to [panel][k][width] and
  * padded with zeros. Line i, inner index l is x[i * line + l * inner].
  */
-static void pack_panels(act_t *to, const act_t *x, long line, long inner, int lines, int k,
+static void pack_panels(acc_t *to, const acc_t *x, long line, long inner, int lines, int k,
 			int width)
 {
 	for (int i0 = 0; i0 < lines; i0 += width, to += (long)k * width) {
@@ -78,7 +78,7 @@ static void pack_panels(act_t *to, const act_t *x, long line, long inner, int li
 }
 
 /* One tile: sum over k of a column of a panel times a row of a panel. */
-static inline void tile_sum(act_t out[TILE_M][TILE_N], const act_t *a, const act_t *b, int k)
+static inline void tile_sum(acc_t out[TILE_M][TILE_N], const acc_t *a, const acc_t *b, int k)
 {
 	vec sum[TILE_M][2] = { 0 };
 
@@ -94,8 +94,8 @@ static inline void tile_sum(act_t out[TILE_M][TILE_N], const act_t *a, const act
 	memcpy(out, sum, sizeof(sum));
 }
 
-static void tile_store(act_t *c, long ldc, act_t sum[TILE_M][TILE_N], int m, int n, act_t alpha,
-		       act_t beta)
+static void tile_store(acc_t *c, long ldc, acc_t sum[TILE_M][TILE_N], int m, int n, acc_t alpha,
+		       acc_t beta)
 {
 	for (int i = 0; i < m; i++)
 		for (int j = 0; j < n; j++)
@@ -104,9 +104,9 @@ static void tile_store(act_t *c, long ldc, act_t sum[TILE_M][TILE_N], int m, int
 }
 
 /* The packed panels: c[m][n] = alpha a b + beta c. */
-static void panels(act_t *c, long ldc, int m, int n, int k, act_t alpha, act_t beta)
+static void panels(acc_t *c, long ldc, int m, int n, int k, acc_t alpha, acc_t beta)
 {
-	act_t sum[TILE_M][TILE_N] __attribute__((aligned(sizeof(vec))));
+	acc_t sum[TILE_M][TILE_N] __attribute__((aligned(sizeof(vec))));
 
 	for (int j = 0; j < n; j += TILE_N)
 		for (int i = 0; i < m; i += TILE_M) {
@@ -116,8 +116,8 @@ static void panels(act_t *c, long ldc, int m, int n, int k, act_t alpha, act_t b
 		}
 }
 
-void blas_gemm(bool ta, bool tb, int m, int n, int k, double alpha, const act_t *a, long lda,
-	       const act_t *b, long ldb, double beta, act_t *c, long ldc)
+void blas_gemm_acc(bool ta, bool tb, int m, int n, int k, double alpha, const acc_t *a, long lda,
+		   const acc_t *b, long ldb, double beta, acc_t *c, long ldc)
 {
 	long a_row = ta ? 1 : lda, a_inner = ta ? lda : 1;
 	long b_col = tb ? ldb : 1, b_inner = tb ? 1 : ldb;

@@ -4,7 +4,7 @@
  *
  * Branch-free polynomials in plain C, so that GCC vectorises a loop over them
  * without -ffast-math (libm calls and errno would stop it). Each has a float and
- * a double form; r_X() is the one for act_t. A value depends on its argument
+ * a double form; r_X() is the one for acc_t. A value depends on its argument
  * alone: the same bits in a vector loop, its remainder and a scalar call.
  *
  * NaN gives NaN. Relative error below 2e-7 (float) and 4e-16 (double).
@@ -15,7 +15,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "types.h"
+#include "real.h"
 #include "util.h"
 
 /*
@@ -30,9 +30,9 @@ double sqrt(double x) __attribute__((const));
  * vectors of 32 bytes where the processor also has 64; a processor that has neither
  * gets what it has.
  */
-#define LANES_WIDE (64 / sizeof(act_t))
+#define LANES_WIDE (64 / sizeof(acc_t))
 
-#define R_IS_DOUBLE (sizeof(act_t) == sizeof(double))
+#define R_IS_DOUBLE (sizeof(acc_t) == sizeof(double))
 
 /*
  * exp(x) = 2^n e^r, n = x / ln 2 rounded, |r| <= ln(2) / 2, e^r by its Taylor
@@ -140,25 +140,25 @@ static inline double exp_f64(double x)
 }
 
 /** r_exp() - e^x; exactly 0 for minus infinity */
-static inline act_t r_exp(act_t x)
+static inline acc_t r_exp(acc_t x)
 {
-	return R_IS_DOUBLE ? (act_t)exp_f64(x) : (act_t)exp_f32(x);
+	return R_IS_DOUBLE ? (acc_t)exp_f64(x) : (acc_t)exp_f32(x);
 }
 
 /** r_sqrt() - correctly rounded */
-static inline act_t r_sqrt(act_t x)
+static inline acc_t r_sqrt(acc_t x)
 {
-	return R_IS_DOUBLE ? (act_t)sqrt(x) : (act_t)sqrtf(x);
+	return R_IS_DOUBLE ? (acc_t)sqrt(x) : (acc_t)sqrtf(x);
 }
 
 /** r_log() - libm, not vectorised: for one value per row */
-static inline act_t r_log(act_t x)
+static inline acc_t r_log(acc_t x)
 {
-	return R_IS_DOUBLE ? (act_t)log(x) : (act_t)logf(x);
+	return R_IS_DOUBLE ? (acc_t)log(x) : (acc_t)logf(x);
 }
 
 /** r_sigmoid() - 1 / (1 + e^-x), relative accuracy in both tails */
-static inline act_t r_sigmoid(act_t x)
+static inline acc_t r_sigmoid(acc_t x)
 {
 	return 1 / (1 + r_exp(-x));
 }
@@ -168,20 +168,20 @@ static inline act_t r_sigmoid(act_t x)
  * u = sqrt(2/pi) (x + 0.044715 x^3). The sigmoid form does not cancel for
  * negative x.
  */
-#define GELU_SCALE ((act_t)1.5957691216057307117597842397375)	/* 2 sqrt(2/pi) */
-#define GELU_CUBIC ((act_t)0.044715)
+#define GELU_SCALE ((acc_t)1.5957691216057307117597842397375)	/* 2 sqrt(2/pi) */
+#define GELU_CUBIC ((acc_t)0.044715)
 
 /** r_gelu() */
-static inline act_t r_gelu(act_t x)
+static inline acc_t r_gelu(acc_t x)
 {
 	return x * r_sigmoid(GELU_SCALE * x * (1 + GELU_CUBIC * x * x));
 }
 
 /** r_gelu_grad() - derivative of r_gelu(): s + x s (1 - s) d(2u)/dx */
-static inline act_t r_gelu_grad(act_t x)
+static inline acc_t r_gelu_grad(acc_t x)
 {
-	act_t xx = x * x;
-	act_t s = r_sigmoid(GELU_SCALE * x * (1 + GELU_CUBIC * xx));
+	acc_t xx = x * x;
+	acc_t s = r_sigmoid(GELU_SCALE * x * (1 + GELU_CUBIC * xx));
 
 	return s + x * s * (1 - s) * GELU_SCALE * (1 + 3 * GELU_CUBIC * xx);
 }

@@ -12,26 +12,26 @@
 enum {
 	SPLIT_MIN = 16384,	/* elements below which threads cost more than they gain */
 	STRIP = 64,		/* columns that one thread sums */
-	GROUP = 64,		/* rows summed in act_t; the groups in double */
+	GROUP = 64,		/* rows summed in acc_t; the groups in double */
 };
 
-static act_t row_sum(const act_t *x, int c)
+static acc_t row_sum(const act_t *x, int c)
 {
-	act_t sum = 0;
+	acc_t sum = 0;
 
 #pragma omp simd simdlen(LANES_WIDE) reduction(+ : sum)
 	for (int j = 0; j < c; j++)
-		sum += x[j];
+		sum += load(x[j]);
 	return sum;
 }
 
-static act_t row_sum_sq(const act_t *x, act_t mean, int c)
+static acc_t row_sum_sq(const act_t *x, acc_t mean, int c)
 {
-	act_t sum = 0;
+	acc_t sum = 0;
 
 #pragma omp simd simdlen(LANES_WIDE) reduction(+ : sum)
 	for (int j = 0; j < c; j++)
-		sum += (x[j] - mean) * (x[j] - mean);
+		sum += (load(x[j]) - mean) * (load(x[j]) - mean);
 	return sum;
 }
 
@@ -39,21 +39,21 @@ static act_t row_sum_sq(const act_t *x, act_t mean, int c)
 static void row_fwd(const struct norm *a, int i, const act_t *x)
 {
 	act_t *xn = a->xn + (long)i * a->c;
-	act_t mu = a->rms ? 0 : row_sum(x, a->c) / a->c;
-	act_t r = 1 / sqrt(row_sum_sq(x, mu, a->c) / (double)a->c + a->epsilon);
+	acc_t mu = a->rms ? 0 : row_sum(x, a->c) / a->c;
+	acc_t r = 1 / sqrt(row_sum_sq(x, mu, a->c) / (double)a->c + a->epsilon);
 	const acc_t *w = a->w, *bias = a->bias;
 
 	a->rstd[i] = r;
 	if (a->rms) {
 #pragma omp simd simdlen(LANES_WIDE)
 		for (int j = 0; j < a->c; j++)
-			xn[j] = x[j] * r * w[j];
+			xn[j] = store(load(x[j]) * r * w[j]);
 		return;
 	}
 	a->mean[i] = mu;
 #pragma omp simd simdlen(LANES_WIDE)
 	for (int j = 0; j < a->c; j++)
-		xn[j] = (x[j] - mu) * r * w[j] + bias[j];
+		xn[j] = store((load(x[j]) - mu) * r * w[j] + bias[j]);
 }
 
 void k_add_norm_fwd(const struct norm *a)
@@ -68,7 +68,7 @@ void k_add_norm_fwd(const struct norm *a)
 
 #pragma omp simd simdlen(LANES_WIDE)
 			for (int j = 0; j < a->c; j++)
-				sum[j] = in[j] + add[j];
+				sum[j] = store(load(in[j]) + load(add[j]));
 			in = sum;
 		}
 		row_fwd(a, i, in);
@@ -79,32 +79,34 @@ void k_add_norm_fwd(const struct norm *a)
 static void row_bwd(const struct norm *a, act_t *dx, const act_t *dres, const act_t *dxn, int i)
 {
 	const act_t *x = a->x + (long)i * a->c;
-	act_t mu = a->rms ? 0 : a->mean[i], r = a->rstd[i], sum = 0, dot = 0;
+	acc_t mu = a->rms ? 0 : a->mean[i], r = a->rstd[i], sum = 0, dot = 0;
 	const acc_t *w = a->w;
 
 #pragma omp simd simdlen(LANES_WIDE) reduction(+ : sum, dot)
 	for (int j = 0; j < a->c; j++) {
-		act_t g = dxn[j] * w[j];
+		acc_t g = load(dxn[j]) * w[j];
 
 		sum += g;
-		dot += g * ((x[j] - mu) * r);
+		dot += g * ((load(x[j]) - mu) * r);
 	}
 	sum = a->rms ? 0 : sum / a->c;
 	dot /= a->c;
 	if (!dres) {
 #pragma omp simd simdlen(LANES_WIDE)
 		for (int j = 0; j < a->c; j++)
-			dx[j] = r * (dxn[j] * w[j] - sum - (x[j] - mu) * r * dot);
+			dx[j] = store(r * (load(dxn[j]) * w[j] - sum -
+					   (load(x[j]) - mu) * r * dot));
 		return;
 	}
 #pragma omp simd simdlen(LANES_WIDE)
 	for (int j = 0; j < a->c; j++)
-		dx[j] = dres[j] + r * (dxn[j] * w[j] - sum - (x[j] - mu) * r * dot);
+		dx[j] = store(load(dres[j]) + r * (load(dxn[j]) * w[j] - sum -
+						   (load(x[j]) - mu) * r * dot));
 }
 
 /*
  * Columns [j0, j0 + width) of dw and db: the rows in ascending order, GROUP rows in
- * act_t, the groups in double. A strip belongs to one thread: one sum per column
+ * acc_t, the groups in double. A strip belongs to one thread: one sum per column
  * whatever their number, and no buffer of partial sums.
  */
 static void strip_sums(const struct norm *a, grad_t *dw, grad_t *db, const act_t *dxn, int j0,
@@ -113,19 +115,19 @@ static void strip_sums(const struct norm *a, grad_t *dw, grad_t *db, const act_t
 	double total[2][STRIP] = { 0 };
 
 	for (int i0 = 0; i0 < a->n; i0 += GROUP) {
-		act_t sum[2][STRIP] = { 0 };
+		acc_t sum[2][STRIP] = { 0 };
 
 		for (int i = i0; i < MIN(i0 + GROUP, a->n); i++) {
 			const act_t *dy = dxn + (long)i * a->c + j0;
 			const act_t *x = a->x + (long)i * a->c + j0;
-			act_t mu = a->rms ? 0 : a->mean[i], r = a->rstd[i];
+			acc_t mu = a->rms ? 0 : a->mean[i], r = a->rstd[i];
 
 #pragma omp simd simdlen(LANES_WIDE)
 			for (int j = 0; j < width; j++)
-				sum[0][j] += dy[j];
+				sum[0][j] += load(dy[j]);
 #pragma omp simd simdlen(LANES_WIDE)
 			for (int j = 0; j < width; j++)
-				sum[1][j] += dy[j] * ((x[j] - mu) * r);
+				sum[1][j] += load(dy[j]) * ((load(x[j]) - mu) * r);
 		}
 		for (int j = 0; j < width; j++) {
 			total[0][j] += sum[0][j];

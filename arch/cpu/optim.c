@@ -304,7 +304,7 @@ static void update_piece(const struct adam_buffers *x, const struct optim_span *
 		memcpy(own, w, n * sizeof(*w));
 	else if (x->master)
 		for (size_t k = 0; k < n; k++)
-			x->w[at + k] = w[k];
+			x->w[at + k] = store(w[k]);
 	if (a->reset) {
 		memset(x->m + i, 0, n * sizeof(*x->m));
 		memset(x->v + i, 0, n * sizeof(*x->v));

@@ -12,22 +12,24 @@
 
 void route_tile_open(struct route_tile *w, const struct route *r, size_t rest)
 {
-	act_t *p = tile_scratch(3 * TILE * TILE + 2L * r->a.dk * TILE + rest);
+	acc_t *p = tile_scratch(3 * TILE * TILE + 2L * r->a.dk * TILE +
+				tile_left(TILE, r->a.dk) + rest);
 
 	w->p = (void *)p;
 	w->s = w->p + TILE;
 	w->e = w->s + TILE;
 	w->kt = p + 3 * TILE * TILE;
 	w->qt = w->kt + (long)r->a.dk * TILE;
-	w->rest = w->qt + (long)r->a.dk * TILE;
+	w->left = w->qt + (long)r->a.dk * TILE;
+	w->rest = w->left + tile_left(TILE, r->a.dk);
 }
 
 /* p += share gamma exp(s - lse), or = for the first head; behind a row's end anything. */
 static void tile_head(struct route_tile *w, const struct attn *a, int i, int h, int t0, int u0,
-		      act_t share, bool first)
+		      acc_t share, bool first)
 {
 	int nt = attn_rows(a, t0), end = attn_rows(a, u0), whole;
-	act_t lse, gamma, x;
+	acc_t lse, gamma, x;
 	long row;
 
 	for (int t = 0; t < nt; t++) {
@@ -47,19 +49,19 @@ void route_tile_fill(struct route_tile *w, const struct route *r, int i, int set
 	const struct attn *a = &r->a;
 	int h0 = r->nr == 1 ? 0 : set, h1 = r->nr == 1 ? a->heads : set + 1;
 	int nt = attn_rows(a, t0), end = attn_rows(a, u0);
-	act_t share = (act_t)1 / (h1 - h0);
+	acc_t share = (acc_t)1 / (h1 - h0);
 
 	for (int h = h0; h < h1; h++) {
 		if (h == h0 || attn_first_k(a, h))
 			tile_pack_t(w->kt, a->k + attn_k(a, i, u0, h), a->k_row, end, a->dk,
 				    a->scale);
-		attn_scores(w->s, a, i, h, t0, u0, w->kt, w->qt, w->e);
+		attn_scores(w->s, a, i, h, t0, u0, w->kt, w->qt, w->e, w->left);
 		tile_head(w, a, i, h, t0, u0, share, h == h0);
 	}
 	for (int t = 0; t < nt && (t0 == u0 || end < TILE); t++) {
 		if (t0 == u0)
 			end = t + 1;
-		memset(&w->p[t][end], 0, (TILE - end) * sizeof(act_t));
+		memset(&w->p[t][end], 0, (TILE - end) * sizeof(acc_t));
 	}
 }
 
@@ -84,8 +86,8 @@ void route_sort(acc_t *weight, int32_t *index, int n)
 /* Running lists of the largest, [topk][TILE]: a column per row of R, descending. */
 struct lists {
 	int topk;
-	act_t (*weight)[TILE];	/* row -1: infinity */
-	act_t (*index)[TILE];	/* positions as act_t, so that lanes match; -1: none */
+	acc_t (*weight)[TILE];	/* row -1: infinity */
+	acc_t (*index)[TILE];	/* positions as acc_t, so that lanes match; -1: none */
 };
 
 /*
@@ -93,9 +95,9 @@ struct lists {
  * place, the new one stands behind its equals, the rest moves down. Above the first
  * place stands infinity.
  */
-static void lists_offer(const struct lists *l, const act_t *x, int u)
+static void lists_offer(const struct lists *l, const acc_t *x, int u)
 {
-	const tile_vec pos = (act_t)u - (tile_vec){};
+	const tile_vec pos = (acc_t)u - (tile_vec){};
 	tile_vec *w, *at, new;
 	tile_mask down, here;
 
@@ -113,9 +115,9 @@ static void lists_offer(const struct lists *l, const act_t *x, int u)
 }
 
 /* All entries of a tile, x[u][t]; most of them concern no list any more. */
-static void lists_tile(const struct lists *l, act_t (*x)[TILE], int nu, int u0)
+static void lists_tile(const struct lists *l, acc_t (*x)[TILE], int nu, int u0)
 {
-	const act_t *least = l->weight[l->topk - 1];
+	const acc_t *least = l->weight[l->topk - 1];
 	int any;
 
 	for (int u = 0; u < nu; u++) {
@@ -156,7 +158,7 @@ static void build_topk(const struct route *r, int i, int set, int t0)
 	int nt = attn_rows(&r->a, t0), nu;
 	struct route_tile w;
 	struct lists l = { .topk = r->topk };
-	act_t (*x)[TILE];
+	acc_t (*x)[TILE];
 
 	route_tile_open(&w, r, TILE * (TILE + 2 * ((size_t)r->topk + 1)));
 	x = (void *)w.rest;
@@ -174,7 +176,7 @@ static void build_topk(const struct route *r, int i, int set, int t0)
 		for (int t = 0; t0 == u0 && t < nt; t++)
 			for (int u = t + 1; u < nu; u++)
 				w.p[t][u] = -1;
-		tile_pack_t(x[0], w.p[0], TILE, nt, nu, 1);
+		tile_pack_t_acc(x[0], w.p[0], TILE, nt, nu);
 		lists_tile(&l, x, nu, u0);
 	}
 	for (int t = 0; t < nt; t++)
@@ -186,7 +188,7 @@ static void row_sums(struct route_tile *w, const struct route *r, int i, int set
 		     bool square, double *sum)
 {
 	int nt = attn_rows(&r->a, t0);
-	act_t part, thr, x;
+	acc_t part, thr, x;
 
 	memset(sum, 0, TILE * sizeof(*sum));
 	for (int u0 = 0; u0 <= t0; u0 += TILE) {

@@ -20,11 +20,12 @@
  * @e: [TILE] reciprocal term
  * @kt: [dk][TILE] keys
  * @qt: [dk][TILE] queries of the keys' positions (reciprocal term)
+ * @left: tile_left(TILE, dk)
  * @rest: what the caller asked for
  */
 struct route_tile {
-	act_t (*p)[TILE], (*s)[TILE], (*e)[TILE];
-	act_t *kt, *qt, *rest;
+	acc_t (*p)[TILE], (*s)[TILE], (*e)[TILE];
+	acc_t *kt, *qt, *left, *rest;
 };
 
 /** route_tile_open() - scratch of this thread, with @rest elements for the caller */
@@ -37,6 +38,32 @@ void route_tile_fill(struct route_tile *w, const struct route *r, int i, int set
 static inline long route_row(const struct route *r, int i, int set, int t)
 {
 	return ((long)i * r->a.t + t) * r->nr + set;
+}
+
+/**
+ * sums_begin() - where beta times a row of @n results, and what is added to it, is summed
+ * @out: the row: acc_t where @size says so, else act_t
+ * @buf: [n], used where @out is rounded
+ *
+ * Returns: @out itself or @buf; of beta 0, zeros.
+ */
+static inline acc_t *sums_begin(void *out, size_t size, acc_t *buf, int n, acc_t beta)
+{
+	acc_t *y = size == sizeof(acc_t) ? out : buf;
+	const act_t *x = out;
+
+	for (int c = 0; y == out && c < n; c++)
+		y[c] = beta == 0 ? 0 : beta * y[c];
+	for (int c = 0; y != out && c < n; c++)
+		y[c] = beta == 0 ? 0 : beta * load(x[c]);
+	return y;
+}
+
+/** sums_end() - round them to @out, if they are not there already */
+static inline void sums_end(void *out, const acc_t *sums, int n)
+{
+	if (sums != out)
+		store_row(out, sums, n);
 }
 
 /** route_sort() - order a list of @n entries by index */

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /*
  * Gathering along routing rows. topk: the lists; backward sorts their entries by
- * u first. none and rms: the tiles of the rows once more, as left operands. acc_t
- * columns are of the same type on the cpu: a second part beside the first.
+ * u first. none and rms: the tiles of the rows once more, as left operands. Sums run in
+ * acc_t, and are rounded once where the result is act_t.
  */
 #include <assert.h>
 #include <string.h>
@@ -16,9 +16,11 @@ enum {
 
 /* A group of columns of the moving ends: out (y or dx) from in (x or dy). */
 struct columns {
-	act_t *out;
+	void *out;
+	size_t out_size;	/* of an element: that of act_t or of acc_t */
 	long ldo;
-	const act_t *in;
+	const void *in;
+	size_t in_size;
 	long ldi;
 	int width;	/* columns of a row set */
 };
@@ -27,30 +29,38 @@ struct gather {
 	const struct route *r;
 	struct columns part[2];
 	int parts;
-	act_t alpha, beta;
+	acc_t alpha, beta;
 };
 
-static act_t *gather_out(const struct gather *g, const struct columns *p, int i, int pos, int set)
+/* Column @c of position @pos. */
+static void *gather_out(const struct gather *g, const struct columns *p, int i, int pos, int set,
+			int c)
 {
-	return p->out + ((long)i * g->r->a.t + pos) * p->ldo + (long)set * p->width;
+	long at = ((long)i * g->r->a.t + pos) * p->ldo + (long)set * p->width + c;
+
+	return (char *)p->out + at * (long)p->out_size;
 }
 
-static const act_t *gather_in(const struct gather *g, const struct columns *p, int i, int pos,
-			      int set)
+static const void *gather_in(const struct gather *g, const struct columns *p, int i, int pos,
+			     int set, int c)
 {
-	return p->in + ((long)i * g->r->a.t + pos) * p->ldi + (long)set * p->width;
+	long at = ((long)i * g->r->a.t + pos) * p->ldi + (long)set * p->width + c;
+
+	return (const char *)p->in + at * (long)p->in_size;
 }
 
-static void scale_row(act_t *y, int n, act_t beta)
+/* y += factor x */
+static void add_row(acc_t *y, const void *x, size_t size, int n, acc_t factor)
 {
-	for (int c = 0; c < n; c++)
-		y[c] = beta == 0 ? 0 : beta * y[c];
-}
+	const acc_t *wide = x;
+	const act_t *narrow = x;
 
-static void add_row(act_t *y, const act_t *x, int n, act_t factor)
-{
-	for (int c = 0; c < n; c++)
-		y[c] += factor * x[c];
+	if (size == sizeof(acc_t))
+		for (int c = 0; c < n; c++)
+			y[c] += factor * wide[c];
+	else
+		for (int c = 0; c < n; c++)
+			y[c] += factor * load(narrow[c]);
 }
 
 /* ---- none, rms ---- */
@@ -61,7 +71,7 @@ static void tile_weights(struct route_tile *w, const struct gather *g, int i, in
 {
 	const struct route *r = g->r;
 	int nt = attn_rows(&r->a, t0);
-	act_t thr, factor;
+	acc_t thr, factor;
 	long row;
 
 	route_tile_fill(w, r, i, set, t0, u0);
@@ -74,28 +84,57 @@ static void tile_weights(struct route_tile *w, const struct gather *g, int i, in
 	}
 }
 
+/* Sums of the rows [TILE] of some columns: in the result, or beside it. */
+struct sums {
+	acc_t *x;
+	long ld;
+};
+
+/* Elements of a thread's scratch for them. */
+static size_t sums_size(const struct gather *g)
+{
+	size_t n = 0;
+
+	for (int p = 0; p < g->parts; p++)
+		n += g->part[p].out_size == sizeof(acc_t) ? 0 : TILE * g->part[p].width;
+	return n;
+}
+
+static struct sums sums_of(const struct route_tile *w, const struct gather *g, int p, int i,
+			   int set, int o)
+{
+	const struct columns *part = &g->part[p];
+	acc_t *own = w->rest + TILE * COLS + (p ? TILE * g->part[0].width : 0);
+
+	if (part->out_size == sizeof(acc_t))
+		return (struct sums){ gather_out(g, part, i, o, set, 0), part->ldo };
+	return (struct sums){ own, part->width };
+}
+
 /*
- * One tile's part of some columns: out rows [o, o + no) += p rows [n, n + nn) of in, p
+ * One tile's part of some columns: rows [o, o + no) += p rows [n, n + nn) of in, p
  * transposed where out stands at the keys. The first part of a row overwrites where
  * beta is 0.
  */
 static void tile_apply(struct route_tile *w, const struct gather *g, const struct columns *p,
-		       int i, int set, int o, int n, bool transposed, bool first)
+		       const struct sums *s, int i, int set, int o, int n, bool transposed,
+		       bool first)
 {
 	int no = attn_rows(&g->r->a, o), nn = attn_rows(&g->r->a, n), cols;
-	act_t *out = gather_out(g, p, i, o, set);
+	const void *in;
 
 	for (int c = 0; c < p->width; c += cols) {
 		cols = MIN(COLS, p->width - c);
-		if (first && g->beta != 0 && g->beta != 1)
-			for (int row = 0; row < no; row++)
-				scale_row(out + row * p->ldo + c, cols, g->beta);
-		tile_pack(w->rest, gather_in(g, p, i, n, set) + c, p->ldi, nn, cols);
+		in = gather_in(g, p, i, n, set, c);
+		if (p->in_size == sizeof(acc_t))
+			tile_pack_acc(w->rest, in, p->ldi, nn, cols);
+		else
+			tile_pack(w->rest, in, p->ldi, nn, cols);
 		tile_mul(&(struct tile_mul) {
 			.m = no, .n = cols, .k = nn, .b = w->rest, .ldb = tile_width(cols),
 			.a = w->p[0], .a_row = transposed ? 1 : TILE,
 			.a_col = transposed ? TILE : 1,
-			.c = out + c, .ldc = p->ldo, .add = !first || g->beta != 0,
+			.c = s->x + c, .ldc = s->ld, .add = !first || g->beta != 0,
 			.shape = o != n ? TILE_FULL : transposed ? TILE_A_UPPER : TILE_A_LOWER,
 		});
 	}
@@ -103,31 +142,44 @@ static void tile_apply(struct route_tile *w, const struct gather *g, const struc
 
 /* The tile of queries t0 and keys u0: weights once, for all columns. */
 static void tile_gather(struct route_tile *w, const struct gather *g, int i, int set, int t0,
-			int u0, bool transposed, bool first)
+			int u0, bool transposed, bool first, bool last)
 {
-	int o = transposed ? u0 : t0, n = transposed ? t0 : u0;
+	int o = transposed ? u0 : t0, n = transposed ? t0 : u0, no = attn_rows(&g->r->a, o);
+	const struct columns *part;
+	struct sums s;
 
 	tile_weights(w, g, i, set, t0, u0);
-	for (int p = 0; p < g->parts; p++)
-		tile_apply(w, g, &g->part[p], i, set, o, n, transposed, first);
+	for (int p = 0; p < g->parts; p++) {
+		part = &g->part[p];
+		s = sums_of(w, g, p, i, set, o);
+		for (int t = 0; first && g->beta != 0 && t < no; t++)
+			sums_begin(gather_out(g, part, i, o + t, set, 0), part->out_size,
+				   s.x + t * s.ld, part->width, g->beta);
+		tile_apply(w, g, part, &s, i, set, o, n, transposed, first);
+		for (int t = 0; last && t < no; t++)
+			sums_end(gather_out(g, part, i, o + t, set, 0), s.x + t * s.ld,
+				 part->width);
+	}
 }
 
 /* y of queries t0, over their keys; or dx of keys u0, over their queries. */
 static void gather_dense(const struct gather *g, bool transposed)
 {
-	int blocks = attn_blocks(&g->r->a), sets = g->r->nr, own;
+	int blocks = attn_blocks(&g->r->a), sets = g->r->nr, t = g->r->a.t, own;
 	struct route_tile w;
 
 #pragma omp parallel for collapse(3) schedule(dynamic) private(w, own)
 	for (int n = 0; n < blocks; n++) {
 		for (int i = 0; i < g->r->a.b; i++) {
 			for (int set = 0; set < sets; set++) {
-				route_tile_open(&w, g->r, TILE * COLS);
+				route_tile_open(&w, g->r, TILE * COLS + sums_size(g));
 				own = (transposed ? n : blocks - 1 - n) * TILE;	/* longest first */
 				for (int u0 = 0; !transposed && u0 <= own; u0 += TILE)
-					tile_gather(&w, g, i, set, own, u0, false, u0 == 0);
-				for (int t0 = own; transposed && t0 < g->r->a.t; t0 += TILE)
-					tile_gather(&w, g, i, set, t0, own, true, t0 == own);
+					tile_gather(&w, g, i, set, own, u0, false, u0 == 0,
+						    u0 == own);
+				for (int t0 = own; transposed && t0 < t; t0 += TILE)
+					tile_gather(&w, g, i, set, t0, own, true, t0 == own,
+						    t0 + TILE >= t);
 			}
 		}
 	}
@@ -135,16 +187,28 @@ static void gather_dense(const struct gather *g, bool transposed)
 
 /* ---- topk ---- */
 
-static void list_gather(const struct gather *g, const struct columns *p, int i, int t, int set)
+/* y of one t and columns [c, c + cols) of a part */
+static void list_gather(const struct gather *g, const struct columns *p, int i, int t, int set,
+			int c, int cols)
 {
 	long row = route_row(g->r, i, set, t) * g->r->topk;
 	const int32_t *index = g->r->index + row;
-	act_t *y = gather_out(g, p, i, t, set);
+	void *y = gather_out(g, p, i, t, set, c);
+	acc_t buf[COLS], *sum;
 
-	scale_row(y, p->width, g->beta);
+	sum = sums_begin(y, p->out_size, buf, cols, g->beta);
 	for (int j = 0; j < g->r->topk && index[j] >= 0; j++)
-		add_row(y, gather_in(g, p, i, index[j], set), p->width,
+		add_row(sum, gather_in(g, p, i, index[j], set, c), p->in_size, cols,
 			g->alpha * g->r->weight[row + j]);
+	sums_end(y, sum, cols);
+}
+
+/* The same for all columns. */
+static void list_gather_row(const struct gather *g, const struct columns *p, int i, int t,
+			    int set)
+{
+	for (int c = 0; c < p->width; c += COLS)
+		list_gather(g, p, i, t, set, c, MIN(COLS, p->width - c));
 }
 
 static void gather_lists(const struct gather *g)
@@ -156,7 +220,7 @@ static void gather_lists(const struct gather *g)
 		for (int t = 0; t < r->a.t; t++)
 			for (int set = 0; set < r->nr; set++)
 				for (int p = 0; p < g->parts; p++)
-					list_gather(g, &g->part[p], i, t, set);
+					list_gather_row(g, &g->part[p], i, t, set);
 }
 
 /* COLS columns at a time, the last ones fewer */
@@ -202,17 +266,19 @@ static void list_sum(const struct gather *g, const struct columns *p, int i, int
 		     const int32_t *start, int u, int c, int cols)
 {
 	const int32_t *entry = start + g->r->a.t + 1;
-	act_t *dx = gather_out(g, p, i, u, set) + c;
+	void *dx = gather_out(g, p, i, u, set, c);
 	int topk = g->r->topk, t, slot;
-	act_t weight;
+	acc_t weight, buf[COLS], *sum;
 
-	scale_row(dx, cols, g->beta);
+	sum = sums_begin(dx, p->out_size, buf, cols, g->beta);
 	for (int e = start[u]; e < start[u + 1]; e++) {
 		t = entry[e] / topk;
 		slot = entry[e] % topk;
 		weight = g->r->weight[route_row(g->r, i, set, t) * topk + slot];
-		add_row(dx, gather_in(g, p, i, t, set) + c, cols, g->alpha * weight);
+		add_row(sum, gather_in(g, p, i, t, set, c), p->in_size, cols,
+			g->alpha * weight);
 	}
+	sums_end(dx, sum, cols);
 }
 
 /* dx of KEYS positions from u0 on, in the chunk-th COLS columns of the parts */
@@ -266,8 +332,10 @@ void k_route_gather_fwd(const struct route *r, const struct route_rows *y, const
 {
 	struct gather g = {
 		.r = r, .parts = y->wide ? 2 : 1, .alpha = alpha, .beta = beta,
-		.part = { { y->x, y->ld, x, ldx, y->width / r->nr },
-			  { y->wide, y->wide_ld, x + y->width, ldx, y->wide_width } },
+		.part = { { y->x, sizeof(act_t), y->ld, x, sizeof(act_t), ldx,
+			    y->width / r->nr },
+			  { y->wide, sizeof(acc_t), y->wide_ld, x + y->width, sizeof(act_t),
+			    ldx, y->wide_width } },
 	};
 
 	assert(width == y->width + (y->wide ? y->wide_width : 0));
@@ -283,8 +351,10 @@ void k_route_gather_bwd(const struct route *r, act_t *dx, long lddx, const struc
 {
 	struct gather g = {
 		.r = r, .parts = dy->wide ? 2 : 1, .alpha = alpha, .beta = beta,
-		.part = { { dx, lddx, dy->x, dy->ld, dy->width / r->nr },
-			  { dx + dy->width, lddx, dy->wide, dy->wide_ld, dy->wide_width } },
+		.part = { { dx, sizeof(act_t), lddx, dy->x, sizeof(act_t), dy->ld,
+			    dy->width / r->nr },
+			  { dx + dy->width, sizeof(act_t), lddx, dy->wide, sizeof(acc_t),
+			    dy->wide_ld, dy->wide_width } },
 	};
 
 	assert(width == dy->width + (dy->wide ? dy->wide_width : 0));

@@ -92,28 +92,28 @@ void k_route_step(const struct route_step *r, const acc_t *p, long p_stride, int
 	}
 }
 
-/* y[cols] of one row set */
-static void step_columns(act_t *y, const acc_t *row, const act_t *x, long x_row, int cols, int pos,
-			 act_t alpha, act_t beta)
-{
-	act_t factor;
+enum { COLS = 64 };	/* columns of a task */
 
-	for (int c = 0; c < cols; c++)
-		y[c] = beta == 0 ? 0 : beta * y[c];
+/* y[cols] of one row set */
+static void step_columns(void *y, size_t size, const acc_t *row, const act_t *x, long x_row,
+			 int cols, int pos, acc_t alpha, acc_t beta)
+{
+	acc_t factor, buf[COLS], *sum = sums_begin(y, size, buf, cols, beta);
+
 	for (int u = 0; u <= pos; u++) {
 		if (row[u] == 0)	/* not routed */
 			continue;
 		factor = alpha * row[u];
 		for (int c = 0; c < cols; c++)
-			y[c] += factor * x[u * x_row + c];
+			sum[c] += factor * load(x[u * x_row + c]);
 	}
+	sums_end(y, sum, cols);
 }
 
-/* @width columns of y from those of x that start at @at */
-static void step_part(const struct route_step *r, act_t *y, long ldy, const struct cache_rows *x,
-		      int at, int width, act_t alpha, act_t beta)
+/* @width columns of y, of elements of @size, from those of x that start at @at */
+static void step_part(const struct route_step *r, void *y, size_t size, long ldy,
+		      const struct cache_rows *x, int at, int width, acc_t alpha, acc_t beta)
 {
-	enum { COLS = 64 };	/* columns of a task */
 	int own = width / r->nr;
 	long to;
 
@@ -122,7 +122,7 @@ static void step_part(const struct route_step *r, act_t *y, long ldy, const stru
 		for (int set = 0; set < r->nr; set++)
 			for (int c = 0; c < own; c += COLS) {
 				to = (long)set * own + c;
-				step_columns(y + i * ldy + to,
+				step_columns((char *)y + (i * ldy + to) * (long)size, size,
 					     r->row + ((long)i * r->nr + set) * r->row_stride,
 					     x->base + i * x->seq + at + to, x->row,
 					     MIN(COLS, own - c), r->pos[i], alpha, beta);
@@ -132,7 +132,8 @@ static void step_part(const struct route_step *r, act_t *y, long ldy, const stru
 void k_route_gather_step(const struct route_step *r, const struct route_rows *y,
 			 const struct cache_rows *x, double alpha, double beta)
 {
-	step_part(r, y->x, y->ld, x, 0, y->width, alpha, beta);
+	step_part(r, y->x, sizeof(act_t), y->ld, x, 0, y->width, alpha, beta);
 	if (y->wide)
-		step_part(r, y->wide, y->wide_ld, x, y->width, y->wide_width, alpha, beta);
+		step_part(r, y->wide, sizeof(acc_t), y->wide_ld, x, y->width, y->wide_width,
+			  alpha, beta);
 }

@@ -9,26 +9,39 @@
 #include "kernels_stats.h"
 #include "math.h"
 
+static void stats_add(struct stats *s, acc_t x)
+{
+	s->mean += x;
+	s->rms += (double)x * x;
+	s->min = x < s->min ? x : s->min;
+	s->max = x > s->max ? x : s->max;
+}
+
+static void stats_end(struct stats *s, size_t n)
+{
+	s->mean /= n;
+	s->rms = sqrt(s->rms / n);
+}
+
 /* One thread, so one order; it runs at log steps only. */
 void k_stats(struct stats *dst, const act_t *x, size_t n)
 {
-	struct stats s = { .min = x[0], .max = x[0] };
+	struct stats s = { .min = load(x[0]), .max = load(x[0]) };
 
-	for (size_t i = 0; i < n; i++) {
-		s.mean += x[i];
-		s.rms += (double)x[i] * x[i];
-		s.min = x[i] < s.min ? x[i] : s.min;
-		s.max = x[i] > s.max ? x[i] : s.max;
-	}
-	s.mean /= n;
-	s.rms = sqrt(s.rms / n);
+	for (size_t i = 0; i < n; i++)
+		stats_add(&s, load(x[i]));
+	stats_end(&s, n);
 	*dst = s;
 }
 
-/* acc_t is act_t on the cpu. */
 void k_stats_acc(struct stats *dst, const acc_t *x, size_t n)
 {
-	k_stats(dst, x, n);
+	struct stats s = { .min = x[0], .max = x[0] };
+
+	for (size_t i = 0; i < n; i++)
+		stats_add(&s, x[i]);
+	stats_end(&s, n);
+	*dst = s;
 }
 
 /*
@@ -37,18 +50,19 @@ void k_stats_acc(struct stats *dst, const acc_t *x, size_t n)
  */
 static void entropy_block(const struct attn *a, acc_t *entropy, int i, int h, int t0)
 {
-	act_t *kt = tile_scratch(2L * a->dk * TILE + 2 * TILE * TILE);
-	act_t *qt = kt + (long)a->dk * TILE;
-	act_t (*s)[TILE] = (void *)(qt + (long)a->dk * TILE), (*e)[TILE] = s + TILE;
+	acc_t *kt = tile_scratch(2L * a->dk * TILE + 2 * TILE * TILE + tile_left(TILE, a->dk));
+	acc_t *qt = kt + (long)a->dk * TILE;
+	acc_t (*s)[TILE] = (void *)(qt + (long)a->dk * TILE), (*e)[TILE] = s + TILE;
+	acc_t *left = e[TILE];
 	int nt = attn_rows(a, t0);
 	double sum[TILE] = { 0 };
 
 	for (int u0 = 0; u0 <= t0; u0 += TILE) {
 		tile_pack_t(kt, a->k + attn_k(a, i, u0, h), a->k_row, attn_rows(a, u0), a->dk,
 			    a->scale);
-		attn_scores(s, a, i, h, t0, u0, kt, qt, e);
+		attn_scores(s, a, i, h, t0, u0, kt, qt, e, left);
 		for (int t = 0; t < nt; t++) {
-			act_t lse = a->lse[attn_stat(a, i, t0 + t, h)];
+			acc_t lse = a->lse[attn_stat(a, i, t0 + t, h)];
 			int end = t0 == u0 ? t + 1 : TILE;
 
 			for (int u = 0; u < end; u++)

@@ -12,8 +12,8 @@
 
 typedef tile_vec vec;
 /* the same at any address */
-typedef act_t uvec __attribute__((vector_size(__BIGGEST_ALIGNMENT__), may_alias,
-				  aligned(sizeof(act_t))));
+typedef acc_t uvec __attribute__((vector_size(__BIGGEST_ALIGNMENT__), may_alias,
+				  aligned(sizeof(acc_t))));
 
 /*
  * Accumulators, one row of b and a broadcast must fit the vector registers: 32
@@ -30,11 +30,11 @@ enum {
 static inline __attribute__((always_inline)) void
 block(const struct tile_mul *p, int mr, int nv, int i, int j, int k0, int k1, int tail)
 {
-	const act_t *a = p->a + i * p->a_row + k0 * p->a_col;
-	const act_t *b = p->b + k0 * p->ldb + j;
+	const acc_t *a = p->a + i * p->a_row + k0 * p->a_col;
+	const acc_t *b = p->b + k0 * p->ldb + j;
 	vec acc[MR_SLIM][NV_MAX] = {};
 	vec old;
-	act_t *c;
+	acc_t *c;
 
 	for (int k = k0; k < k1; k++, a += p->a_col, b += p->ldb)
 		for (int r = 0; r < mr; r++)
@@ -130,21 +130,64 @@ void tile_mul(const struct tile_mul *p)
 	}
 }
 
-void tile_pack(act_t *dst, const act_t *src, long ld, int rows, int cols)
+void tile_mul_act(struct tile_mul *p, const act_t *a, long ld, acc_t *buf)
+{
+	p->a = NARROW ? buf : (const acc_t *)a;
+	p->a_row = NARROW ? p->k : ld;
+	p->a_col = 1;
+	for (int r = 0; NARROW && r < p->m; r++, a += ld)
+		for (int c = 0; c < p->k; c++)
+			buf[(long)r * p->k + c] = load(a[c]);
+	tile_mul(p);
+}
+
+/* Element @i, or LANES elements, of activations or, where @wide, of acc_t. */
+static inline acc_t load_one(const void *x, long i, bool wide)
+{
+	return wide ? ((const acc_t *)x)[i] : load(((const act_t *)x)[i]);
+}
+
+static inline vec load_vec(const void *x, long i, bool wide)
+{
+	vec v;
+
+	if (wide || !NARROW)
+		return *(const uvec *)((const acc_t *)x + i);
+	for (int e = 0; e < LANES; e++)
+		v[e] = load(((const act_t *)x)[i + e]);
+	return v;
+}
+
+static inline __attribute__((always_inline)) void
+pack(acc_t *dst, const void *src, bool wide, long ld, int rows, int cols)
 {
 	long width = tile_width(cols);
 
-	for (int r = 0; r < rows; r++, dst += width, src += ld) {
-		memcpy(dst, src, cols * sizeof(act_t));
-		memset(dst + cols, 0, (width - cols) * sizeof(act_t));
+	for (int r = 0; r < rows; r++, dst += width) {
+		if (wide || !NARROW)
+			memcpy(dst, (const acc_t *)src + r * ld, cols * sizeof(acc_t));
+		for (int c = 0; !wide && NARROW && c < cols; c++)
+			dst[c] = load_one(src, r * ld + c, wide);
+		memset(dst + cols, 0, (width - cols) * sizeof(acc_t));
 	}
 }
 
+void tile_pack(acc_t *dst, const act_t *src, long ld, int rows, int cols)
+{
+	pack(dst, src, false, ld, rows, cols);
+}
+
+void tile_pack_acc(acc_t *dst, const acc_t *src, long ld, int rows, int cols)
+{
+	pack(dst, src, true, ld, rows, cols);
+}
+
 /*
- * LANES x LANES transposed in registers: log2(LANES) perfect shuffles of the
- * rows r[i], r[i + LANES/2] give their transpose.
+ * LANES x LANES from element @from on transposed in registers: log2(LANES) perfect
+ * shuffles of the rows r[i], r[i + LANES/2] give their transpose.
  */
-static void transpose(act_t *dst, const act_t *src, long ld, act_t factor)
+static inline __attribute__((always_inline)) void
+transpose(acc_t *dst, const void *src, long from, bool wide, long ld, acc_t factor)
 {
 	vec r[LANES], s[LANES];
 	tile_mask lo, hi;
@@ -154,7 +197,7 @@ static void transpose(act_t *dst, const act_t *src, long ld, act_t factor)
 		hi[e] = lo[e] + LANES / 2;
 	}
 	for (int i = 0; i < LANES; i++)
-		r[i] = factor * *(const uvec *)(src + i * ld);
+		r[i] = factor * load_vec(src, from + i * ld, wide);
 	for (int round = 1; round < LANES; round *= 2) {
 		for (int i = 0; i < LANES / 2; i++) {
 			s[2 * i] = __builtin_shuffle(r[i], r[i + LANES / 2], lo);
@@ -166,33 +209,55 @@ static void transpose(act_t *dst, const act_t *src, long ld, act_t factor)
 		*(uvec *)(dst + i * TILE) = r[i];
 }
 
-void tile_pack_t(act_t *dst, const act_t *src, long ld, int rows, int cols, act_t factor)
+static inline __attribute__((always_inline)) void
+pack_t(acc_t *dst, const void *src, bool wide, long ld, int rows, int cols, acc_t factor)
 {
 	int whole_r = rows / LANES * LANES, whole_c = cols / LANES * LANES;
 
 	for (int c = 0; c < whole_c; c += LANES)
 		for (int r = 0; r < whole_r; r += LANES)
-			transpose(dst + c * TILE + r, src + r * ld + c, ld, factor);
+			transpose(dst + c * TILE + r, src, r * ld + c, wide, ld, factor);
 	for (int c = 0; c < cols; c++) {
 		for (int r = c < whole_c ? whole_r : 0; r < rows; r++)
-			dst[c * TILE + r] = factor * src[r * ld + c];
-		memset(dst + c * TILE + rows, 0, (TILE - rows) * sizeof(act_t));
+			dst[c * TILE + r] = factor * load_one(src, r * ld + c, wide);
+		memset(dst + c * TILE + rows, 0, (TILE - rows) * sizeof(acc_t));
 	}
 }
 
-act_t tile_dot(const act_t *x, const act_t *y, int n)
+void tile_pack_t(acc_t *dst, const act_t *src, long ld, int rows, int cols, acc_t factor)
+{
+	pack_t(dst, src, false, ld, rows, cols, factor);
+}
+
+void tile_pack_t_acc(acc_t *dst, const acc_t *src, long ld, int rows, int cols)
+{
+	pack_t(dst, src, true, ld, rows, cols, 1);
+}
+
+static inline __attribute__((always_inline)) acc_t
+dot(const void *x, bool wide, const act_t *y, int n)
 {
 	vec acc = {};
-	act_t sum = 0;
+	acc_t sum = 0;
 	int i = 0;
 
 	for (; i + LANES <= n; i += LANES)
-		acc += *(const uvec *)(x + i) * *(const uvec *)(y + i);
+		acc += load_vec(x, i, wide) * load_vec(y, i, false);
 	for (int e = 0; i + e < n; e++)
-		acc[e] += x[i + e] * y[i + e];
+		acc[e] += load_one(x, i + e, wide) * load(y[i + e]);
 	for (int e = 0; e < LANES; e++)
 		sum += acc[e];
 	return sum;
+}
+
+acc_t tile_dot(const act_t *x, const act_t *y, int n)
+{
+	return dot(x, false, y, n);
+}
+
+acc_t tile_dot_acc(const acc_t *x, const act_t *y, int n)
+{
+	return dot(x, true, y, n);
 }
 
 /* A thread that ends gives its scratch back through this key. */
@@ -205,19 +270,19 @@ static void scratch_open(void)
 		die("no thread key for attention scratch: run with fewer libraries preloaded");
 }
 
-act_t *tile_scratch(size_t n)
+acc_t *tile_scratch(size_t n)
 {
-	static _Thread_local act_t *buf;
+	static _Thread_local acc_t *buf;
 	static _Thread_local size_t size;
 
 	if (n > size) {
 		pthread_once(&scratch_once, scratch_open);
 		free(buf);
-		size = ROUND_UP(n * sizeof(act_t), TENSOR_ALIGN) / sizeof(act_t);
-		buf = aligned_alloc(TENSOR_ALIGN, size * sizeof(act_t));
+		size = ROUND_UP(n * sizeof(acc_t), TENSOR_ALIGN) / sizeof(acc_t);
+		buf = aligned_alloc(TENSOR_ALIGN, size * sizeof(acc_t));
 		if (!buf)
 			die("no memory for %zu bytes of attention scratch: lower N_EMBD or N_HEAD",
-			    size * sizeof(act_t));
+			    size * sizeof(acc_t));
 		pthread_setspecific(scratch_key, buf);
 	}
 	return buf;

@@ -10,23 +10,42 @@
 #ifndef TENON_CPU_TILE_H
 #define TENON_CPU_TILE_H
 
-#include "types.h"
+#include "real.h"
 #include "util.h"
 
 enum {
 	TILE = 64,	/* queries and keys of a tile */
 	/* elements of the widest vector that the compiler was told of */
-	LANES = __BIGGEST_ALIGNMENT__ / sizeof(act_t),
+	LANES = __BIGGEST_ALIGNMENT__ / sizeof(acc_t),
 };
 
 /* GCC's generic vectors, as wide as the machine's; a mask has all bits or none. */
-typedef act_t tile_vec __attribute__((vector_size(__BIGGEST_ALIGNMENT__), may_alias));
+typedef acc_t tile_vec __attribute__((vector_size(__BIGGEST_ALIGNMENT__), may_alias));
 typedef __typeof__((tile_vec){} > (tile_vec){}) tile_mask;
 
 /** tile_select() - a where the mask is set, else b */
 static inline tile_vec tile_select(tile_mask mask, tile_vec a, tile_vec b)
 {
 	return (tile_vec)((mask & (tile_mask)a) | (~mask & (tile_mask)b));
+}
+
+#ifdef CONFIG_REAL_BF16
+typedef uint16_t tile_memory __attribute__((vector_size(__BIGGEST_ALIGNMENT__ / 2), may_alias,
+					    aligned(sizeof(act_t))));
+typedef uint32_t tile_words __attribute__((vector_size(__BIGGEST_ALIGNMENT__)));
+#else
+typedef acc_t tile_memory __attribute__((vector_size(__BIGGEST_ALIGNMENT__), may_alias,
+					 aligned(sizeof(act_t))));
+#endif
+
+/** tile_load() - LANES elements at any address, exactly */
+static inline tile_vec tile_load(const act_t *x)
+{
+#ifdef CONFIG_REAL_BF16
+	return (tile_vec)(__builtin_convertvector(*(const tile_memory *)x, tile_words) << 16);
+#else
+	return *(const tile_memory *)x;
+#endif
 }
 
 /** tile_width() - columns of a packed panel that holds @n columns */
@@ -61,11 +80,11 @@ enum tile_shape { TILE_FULL, TILE_C_LOWER, TILE_C_UPPER, TILE_A_LOWER, TILE_A_UP
  */
 struct tile_mul {
 	int m, n, k;
-	const act_t *a;
+	const acc_t *a;
 	long a_row, a_col;
-	const act_t *b;
+	const acc_t *b;
 	long ldb;
-	act_t *c;
+	acc_t *c;
 	long ldc;
 	bool add, pad;
 	enum tile_shape shape;
@@ -75,21 +94,44 @@ struct tile_mul {
 void tile_mul(const struct tile_mul *p);
 
 /**
+ * tile_mul_act() - the product with activations on the left
+ * @p: all but a, a_row and a_col
+ * @a: [m][k], row stride @ld
+ * @buf: tile_left(m, k) elements
+ */
+void tile_mul_act(struct tile_mul *p, const act_t *a, long ld, acc_t *buf);
+
+/** tile_left() - elements that a left operand of activations, [rows][k], takes as acc_t */
+static inline long tile_left(int rows, int k)
+{
+	return NARROW ? (long)rows * k : 0;
+}
+
+/**
  * tile_pack() - dst[r][c] = src[r][c], zero up to the next multiple of LANES
  * @dst: [rows][tile_width(cols)]
  * @src: row stride @ld
  */
-void tile_pack(act_t *dst, const act_t *src, long ld, int rows, int cols);
+void tile_pack(acc_t *dst, const act_t *src, long ld, int rows, int cols);
+
+/** tile_pack_acc() - the same of acc_t */
+void tile_pack_acc(acc_t *dst, const acc_t *src, long ld, int rows, int cols);
 
 /**
  * tile_pack_t() - dst[c][r] = factor * src[r][c], columns from @rows to TILE zero
  * @dst: [cols][TILE]
  * @src: row stride @ld, at most TILE rows
  */
-void tile_pack_t(act_t *dst, const act_t *src, long ld, int rows, int cols, act_t factor);
+void tile_pack_t(acc_t *dst, const act_t *src, long ld, int rows, int cols, acc_t factor);
+
+/** tile_pack_t_acc() - the same of acc_t, factor 1 */
+void tile_pack_t_acc(acc_t *dst, const acc_t *src, long ld, int rows, int cols);
 
 /** tile_dot() - sum of x[i] y[i], LANES interleaved chains added at the end */
-act_t tile_dot(const act_t *x, const act_t *y, int n);
+acc_t tile_dot(const act_t *x, const act_t *y, int n);
+
+/** tile_dot_acc() - the same with x in acc_t */
+acc_t tile_dot_acc(const acc_t *x, const act_t *y, int n);
 
 /**
  * tile_scratch() - memory of the calling thread
@@ -98,6 +140,6 @@ act_t tile_dot(const act_t *x, const act_t *y, int n);
  * Valid until the thread's next call, undefined contents, aligned to a vector.
  * It grows to the largest request and stays.
  */
-act_t *tile_scratch(size_t n);
+acc_t *tile_scratch(size_t n);
 
 #endif

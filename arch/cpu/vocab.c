@@ -20,7 +20,7 @@ static void embed_row(act_t *x, const param_t *e, const param_t *p, int c)
 	}
 #pragma omp simd simdlen(LANES_WIDE)
 	for (int l = 0; l < c; l++)
-		x[l] = e[l] + p[l];
+		x[l] = store(load(e[l]) + load(p[l]));
 }
 
 void k_embed_fwd(act_t *x, const int32_t *tok, const int32_t *pos, const param_t *wte,
@@ -40,7 +40,7 @@ static void add_row(grad_t *sum, const act_t *x, int c)
 {
 #pragma omp simd simdlen(LANES_WIDE)
 	for (int l = 0; l < c; l++)
-		sum[l] += x[l];
+		sum[l] += load(x[l]);
 }
 
 /* The runs of equal tokens that start in rows[at..at + RUN_RANGE). */
@@ -90,23 +90,23 @@ void k_embed_bwd(grad_t *dwte, grad_t *dwpe, const act_t *dx, const int32_t *tok
 }
 
 /* Maximum, or -inf for a row of NaN: those show in the sum. */
-static act_t maximum(const act_t *x, int n)
+static acc_t maximum(const act_t *x, int n)
 {
-	act_t m = -INFINITY;
+	acc_t m = -INFINITY;
 
 #pragma omp simd simdlen(LANES_WIDE) reduction(max : m)
 	for (int i = 0; i < n; i++)
-		m = x[i] > m ? x[i] : m;
+		m = load(x[i]) > m ? load(x[i]) : m;
 	return m;
 }
 
-static act_t sum_exp(const act_t *x, act_t shift, int n)
+static acc_t sum_exp(const act_t *x, acc_t shift, int n)
 {
-	act_t sum = 0;
+	acc_t sum = 0;
 
 #pragma omp simd simdlen(LANES_WIDE) reduction(+ : sum)
 	for (int i = 0; i < n; i++)
-		sum += r_exp(x[i] - shift);
+		sum += r_exp(load(x[i]) - shift);
 	return sum;
 }
 
@@ -114,13 +114,13 @@ static act_t sum_exp(const act_t *x, act_t shift, int n)
  * Maximum and sum of exponentials of one row, read once: a chunk's own maximum is
  * taken while it is in the first cache, the sum so far is rescaled where it rises.
  */
-static void row_sum(const act_t *x, int n, act_t *max, double *sum)
+static void row_sum(const act_t *x, int n, acc_t *max, double *sum)
 {
 	*max = -INFINITY;
 	*sum = 0;
 	for (int i = 0; i < n; i += CHUNK) {
 		int len = MIN(CHUNK, n - i);
-		act_t m = maximum(x + i, len);
+		acc_t m = maximum(x + i, len);
 
 		if (m > *max) {
 			*sum *= r_exp(*max - m);
@@ -130,20 +130,22 @@ static void row_sum(const act_t *x, int n, act_t *max, double *sum)
 	}
 }
 
-/* x = factor softmax(x), 0 from @vocab on */
-static void row_gradient(act_t *x, act_t max, double sum, int vocab, int v, double factor)
+/* x = factor (softmax(x) - one_hot), 0 from @vocab on */
+static void row_gradient(act_t *x, int32_t target, acc_t max, double sum, int vocab, int v,
+			 double factor)
 {
-	const act_t each = factor / sum;
+	const acc_t each = factor / sum, own = each * r_exp(load(x[target]) - max);
 
 #pragma omp simd simdlen(LANES_WIDE)
 	for (int i = 0; i < vocab; i++)
-		x[i] = each * r_exp(x[i] - max);
+		x[i] = store(each * r_exp(load(x[i]) - max));
+	x[target] = store(own - factor);
 	memset(x + vocab, 0, (v - vocab) * sizeof(*x));
 }
 
 static acc_t row_xent(act_t *x, int32_t target, int v, int vocab, double factor, bool grad)
 {
-	act_t max, at;
+	acc_t max, at;
 	double sum;
 
 	if (target < 0) {
@@ -151,12 +153,10 @@ static acc_t row_xent(act_t *x, int32_t target, int v, int vocab, double factor,
 			memset(x, 0, v * sizeof(*x));
 		return 0;
 	}
-	at = x[target];
+	at = load(x[target]);
 	row_sum(x, vocab, &max, &sum);
-	if (grad) {
-		row_gradient(x, max, sum, vocab, v, factor);
-		x[target] -= factor;
-	}
+	if (grad)
+		row_gradient(x, target, max, sum, vocab, v, factor);
 	return log(sum) + max - at;
 }
 

@@ -36,7 +36,7 @@ struct mha_act {
 struct mha_tmp {
 	TENSOR act_t dqkv[BT][QKV];
 	TENSOR act_t d_o[BT][C];
-	TENSOR acc_t delta[BT][H];
+	TENSOR acc_t delta[BT][H + ATTN_SUMS(C + 2 * KV_WIDTH)];
 };
 
 struct mha_cache {

@@ -73,7 +73,7 @@ struct ra_mla_tmp {
 			TENSOR act_t dv_heads[EXPANDED * BT][NV][D];
 			TENSOR act_t dw[ABSORBED * BT][H][L];
 			TENSOR act_t dq_latent[ABSORBED * BT][H][L];
-			TENSOR acc_t delta[BT][H];
+			TENSOR acc_t delta[BT][H + ATTN_SUMS(EXPANDED ? C + (NQ + NV) * D : (H + 2) * L)];
 		} bwd;
 		struct {
 			TENSOR acc_t entropy[BT][H];

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: MIT
+/*
+ * A few rows times a weight: several rows of b at a time against all rows of a, so that
+ * b streams from memory once and each of its vectors is multiplied m times while it is
+ * in a register. An element is LANES chains over k, halved until they are one.
+ */
+#include "thin.h"
+#include "tile.h"
+
+typedef tile_vec vec;
+typedef acc_t half __attribute__((vector_size(__BIGGEST_ALIGNMENT__ / 2)));
+typedef acc_t quarter __attribute__((vector_size(__BIGGEST_ALIGNMENT__ / 4)));
+
+/*
+ * Rows of b in a block: its sums are enough chains to hide the latency of a
+ * multiply-add, and leave registers for the operands, of which there are 32 where
+ * vectors have 64 bytes, else 16.
+ */
+enum {
+	WIDE = __BIGGEST_ALIGNMENT__ == 64,
+	FEW_ROWS = 4,
+	COLUMNS_FEW = WIDE ? 4 : 2,	/* beside at most FEW_ROWS of a */
+	COLUMNS_MANY = WIDE ? 2 : 1,
+	AHEAD = 1,			/* blocks between what is fetched and what is multiplied */
+};
+
+/* The elements behind the last whole vector, then zeros. */
+static inline vec rest_of(const act_t *x, int n)
+{
+	vec v = {};
+
+	for (int e = 0; e < n; e++)
+		v[e] = load(x[e]);
+	return v;
+}
+
+static inline acc_t add_lanes(vec v)
+{
+	half h[2];
+	quarter q[2];
+	acc_t sum = 0;
+
+	memcpy(h, &v, sizeof(h));
+	h[0] += h[1];
+	memcpy(q, &h[0], sizeof(q));
+	q[0] += q[1];
+	for (size_t e = 0; e < sizeof(quarter) / sizeof(acc_t); e++)
+		sum += q[0][e];
+	return sum;
+}
+
+/* All rows of a, @m of them, times @columns rows of b. */
+struct thin {
+	const act_t *a, *b;
+	long lda, ldb;
+	int k;
+};
+
+/* sum[i][j] += a_i b_j over LANES elements from l on, or the last few. */
+static inline __attribute__((always_inline)) void
+multiply(const struct thin *t, int m, int columns, int l, int rest, vec sum[][COLUMNS_FEW])
+{
+	vec y[COLUMNS_FEW], x;
+
+	for (int j = 0; j < columns; j++)
+		__builtin_prefetch(t->b + (j + AHEAD * columns) * t->ldb + l);
+	for (int j = 0; j < columns; j++)
+		y[j] = rest ? rest_of(t->b + j * t->ldb + l, rest) : tile_load(t->b + j * t->ldb + l);
+	for (int i = 0; i < m; i++) {
+		x = rest ? rest_of(t->a + i * t->lda + l, rest) : tile_load(t->a + i * t->lda + l);
+		for (int j = 0; j < columns; j++)
+			sum[i][j] += x * y[j];
+	}
+}
+
+static inline __attribute__((always_inline)) void
+block(const struct thin *t, int m, int columns, acc_t alpha, acc_t beta, acc_t *c, long ldc)
+{
+	vec sum[THIN_ROWS][COLUMNS_FEW] = {};
+	int l = 0;
+
+	for (; l + LANES <= t->k; l += LANES)
+		multiply(t, m, columns, l, 0, sum);
+	if (l < t->k)
+		multiply(t, m, columns, l, t->k - l, sum);
+	for (int i = 0; i < m; i++)
+		for (int j = 0; j < columns; j++) {
+			acc_t *to = c + i * ldc + j, x = alpha * add_lanes(sum[i][j]);
+
+			*to = beta == 0 ? x : x + beta * *to;
+		}
+}
+
+/* Blocks of @columns rows of b, then single ones. */
+static inline __attribute__((always_inline)) void
+rows(struct thin t, int m, int columns, int n, acc_t alpha, acc_t beta, acc_t *c, long ldc)
+{
+	int j = 0;
+
+	for (; j + columns <= n; j += columns, t.b += columns * t.ldb)
+		block(&t, m, columns, alpha, beta, c + j, ldc);
+	for (; j < n; j++, t.b += t.ldb)
+		block(&t, m, 1, alpha, beta, c + j, ldc);
+}
+
+/* One instance for each number of rows, so that the sums are registers. */
+#define CASE(m) \
+	case m: \
+		return rows(t, m, m <= FEW_ROWS ? COLUMNS_FEW : COLUMNS_MANY, n, alpha, beta, c, ldc)
+
+void thin_gemm(int m, int n, int k, acc_t alpha, const act_t *a, long lda, const act_t *b,
+	       long ldb, acc_t beta, acc_t *c, long ldc)
+{
+	const struct thin t = { a, b, lda, ldb, k };
+
+	switch (m) {
+	CASE(1);
+	CASE(2);
+	CASE(3);
+	CASE(4);
+	CASE(5);
+	CASE(6);
+	CASE(7);
+	CASE(8);
+	}
+}

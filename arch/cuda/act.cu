@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Element-wise work.
+ */
+#include "act.cuh"
+#include "kernels.h"
+#include "rows.cuh"
+
+enum { THREADS = 256 };
+
+/* Blocks of @n elements, W of a thread. */
+static unsigned int blocks(size_t n, int w)
+{
+	return (n + (size_t)THREADS * w - 1) / ((size_t)THREADS * w);
+}
+
+/* f(first) of every group of W elements, and of the last ones one by one. */
+template <int W, class F> static __global__ void __launch_bounds__(THREADS)
+each_kernel(F f, size_t n)
+{
+	size_t i = ((size_t)blockIdx.x * THREADS + threadIdx.x) * W;
+
+	if (i + W <= n)
+		f.template at<W>(i);
+	else
+		for (; i < n; i++)
+			f.template at<1>(i);
+}
+
+template <class F> static void each(F f, size_t n, bool wide)
+{
+	if (!n)
+		return;
+	if (wide)
+		each_kernel<WIDE><<<blocks(n, WIDE), THREADS, 0, cuda_stream()>>>(f, n);
+	else
+		each_kernel<1><<<blocks(n, 1), THREADS, 0, cuda_stream()>>>(f, n);
+	CUDA_LAUNCHED();
+}
+
+struct gelu_fwd {
+	bf16 *h;
+	const bf16 *pre;
+
+	template <int W> __device__ void at(size_t i) const
+	{
+		float x[W];
+
+		row_load<W>(x, pre + i);
+#pragma unroll
+		for (int e = 0; e < W; e++)
+			x[e] = gelu(x[e]);
+		row_store<W>(h + i, x);
+	}
+};
+
+void k_gelu_fwd(act_t *h, const act_t *pre, size_t n)
+{
+	each(gelu_fwd{ bf16_of(h), bf16_of(pre) }, n, row_wide(h, 0) && row_wide(pre, 0));
+}
+
+struct gelu_bwd {
+	bf16 *dpre;
+	const bf16 *pre, *dh;
+
+	template <int W> __device__ void at(size_t i) const
+	{
+		float x[W], d[W];
+
+		row_load<W>(x, pre + i);
+		row_load<W>(d, dh + i);
+#pragma unroll
+		for (int e = 0; e < W; e++)
+			d[e] *= gelu_grad(x[e]);
+		row_store<W>(dpre + i, d);
+	}
+};
+
+void k_gelu_bwd(act_t *dpre, const act_t *pre, const act_t *dh, size_t n)
+{
+	each(gelu_bwd{ bf16_of(dpre), bf16_of(pre), bf16_of(dh) }, n,
+	     row_wide(dpre, 0) && row_wide(pre, 0) && row_wide(dh, 0));
+}
+
+/* Rows of whole groups of W elements. */
+struct axpby {
+	bf16 *y;
+	const bf16 *x;
+	long ldy, ldx;
+	int c;
+	float alpha, beta;
+
+	template <int W> __device__ void at(size_t i) const
+	{
+		size_t row = i / c, j = i % c;
+		float a[W], b[W] = {};
+
+		row_load<W>(a, x + row * ldx + j);
+		if (beta != 0)
+			row_load<W>(b, y + row * ldy + j);
+#pragma unroll
+		for (int e = 0; e < W; e++)
+			a[e] = alpha * a[e] + beta * b[e];
+		row_store<W>(y + row * ldy + j, a);
+	}
+};
+
+void k_axpby(act_t *y, long ldy, const act_t *x, long ldx, int n, int c, double alpha, double beta)
+{
+	each(axpby{ bf16_of(y), bf16_of(x), ldy, ldx, c, (float)alpha, (float)beta },
+	     (size_t)n * c, row_wide(y, ldy) && row_wide(x, ldx) && c % WIDE == 0);
+}
+
+struct sum_grad {
+	float *older;
+	const float *newer;
+
+	template <int W> __device__ void at(size_t i) const
+	{
+		float a[W], b[W];
+
+		row_load<W>(a, older + i);
+		row_load<W>(b, newer + i);
+#pragma unroll
+		for (int e = 0; e < W; e++)
+			a[e] += b[e];
+		row_store<W>(older + i, a);
+	}
+};
+
+void k_sum_grad(grad_t *older, const grad_t *newer, size_t n)
+{
+	each(sum_grad{ older, newer }, n, row_wide(older, 0) && row_wide(newer, 0));
+}
+
+/* Between float and bf16, either way. */
+template <class TO, class FROM> struct convert {
+	TO *dst;
+	const FROM *src;
+
+	template <int W> __device__ void at(size_t i) const
+	{
+		float x[W];
+
+		row_load<W>(x, src + i);
+		row_store<W>(dst + i, x);
+	}
+};
+
+void k_cast(param_t *dst, const grad_t *src, size_t n)
+{
+	each(convert<bf16, float>{ bf16_of(dst), src }, n, row_wide(dst, 0) && row_wide(src, 0));
+}
+
+void k_widen(acc_t *dst, const act_t *src, size_t n)
+{
+	each(convert<float, bf16>{ dst, bf16_of(src) }, n, row_wide(dst, 0) && row_wide(src, 0));
+}

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Rows of decode state: written one position at a time, or from a forward.
+ */
+#include "kernels.h"
+#include "rows.cuh"
+
+enum { THREADS = 128 };
+
+static __device__ void row_copy(bf16 *dst, const bf16 *src, int width)
+{
+	for (int j = threadIdx.x; j < width; j += THREADS)
+		dst[j] = src[j];
+}
+
+/* Row @pos of sequence @i. */
+static __device__ bf16 *cache_row(const struct cache_rows &c, int i, int pos)
+{
+	return bf16_of(c.base) + i * c.seq + (c.slots ? pos % c.slots : pos) * c.row;
+}
+
+static __global__ void __launch_bounds__(THREADS)
+put_kernel(struct cache_rows c, const bf16 *src, long ld, const int32_t *pos)
+{
+	int i = blockIdx.x;
+
+	row_copy(cache_row(c, i, pos[i]), src + i * ld, c.width);
+}
+
+void k_cache_put(const struct cache_rows *c, const act_t *src, long ld, const int32_t *pos, int b)
+{
+	put_kernel<<<b, THREADS, 0, cuda_stream()>>>(*c, bf16_of(src), ld, pos);
+	CUDA_LAUNCHED();
+}
+
+/* Rows that a later one would overwrite in a ring are left out. */
+static __global__ void __launch_bounds__(THREADS)
+fill_kernel(struct cache_rows c, const bf16 *src, long ld, const int32_t *len, int t)
+{
+	int i = blockIdx.y, u = blockIdx.x;
+
+	if (u < len[i] && (!c.slots || u >= len[i] - c.slots))
+		row_copy(cache_row(c, i, u), src + ((long)i * t + u) * ld, c.width);
+}
+
+void k_cache_fill(const struct cache_rows *c, const act_t *src, long ld, const int32_t *len, int b,
+		  int t)
+{
+	fill_kernel<<<dim3(t, b), THREADS, 0, cuda_stream()>>>(*c, bf16_of(src), ld, len, t);
+	CUDA_LAUNCHED();
+}
+
+static __global__ void __launch_bounds__(THREADS)
+last_kernel(bf16 *dst, const bf16 *src, const int32_t *len, int t, int c)
+{
+	long i = blockIdx.x;
+
+	row_copy(dst + i * c, src + (i * t + len[i] - 1) * c, c);
+}
+
+void k_last_rows(act_t *dst, const act_t *src, const int32_t *len, int b, int t, int c)
+{
+	last_kernel<<<b, THREADS, 0, cuda_stream()>>>(bf16_of(dst), bf16_of(src), len, t, c);
+	CUDA_LAUNCHED();
+}

@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: MIT */
+/**
+ * DOC: what every file of the cuda backend shares
+ *
+ * act_t and param_t are bf16 (CONFIG_REAL_BF16): outside arch/ two opaque bytes, here
+ * __nv_bfloat16 through bf16_of().
+ */
+#ifndef TENON_CUDA_COMMON_CUH
+#define TENON_CUDA_COMMON_CUH
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "types.h"
+extern "C" {
+#include "util.h"
+}
+
+typedef __nv_bfloat16 bf16;
+
+static_assert(sizeof(act_t) == sizeof(bf16), "arch/cuda needs CONFIG_REAL_BF16");
+
+#define LOG2E 1.4426950408889634f
+#define LN2 0.6931471805599453f
+
+/** cuda_stream() - the stream of all kernels and copies, arch/cuda/device.cu */
+extern "C" cudaStream_t cuda_stream(void);
+
+/** CUDA() - a call of the runtime that must succeed */
+#define CUDA(call) cuda_check((call), #call, __FILE__, __LINE__)
+
+static inline void cuda_check(cudaError_t err, const char *call, const char *file, int line)
+{
+	if (err != cudaSuccess)
+		die("%s:%d: %s: %s (%s)", file, line, call, cudaGetErrorString(err),
+		    cudaGetErrorName(err));
+}
+
+/** CUDA_LAUNCHED() - the launch before it was accepted */
+#define CUDA_LAUNCHED() CUDA(cudaGetLastError())
+
+/** cuda_capability() - 10 * major + minor of the device in use */
+static inline int cuda_capability(void)
+{
+	static int capability;
+	int device, major, minor;
+
+	if (capability)
+		return capability;
+	CUDA(cudaGetDevice(&device));
+	CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+	CUDA(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+	return capability = 10 * major + minor;
+}
+
+static inline __host__ __device__ bf16 *bf16_of(act_t *p)
+{
+	return (bf16 *)p;
+}
+
+static inline __host__ __device__ const bf16 *bf16_of(const act_t *p)
+{
+	return (const bf16 *)p;
+}
+
+static inline __host__ __device__ int div_up(int a, int b)
+{
+	return (a + b - 1) / b;
+}
+
+/** pack_bf16() - two floats rounded to nearest even, @lo in the low half */
+static inline __device__ uint32_t pack_bf16(float lo, float hi)
+{
+	__nv_bfloat162 v = __floats2bfloat162_rn(lo, hi);
+
+	return *(uint32_t *)&v;
+}
+
+/** exp2_fast() - 2^x, relative error 2^-22, 0 for minus infinity */
+static inline __device__ float exp2_fast(float x)
+{
+	float y;
+
+	asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+	return y;
+}
+
+/* Copies by cp.async: this thread's since the last commit are a group. */
+static __device__ __forceinline__ void copy_commit(void)
+{
+	asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+/* Until at most @N of the newest groups are under way. */
+template <int N> static __device__ __forceinline__ void copy_wait(void)
+{
+	asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory");
+}
+
+#endif

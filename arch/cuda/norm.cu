@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: MIT
+/*
+ * LayerNorm and RMSNorm with the residual add: a row stays in the registers of its
+ * threads. The variance is that of the centred row, never E[x^2] - E[x]^2, which cancels.
+ */
+#include "kernels.h"
+#include "rows.cuh"
+
+enum {
+	HOLD = 4,		/* groups of W elements that a thread holds */
+	BLOCK = 128,		/* threads of a block, at least */
+	THREADS_MAX = 512,	/* of one row: leaves 128 registers */
+};
+
+/* As many threads as hold a row; several rows where these are few. */
+static dim3 row_block(int c, int w)
+{
+	int need = div_up(c, HOLD * w), t = 32;
+
+	while (t < need)
+		t *= 2;
+	if (t > THREADS_MAX)
+		die("a norm of %d columns: at most %d; lower CONFIG_N_EMBD", c,
+		    THREADS_MAX * HOLD * w);
+	return dim3(t, t < BLOCK ? BLOCK / t : 1);
+}
+
+/* Two sums over the threads of a row, to all of them. */
+static __device__ __forceinline__ float2 row_sums(float x, float y)
+{
+	__shared__ float2 part[THREADS_MAX / 32];
+	int warps = blockDim.x / 32, lane = threadIdx.x % 32;
+	float2 sum = make_float2(warp_sum(x), warp_sum(y));
+
+	if (warps == 1)
+		return sum;
+	__syncthreads();
+	if (lane == 0)
+		part[threadIdx.y * warps + threadIdx.x / 32] = sum;
+	__syncthreads();
+	sum = lane < warps ? part[threadIdx.y * warps + lane] : make_float2(0, 0);
+	return make_float2(warp_sum(sum.x), warp_sum(sum.y));
+}
+
+template <int W> static __global__ void __launch_bounds__(THREADS_MAX)
+add_norm_fwd_kernel(struct norm a)
+{
+	int row = blockIdx.x * blockDim.y + threadIdx.y;
+	bool inside = row < a.n;
+	long at = (long)row * a.c;
+	float x[HOLD][W] = {}, y[W], sum = 0, mean, rstd;
+
+#pragma unroll
+	for (int k = 0; k < HOLD; k++) {
+		int j = (k * blockDim.x + threadIdx.x) * W;
+
+		if (!inside || j >= a.c)
+			continue;
+		row_load<W>(x[k], bf16_of(a.x) + at + j);
+		if (a.y) {
+			row_load<W>(y, bf16_of(a.y) + at + j);
+#pragma unroll
+			for (int e = 0; e < W; e++)
+				x[k][e] = __bfloat162float(__float2bfloat16(x[k][e] + y[e]));
+			row_store<W>(bf16_of(a.xo) + at + j, x[k]);
+		}
+#pragma unroll
+		for (int e = 0; e < W; e++)
+			sum += x[k][e];
+	}
+	mean = a.rms ? 0 : row_sums(sum, 0).x / a.c;
+	sum = 0;
+#pragma unroll
+	for (int k = 0; k < HOLD; k++)
+		for (int e = 0; e < W; e++)
+			if ((k * blockDim.x + threadIdx.x) * W < a.c)
+				sum += (x[k][e] - mean) * (x[k][e] - mean);
+	rstd = 1 / sqrtf(row_sums(sum, 0).x / a.c + (float)a.epsilon);
+	if (!inside)
+		return;
+	if (threadIdx.x == 0) {
+		a.rstd[row] = rstd;
+		if (!a.rms)
+			a.mean[row] = mean;
+	}
+#pragma unroll
+	for (int k = 0; k < HOLD; k++) {
+		int j = (k * blockDim.x + threadIdx.x) * W;
+		float w[W], bias[W] = {};
+
+		if (j >= a.c)
+			continue;
+		row_load<W>(w, a.w + j);
+		if (!a.rms)
+			row_load<W>(bias, a.bias + j);
+#pragma unroll
+		for (int e = 0; e < W; e++)
+			x[k][e] = (x[k][e] - mean) * rstd * w[e] + bias[e];
+		row_store<W>(bf16_of(a.xn) + at + j, x[k]);
+	}
+}
+
+/* Rows of all tensors can be read W elements at a time. */
+static bool norm_wide(const struct norm *a, const void *p, const void *q, const void *r)
+{
+	return row_wide(a->x, a->c) && row_wide(a->w, a->c) && row_wide(a->bias, 0) &&
+	       row_wide(p, 0) && row_wide(q, 0) && row_wide(r, 0);
+}
+
+void k_add_norm_fwd(const struct norm *a)
+{
+	bool wide = norm_wide(a, a->y, a->y ? a->xo : NULL, a->xn);
+	dim3 block = row_block(a->c, wide ? WIDE : 1);
+	int grid = div_up(a->n, block.y);
+
+	if (wide)
+		add_norm_fwd_kernel<WIDE><<<grid, block, 0, cuda_stream()>>>(*a);
+	else
+		add_norm_fwd_kernel<1><<<grid, block, 0, cuda_stream()>>>(*a);
+	CUDA_LAUNCHED();
+}
+
+/* dx = dres + r (g - mean(g) - xhat mean(g xhat)), g = dxn w; no mean(g) in RMSNorm */
+template <int W> static __global__ void __launch_bounds__(THREADS_MAX)
+norm_bwd_kernel(struct norm a, bf16 *dx, const bf16 *dres, const bf16 *dxn)
+{
+	int row = blockIdx.x * blockDim.y + threadIdx.y;
+	bool inside = row < a.n;
+	long at = (long)row * a.c;
+	float mean = a.rms || !inside ? 0 : a.mean[row], r = inside ? a.rstd[row] : 0;
+	float x[HOLD][W] = {}, g[HOLD][W] = {}, w[W], sum = 0, dot = 0;
+	float2 sums;
+
+#pragma unroll
+	for (int k = 0; k < HOLD; k++) {
+		int j = (k * blockDim.x + threadIdx.x) * W;
+
+		if (!inside || j >= a.c)
+			continue;
+		row_load<W>(x[k], bf16_of(a.x) + at + j);
+		row_load<W>(g[k], dxn + at + j);
+		row_load<W>(w, a.w + j);
+#pragma unroll
+		for (int e = 0; e < W; e++) {
+			x[k][e] = (x[k][e] - mean) * r;
+			g[k][e] *= w[e];
+			sum += g[k][e];
+			dot += g[k][e] * x[k][e];
+		}
+	}
+	sums = row_sums(sum, dot);
+	sum = a.rms ? 0 : sums.x / a.c;
+	dot = sums.y / a.c;
+#pragma unroll
+	for (int k = 0; k < HOLD; k++) {
+		int j = (k * blockDim.x + threadIdx.x) * W;
+		float res[W] = {};
+
+		if (!inside || j >= a.c)
+			continue;
+		if (dres)
+			row_load<W>(res, dres + at + j);
+#pragma unroll
+		for (int e = 0; e < W; e++)
+			res[e] += r * (g[k][e] - sum - x[k][e] * dot);
+		row_store<W>(dx + at + j, res);
+	}
+}
+
+/* What a row adds to dw and db. */
+template <int W> struct norm_row {
+	struct norm a;
+	const bf16 *dxn;
+
+	__device__ __forceinline__ void operator()(float (&v)[2][W], int i, int j) const
+	{
+		long at = (long)i * a.c + j;
+		float mean = a.rms ? 0 : a.mean[i], r = a.rstd[i], x[W];
+
+		row_load<W>(x, bf16_of(a.x) + at);
+		row_load<W>(v[1], dxn + at);
+#pragma unroll
+		for (int e = 0; e < W; e++)
+			v[0][e] = v[1][e] * ((x[e] - mean) * r);
+	}
+};
+
+template <int W> static void norm_bwd(const struct norm *a, bf16 *dx, const bf16 *dres,
+				      const bf16 *dxn, grad_t *dw, grad_t *db)
+{
+	dim3 block = row_block(a->c, W);
+
+	sum_columns<2, W>(sum_to<2>{ { dw, a->rms ? NULL : db } }, norm_row<W>{ *a, dxn }, a->n,
+			  a->c);
+	norm_bwd_kernel<W><<<div_up(a->n, block.y), block, 0, cuda_stream()>>>(*a, dx, dres, dxn);
+	CUDA_LAUNCHED();
+}
+
+void k_norm_bwd(const struct norm *a, act_t *dx, const act_t *dres, const act_t *dxn, grad_t *dw,
+		grad_t *db)
+{
+	if (norm_wide(a, dx, dres, dxn))
+		norm_bwd<WIDE>(a, bf16_of(dx), bf16_of(dres), bf16_of(dxn), dw, db);
+	else
+		norm_bwd<1>(a, bf16_of(dx), bf16_of(dres), bf16_of(dxn), dw, db);
+}

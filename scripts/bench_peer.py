@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: MIT
+"""The models of `make bench` as somebody writes them in PyTorch who wants speed:
+nn.Module, one product for query, key and value, scaled_dot_product_attention, cross
+entropy on the rounded vocabulary. scripts/torch_model.py is the reference; this is the
+peer, and computes the same products on the same shapes.
+
+    GPT2(cfg)           GPT-2, and decode with static caches
+    RaMla(cfg, plan)    latent attention with the mechanisms that are on: routing needs
+                        the rows of attention as a matrix, so it is the reference's
+                        functions, values expanded, keys absorbed
+"""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import torch_model
+
+
+def attention(q, k, v, is_causal=False):
+    """PyTorch before 2.0 has it under another name."""
+    if hasattr(F, "scaled_dot_product_attention"):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
+    return F._scaled_dot_product_attention(q, k, v, is_causal=is_causal)[0]
+
+
+class Attention(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.c_attn = nn.Linear(width, 3 * width)
+        self.c_proj = nn.Linear(width, width)
+
+    def split(self, x):
+        b, t, c = x.shape
+        return (y.view(b, t, self.heads, c // self.heads).transpose(1, 2)
+                for y in self.c_attn(x).split(c, dim=2))
+
+    def join(self, y, x):
+        return self.c_proj(y.transpose(1, 2).reshape(x.shape))
+
+    def forward(self, x):
+        q, k, v = self.split(x)
+        return self.join(attention(q, k, v, is_causal=True), x)
+
+    def step(self, x, cache, at):
+        """x [B,1,C]; cache [2,B,H,T+1,D], this token at @at, the last position."""
+        q, k, v = self.split(x)
+        cache[0, :, :, at] = k[:, :, 0]
+        cache[1, :, :, at] = v[:, :, 0]
+        return self.join(attention(q, cache[0], cache[1]), x)
+
+
+class Block(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = Attention(width, heads)
+        self.c_fc, self.c_proj = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def mlp(self, x):
+        return x + self.c_proj(F.gelu(self.c_fc(self.ln_2(x)), approximate="tanh"))
+
+    def forward(self, x):
+        return self.mlp(x + self.attn(self.ln_1(x)))
+
+    def step(self, x, cache, at):
+        return self.mlp(x + self.attn.step(self.ln_1(x), cache, at))
+
+
+class GPT2(nn.Module):
+    def __init__(self, cfg):
+        super().__init__()
+        width, self.heads = cfg.i("N_EMBD"), cfg.i("N_HEAD")
+        vocab = -(-cfg.i("VOCAB_SIZE") // 64) * 64
+        self.wte = nn.Embedding(vocab, width)
+        self.wpe = nn.Embedding(cfg.i("BLOCK_SIZE"), width)
+        self.blocks = nn.ModuleList(Block(width, self.heads) for _ in range(cfg.i("N_LAYER")))
+        self.ln_f = nn.LayerNorm(width)
+        for p in self.parameters():
+            if p.dim() >= 2:
+                nn.init.normal_(p, std=0.02)
+
+    def forward(self, tokens, targets):
+        x = self.wte(tokens) + self.wpe.weight[: tokens.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        logits = F.linear(self.ln_f(x), self.wte.weight)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def caches(self, b, length):
+        """Random keys and values of @length tokens, room for one more."""
+        d = self.wte.weight.shape[1] // self.heads
+        return [torch.randn(2, b, self.heads, length + 1, d, dtype=self.wte.weight.dtype)
+                for _ in self.blocks]
+
+    def step(self, tokens, caches, at):
+        """Logits of one token [B] for each sequence at position @at."""
+        x = self.wte(tokens).unsqueeze(1) + self.wpe.weight[at]
+        for block, cache in zip(self.blocks, caches):
+            x = block.step(x, cache, at)
+        return F.linear(self.ln_f(x), self.wte.weight)[:, 0]
+
+
+class RaMla(nn.Module):
+    """The reference's functions behind nn.Module, its masks and counts as they are."""
+
+    def __init__(self, cfg, plan):
+        super().__init__()
+        self.model = torch_model.Model(cfg, plan)
+        self.names = list(self.model.shapes)
+        self.weights = nn.ParameterList(
+            nn.Parameter(self.initial(name, shape)) for name, shape in self.model.shapes.items())
+
+    @staticmethod
+    def initial(name, shape):
+        if ".ln_" in name or name.startswith("ln_f"):
+            return torch.full(shape, float(name.endswith("weight")))
+        return torch.zeros(shape) if name.endswith("bias") else torch.randn(shape) * 0.02
+
+    def forward(self, tokens, targets):
+        p = dict(zip(self.names, self.weights))
+        return self.model.forward(p, tokens, targets, mask_padding=False)[1]
+
+
+def model_of(cfg, plan):
+    """The peer of one configuration."""
+    plain = {sub["mixer"] for sub in plan["sublayers"]} == {"mha", "mlp"}
+    return GPT2(cfg) if plain else RaMla(cfg, plan)
+

@@ -1,0 +1,124 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""
+float and bf16 against double: loss and every gradient of one batch, from the same initial
+weights and tokens. And weights go from a float checkpoint to a bf16 binary and back.
+
+	tests/numbers.t [DEFCONFIG[+FRAGMENT] ...]
+"""
+import array
+import math
+import os
+import subprocess
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import training as t    # noqa: E402
+from bundle import bundle, tokens    # noqa: E402
+
+DEFCONFIGS = ("tiny-gpt2", "tiny-ra-mla-full+ra-mla-step3")
+TYPES = {"double": ["real-double.config"], "float": [], "bf16": ["real-bf16.config"]}
+B, T, VOCAB = 4, 64, 256
+
+# The error of a gradient, relative to its norm. A value is rounded some 16 times on its way
+# forward and back through a layer, errors of either sign adding up as the root of their
+# number: sqrt(16 N_LAYER) UNIT. float's sums add their own rounding, of up to 256 terms.
+ROUNDINGS = 16
+UNIT = {"float": 2 ** -24 * 4, "bf16": 2 ** -8}
+
+# What is gathered along routes: an entry that is chosen otherwise (its weight is that of the
+# k-th but for a rounding) exchanges one of K rows.
+ROUTED = ".mlp.cross_proj."
+TOPK = 8
+
+
+def build(name, kind):
+    defconfig, *fragments = name.split("+")
+    tree = os.path.join(t.SCRATCH, "numbers", f"{name}-{kind}")
+    os.makedirs(tree, exist_ok=True)
+    fragments = [f + ".config" for f in fragments] + TYPES[kind]
+    cmd = ["make", "-s", f"O={tree}", f"defconfig-{defconfig}", *fragments, "build"]
+    done = subprocess.run(cmd, cwd=t.SRC, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          text=True)
+    if done.returncode:
+        print("Bail out!", " ".join(cmd), "failed")
+        sys.exit(done.stdout)
+    return os.path.join(tree, "tenon")
+
+
+def numbers(path):
+    """Loss and gradients of a bundle."""
+    header, data, meta = bundle(path)
+    layers = next(int(line.split("=")[1]) for line in meta["config"].splitlines()
+                  if line.startswith("CONFIG_N_LAYER="))
+    out = {name: array.array("d" if header[name]["dtype"] == "F64" else "f", raw)
+           for name, raw in data.items() if name == "loss" or name.startswith("grad.")}
+    return out, layers
+
+
+def distance(x, want):
+    size = math.sqrt(sum(b * b for b in want))
+    error = math.sqrt(sum((a - b) ** 2 for a, b in zip(x, want)))
+    return error / size if size else math.inf if error else 0
+
+
+def test_gradients(name, binaries, d):
+    tokens(f"{d}/tok", B, T, VOCAB)
+    got = {}
+    for kind, binary in binaries.items():
+        done = t.tenon(binary, "dump", "--tokens", f"{d}/tok", "--out", f"{d}/{kind}", "--batch",
+                       B, "--length", T, "--init", 3, "--threads", 1)
+        if not t.ok(done.returncode == 0, f"{name}: {kind} gives numbers", t.said(done)):
+            return
+        got[kind], layers = numbers(f"{d}/{kind}")
+    for kind, unit in UNIT.items():
+        bound = math.sqrt(ROUNDINGS * layers) * unit
+        errors = {n: distance(got[kind][n], want) for n, want in got["double"].items()}
+        routed = {n: e for n, e in errors.items() if kind == "bf16" and ROUTED in n}
+        plain = {n: e for n, e in errors.items() if n not in routed}
+        worst = max(plain, key=plain.get)
+        t.ok(plain[worst] <= bound, f"{name}: {kind}: gradients are those of double "
+             f"(worst {plain[worst]:.2g} of {bound:.2g}, {worst})", plain)
+        if routed:
+            t.ok(max(routed.values()) <= math.sqrt(2 / TOPK), f"{name}: {kind}: and those of "
+                 f"routed values (worst {max(routed.values()):.2g})", routed)
+
+
+def val_loss(done):
+    return float(done.stdout.split("val loss ")[1].split()[0]) if not done.returncode else 0
+
+
+def test_checkpoints(name, binaries, d):
+    """Masters are float in both; double is of another width."""
+    for kind in ("float", "bf16"):
+        other = {"float": "bf16", "bf16": "float"}[kind]
+        done = t.train(binaries[kind], f"{d}/{kind}-run", "--steps", 6)
+        own = t.tenon(binaries[kind], "eval", "--checkpoint", f"{d}/{kind}-run")
+        far = t.tenon(binaries[other], "eval", "--checkpoint", f"{d}/{kind}-run")
+        t.ok(own.stderr == "" and far.stderr.count("\n") == 1 and "its weights are used" in
+             far.stderr, f"{name}: {other} says that it reads weights of {kind}",
+             t.said(done) + t.said(own) + t.said(far))
+        t.ok(0 < abs(val_loss(far) - val_loss(own)) < 2 ** -8 * val_loss(own),
+             f"{name}: {other} evaluates them alike", t.said(own) + t.said(far))
+        done = t.train(binaries[other], f"{d}/{kind}-run", "--steps", 8)
+        t.ok(t.one_line(done, "REAL_BF16 (was", "--allow-config-change"),
+             f"{name}: {other} does not go on with a run of {kind} unasked", t.said(done))
+        done = t.train(binaries[other], f"{d}/{kind}-run", "--steps", 8, "--allow-config-change")
+        t.ok(done.returncode == 0, f"{name}: and does when asked", t.said(done))
+    done = t.tenon(binaries["double"], "eval", "--checkpoint", f"{d}/float-run")
+    t.ok(t.one_line(done, "REAL_DOUBLE (was n, is y)"), f"{name}: double refuses them",
+         t.said(done))
+
+
+def main():
+    for i, name in enumerate(sys.argv[1:] or DEFCONFIGS):
+        binaries = {kind: build(name, kind) for kind in TYPES}
+        with t.folder() as d:
+            test_gradients(name, binaries, d)
+            if not i:
+                test_checkpoints(name, binaries, d)
+    return t.done()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
