@@ -4,6 +4,7 @@
 
 import os
 import re
+import shutil
 
 from kconfig_tap import (CONFIG, DIR, FRAGMENT, TINY, main, ok, run, shows,
                          slurp, with_lines, write)
@@ -41,8 +42,9 @@ ERRORS = {
                         'needs CONFIG_RA_MLA_MLP_SPARSE_MODE="rms"'),
     "path": ('CONFIG_DATA_PATH="x"',
              "needs (CONFIG_DATA_TEXT=y or CONFIG_DATA_SHARDS=y)"),
-    "cuda": ("CONFIG_ARCH_CUDA=y", "the cuda backend is not part of this "
-             "version; set CONFIG_ARCH_CPU=y"),
+    "cuda": ("CONFIG_REAL_DOUBLE=y\nCONFIG_ARCH_CUDA=y", "calculates in bf16")
+            if shutil.which("nvcc") else
+            ("CONFIG_ARCH_CUDA=y", "nvcc is not in the PATH"),
     "fallback": ("CONFIG_LR_COSINE=n", "CONFIG_LR_WSD=y"),
     "mode without mechanism": (
         'CONFIG_RA_MLA_MLP_GATE_POOL="token"',

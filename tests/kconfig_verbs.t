@@ -43,7 +43,9 @@ def test_get_and_diff():
     ok(run("get", "MAX_ITER")[0] == 2, "get_refuses_an_unknown_symbol")
     run("merge", "real-double")
     edit("CONFIG_RA_MLA_RA_ALPHA=0.0", 'CONFIG_RA_MLA_RA_ALPHA="0.00"')
-    ok(run("diff", old, CONFIG)[1] == "CONFIG_REAL_DOUBLE: n -> y\nCONFIG_REAL_FLOAT: y -> n\n",
+    # The library of products follows, where that of float has none for double.
+    lines = [x for x in run("diff", old, CONFIG)[1].splitlines() if "CONFIG_BLAS_" not in x]
+    ok(lines == ["CONFIG_REAL_DOUBLE: n -> y", "CONFIG_REAL_FLOAT: y -> n"],
        "diff_prints_differing_symbols", run("diff", old, CONFIG)[1])
 
 

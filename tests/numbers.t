@@ -16,7 +16,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import training as t    # noqa: E402
 from bundle import bundle, tokens    # noqa: E402
 
-DEFCONFIGS = ("tiny-gpt2", "tiny-ra-mla-full+ra-mla-step3")
+DEFCONFIGS = ("tiny-gpt2", "tiny-ra-mla-full+ra-mla-arm3")
 TYPES = {"double": ["real-double.config"], "float": [], "bf16": ["real-bf16.config"]}
 B, T, VOCAB = 4, 64, 256
 

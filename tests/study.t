@@ -251,7 +251,7 @@ def test_refusals():
             {"DATA_SHARDS": "y", "DATA_PATH": f'"nanogpt:{SCRATCH}/shards"'},
             "train.bin", "No such file")
     t.write(b"", SCRATCH, "file")
-    refused("file_as_output_folder_is_refused", {}, "--out", out="../file/x")
+    refused("file_as_output_folder_is_refused", {}, "OUT=DIR", out="../file/x")
 
 
 def test_too_large():

@@ -20,6 +20,7 @@
  * @ra: a.ra_scale
  * @vec: every row of every tensor begins at a multiple of 16 bytes
  * @q_per: query heads of a block that makes dk or dv
+ * @near: log2 of the sequences of a section, attn_grid()
  * @do_k: it makes dk
  * @do_v: it makes dv
  */
@@ -31,7 +32,7 @@ struct attn_run {
 	float *dgamma;
 	const bf16 *d_o;
 	float *delta;
-	int q_per;
+	int q_per, near;
 	bool do_k, do_v;
 };
 
@@ -47,6 +48,12 @@ static inline __host__ __device__ int attn_v_heads(const struct attn &a)
 	return a.v_head ? a.heads / a.group : 1;
 }
 
+/* Key and value head of query head @h where they have several. */
+static inline __host__ __device__ int attn_kv_head(const struct attn &a, int h)
+{
+	return a.group == 1 ? h : h / a.group;
+}
+
 /* Offsets of position 0 of sequence @i for query head @h. */
 static inline __host__ __device__ long attn_q(const struct attn &a, int i, int h)
 {
@@ -55,12 +62,12 @@ static inline __host__ __device__ long attn_q(const struct attn &a, int i, int h
 
 static inline __host__ __device__ long attn_k(const struct attn &a, int i, int h)
 {
-	return (long)i * a.t * a.k_row + h / a.group * a.k_head;
+	return (long)i * a.t * a.k_row + attn_kv_head(a, h) * a.k_head;
 }
 
 static inline __host__ __device__ long attn_v(const struct attn &a, int i, int h)
 {
-	return (long)i * a.t * a.v_row + h / a.group * a.v_head;
+	return (long)i * a.t * a.v_row + attn_kv_head(a, h) * a.v_head;
 }
 
 static inline __host__ __device__ long attn_o(const struct attn &a, int i, int h)
@@ -75,21 +82,36 @@ static inline __host__ __device__ long attn_stat(const struct attn &a, int i, in
 }
 
 /*
- * Heads that run together: blocks go through SECTION (sequence, head) pairs at a time,
- * those with the most work first. The keys and values of a section stay in the L2
- * cache (64 of 1024 positions by 64: 16 MiB of 50), and the last blocks of a launch
- * are short ones.
+ * Order of blocks: a section of sequences with all their heads at a time, and in it the
+ * blocks with the most work first. The keys and values of a section stay in the L2 cache
+ * (1024 positions of 32 heads of 64: 8 MiB), and the last blocks of a launch are short.
  */
-enum { SECTION = 32 };
+enum { SECTION = 32 };		/* heads of a section, at least */
 
-/* Block @index of @blocks a pair, @pairs pairs: rank by work in *rank, the pair returned. */
-static __device__ __forceinline__ int attn_schedule(int index, int blocks, int pairs, int *rank)
+/**
+ * attn_grid() - blocks of a kernel
+ * @p: gets @p->near
+ * @blocks: blocks of a head
+ * @heads: heads of a sequence
+ */
+static inline dim3 attn_grid(struct attn_run *p, int blocks, int heads)
 {
-	int first = index / (SECTION * blocks) * SECTION, n = min(SECTION, pairs - first);
+	p->near = 0;
+	while (heads << p->near < SECTION && 1 << p->near < p->a.b)
+		p->near++;
+	return dim3(heads, blocks << p->near, div_up(p->a.b, 1 << p->near));
+}
 
-	index -= first * blocks;
-	*rank = index / n;
-	return first + index % n;
+/* Sequence of this block, which may be behind the last: nothing to do. */
+static __device__ __forceinline__ int attn_sequence(const struct attn_run &p)
+{
+	return blockIdx.z << p.near | (blockIdx.y & ((1 << p.near) - 1));
+}
+
+/* Rank of this block among those of its head, 0 for the most work. */
+static __device__ __forceinline__ int attn_rank(const struct attn_run &p)
+{
+	return blockIdx.y >> p.near;
 }
 
 /* Backward, rows queries: @rows of row @r, the query at @pos; behind the end ds becomes 0. */

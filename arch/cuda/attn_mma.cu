@@ -19,15 +19,15 @@ mma_fwd_kernel(struct attn_run p)
 	extern __shared__ __align__(16) char mem[];
 	auto *m = (struct mma_fwd_smem<W> *)mem;
 	const struct attn &a = p.a;
-	int blocks = div_up(a.t, TILE), rank;
-	int pair = attn_schedule(blockIdx.x, blocks, a.b * a.heads, &rank);
-	int i = pair / a.heads, h = pair % a.heads, last = blocks - 1 - rank;
+	int i = attn_sequence(p), h = blockIdx.x, last = div_up(a.t, TILE) - 1 - attn_rank(p);
 	const struct head_view q = { bf16_of(a.q) + attn_q(a, i, h), a.q_row };
 	const struct head_view k = { bf16_of(a.k) + attn_k(a, i, h), a.k_row };
 	const struct head_view v = { bf16_of(a.v) + attn_v(a, i, h), a.v_row };
 	float max[2] = { -INFINITY, -INFINITY }, sum[2] = { 0, 0 }, o[W / 8][4] = {};
 	tile_left prob;
 
+	if (i >= a.b)
+		return;
 	tile_load<W>(m->q, q, last * TILE, a.t, 0, a.dk, p.vec);
 	tile_load<W>(m->k[0], k, 0, a.t, 0, a.dk, p.vec);
 	tile_load<W>(m->v[0], v, 0, a.t, 0, a.dv, p.vec);
@@ -72,15 +72,14 @@ bool attn_mma_takes(const struct attn_run &p)
 	return p.ra == 0 && p.scale > 0 && MAX(p.a.dk, p.a.dv) <= 128;
 }
 
-template <int W> static void fwd_launch(const struct attn_run &p)
+template <int W> static void fwd_launch(struct attn_run p)
 {
-	const struct attn &a = p.a;
+	const dim3 grid = attn_grid(&p, div_up(p.a.t, TILE), p.a.heads);
 	int bytes = sizeof(struct mma_fwd_smem<W>);
 
 	CUDA(cudaFuncSetAttribute(mma_fwd_kernel<W>, cudaFuncAttributeMaxDynamicSharedMemorySize,
 				  bytes));
-	mma_fwd_kernel<W><<<div_up(a.t, TILE) * a.b * a.heads, TILE_THREADS, bytes,
-			    cuda_stream()>>>(p);
+	mma_fwd_kernel<W><<<grid, TILE_THREADS, bytes, cuda_stream()>>>(p);
 	CUDA_LAUNCHED();
 }
 

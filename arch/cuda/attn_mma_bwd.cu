@@ -20,9 +20,7 @@ mma_dq_kernel(struct attn_run p)
 	extern __shared__ __align__(16) char mem[];
 	auto *m = (struct mma_dq_smem<W> *)mem;
 	const struct attn &a = p.a;
-	int blocks = div_up(a.t, TILE), rank;
-	int pair = attn_schedule(blockIdx.x, blocks, a.b * a.heads, &rank);
-	int i = pair / a.heads, h = pair % a.heads, last = blocks - 1 - rank;
+	int i = attn_sequence(p), h = blockIdx.x, last = div_up(a.t, TILE) - 1 - attn_rank(p);
 	const struct head_view q = { bf16_of(a.q) + attn_q(a, i, h), a.q_row };
 	const struct head_view k = { bf16_of(a.k) + attn_k(a, i, h), a.k_row };
 	const struct head_view v = { bf16_of(a.v) + attn_v(a, i, h), a.v_row };
@@ -31,6 +29,8 @@ mma_dq_kernel(struct attn_run p)
 	float dq[W / 8][4] = {};
 	tile_left ds;
 
+	if (i >= a.b)
+		return;
 	tile_load<W>(m->q, q, last * TILE, a.t, 0, a.dk, p.vec);
 	tile_load<W>(m->d_o, d_o, last * TILE, a.t, 0, a.dv, p.vec);
 	tile_load<W>(m->k[0], k, 0, a.t, 0, a.dk, p.vec);
@@ -95,14 +95,15 @@ mma_dkv_kernel(struct attn_run p)
 	extern __shared__ __align__(16) char mem[];
 	auto *m = (struct mma_dkv_smem<W> *)mem;
 	const struct attn &a = p.a;
-	int blocks = div_up(a.t, TILE), shared = a.heads / p.q_per, x;
-	int pair = attn_schedule(blockIdx.x, blocks, a.b * shared, &x);
-	int i = pair / shared, h0 = pair % shared * p.q_per, each = blocks - x;
+	int i = attn_sequence(p), h0 = blockIdx.x * p.q_per;
+	int x = attn_rank(p), each = div_up(a.t, TILE) - x;
 	const struct head_view k = { bf16_of(a.k) + attn_k(a, i, h0), a.k_row };
 	const struct head_view v = { bf16_of(a.v) + attn_v(a, i, h0), a.v_row };
 	float dk[W / 8][4] = {}, dv[W / 8][4] = {};
-	tile_left left;
+	tile_left prob, ds;
 
+	if (i >= a.b)
+		return;
 	tile_load<W>(m->k, k, x * TILE, a.t, 0, a.dk, p.vec);
 	tile_load<W>(m->v, v, x * TILE, a.t, 0, a.dv, p.vec);
 	mma_dkv_load<W>(m, p, 0, i, h0, x * TILE);
@@ -121,30 +122,33 @@ mma_dkv_kernel(struct attn_run p)
 		}
 		mul_nt<W>(s, m->k, m->q[n % 2]);
 		mul_nt<W>(dp, m->v, m->d_o[n % 2]);
-		tile_probs_t<true>(s, left, stats, p.scale * LOG2E, n % each == 0);
-		mul_nn<W>(dv, left, m->d_o[n % 2]);
-		tile_ds_t<true>(s, dp, stats);
-		tile_pack(left, dp);
-		mul_nn<W>(dk, left, m->q[n % 2]);
+		if (n % each)
+			tile_bwd_t<true, false>(prob, ds, s, dp, stats, p.scale * LOG2E);
+		else
+			tile_bwd_t<true, true>(prob, ds, s, dp, stats, p.scale * LOG2E);
+		mul_nn<W>(dv, prob, m->d_o[n % 2]);
+		mul_nn<W>(dk, ds, m->q[n % 2]);
 	}
 	rows_store<W>(p.dk + attn_k(a, i, h0), a.k_row, x * TILE, a.t, 0, a.dk, dk, p.scale, p.scale,
 		      p.vec);
 	rows_store<W>(p.dv + attn_v(a, i, h0), a.v_row, x * TILE, a.t, 0, a.dv, dv, 1, 1, p.vec);
 }
 
-template <int W> static void bwd_launch(const struct attn_run &p)
+template <int W> static void bwd_launch(struct attn_run p)
 {
-	const struct attn &a = p.a;
-	int blocks = div_up(a.t, TILE) * a.b;
+	int blocks = div_up(p.a.t, TILE);
+	dim3 grid;
 	int dq = sizeof(struct mma_dq_smem<W>), dkv = sizeof(struct mma_dkv_smem<W>);
 
 	CUDA(cudaFuncSetAttribute(mma_dq_kernel<W>, cudaFuncAttributeMaxDynamicSharedMemorySize,
 				  dq));
 	CUDA(cudaFuncSetAttribute(mma_dkv_kernel<W>, cudaFuncAttributeMaxDynamicSharedMemorySize,
 				  dkv));
-	mma_dq_kernel<W><<<blocks * a.heads, TILE_THREADS, dq, cuda_stream()>>>(p);
+	grid = attn_grid(&p, blocks, p.a.heads);
+	mma_dq_kernel<W><<<grid, TILE_THREADS, dq, cuda_stream()>>>(p);
 	CUDA_LAUNCHED();
-	mma_dkv_kernel<W><<<blocks * (a.heads / p.q_per), TILE_THREADS, dkv, cuda_stream()>>>(p);
+	grid = attn_grid(&p, blocks, p.a.heads / p.q_per);
+	mma_dkv_kernel<W><<<grid, TILE_THREADS, dkv, cuda_stream()>>>(p);
 	CUDA_LAUNCHED();
 }
 

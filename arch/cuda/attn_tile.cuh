@@ -77,7 +77,7 @@ static __device__ __forceinline__ void tile_mask(tile_acc &s)
 /*
  * The maximum that exponentials are relative to may stay behind the true one by so many
  * powers of 2: neither float sums nor the relative error of rounded exponentials mind, and
- * sums are rarely rescaled. After Zadouri et al. 2026 (FlashAttention-4).
+ * sums are rarely rescaled. As FlashAttention-4 does.
  */
 #define MAX_LAG 8.0f
 
@@ -122,10 +122,10 @@ static __device__ __forceinline__ void tile_softmax(tile_acc &s, tile_left &p, f
 #pragma unroll
 	for (int n = 0; n < TILE_N; n++) {
 #pragma unroll
-		for (int i = 0; i < 4; i++) {
+		for (int i = 0; i < 4; i++)
 			s[n][i] = exp2_fast(fmaf(s[n][i], scale, -low[i / 2]));
-			sum[i / 2] += s[n][i];
-		}
+		sum[0] += s[n][0] + s[n][1];
+		sum[1] += s[n][2] + s[n][3];
 		if (n % 2)
 			acc_pack(p[n / 2], s[n - 1], s[n]);
 	}
@@ -174,59 +174,60 @@ static __device__ __forceinline__ float2 col_pair(const float *p, int n)
 	return v;
 }
 
-/* Scores to P; @left = gamma P, rounded. */
-template <bool GAMMA>
-static __device__ __forceinline__ void tile_probs_t(tile_acc &s, tile_left &left,
-						    const struct col_stats *stats, float scale,
-						    bool diagonal)
+/*
+ * Scores and dP to gamma P and ds = P (gamma dP - delta), rounded, 16 columns at a time:
+ * few values are alive at once. @MASK: the tile is on the diagonal.
+ */
+template <bool GAMMA, bool MASK>
+static __device__ __forceinline__ void tile_bwd_t(tile_left &prob, tile_left &ds, tile_acc &s,
+						  tile_acc &dp, const struct col_stats *stats,
+						  float scale)
 {
 #pragma unroll
 	for (int n = 0; n < TILE_N; n++) {
-		float2 lse = col_pair(stats->lse, n);
-
-#pragma unroll
-		for (int i = 0; i < 4; i++)
-			s[n][i] = exp2_fast(fmaf(s[n][i], scale,
-						 (i % 2 ? lse.y : lse.x) * -LOG2E));
-	}
-	if (diagonal) {
-#pragma unroll
-		for (int n = 0; n < TILE_N; n++)
-#pragma unroll
-			for (int i = 0; i < 4; i++)
-				s[n][i] = acc_col(n, i) < acc_row(i) ? 0 : s[n][i];
-	}
-#pragma unroll
-	for (int n = 0; n < TILE_N; n += 2) {
-		if (GAMMA) {
-			float2 g = col_pair(stats->gamma, n), h = col_pair(stats->gamma, n + 1);
-			const float lo[4] = { s[n][0] * g.x, s[n][1] * g.y, s[n][2] * g.x,
-					      s[n][3] * g.y };
-			const float hi[4] = { s[n + 1][0] * h.x, s[n + 1][1] * h.y,
-					      s[n + 1][2] * h.x, s[n + 1][3] * h.y };
-
-			acc_pack(left[n / 2], lo, hi);
-		} else {
-			acc_pack(left[n / 2], s[n], s[n + 1]);
-		}
-	}
-}
-
-/* P and dP: dP becomes ds = P (gamma dP - delta). */
-template <bool GAMMA>
-static __device__ __forceinline__ void tile_ds_t(const tile_acc &p, tile_acc &dp,
-						 const struct col_stats *stats)
-{
-#pragma unroll
-	for (int n = 0; n < TILE_N; n++) {
-		float2 delta = col_pair(stats->delta, n), gamma = { 1, 1 };
+		float2 lse = col_pair(stats->lse, n), delta = col_pair(stats->delta, n);
+		float2 gamma = { 1, 1 };
 
 		if (GAMMA)
 			gamma = col_pair(stats->gamma, n);
 #pragma unroll
-		for (int i = 0; i < 4; i++)
-			dp[n][i] = p[n][i] * fmaf(dp[n][i], i % 2 ? gamma.y : gamma.x,
-						  -(i % 2 ? delta.y : delta.x));
+		for (int i = 0; i < 4; i++) {
+			float g = i % 2 ? gamma.y : gamma.x, low = i % 2 ? lse.y : lse.x;
+			float p = exp2_fast(fmaf(s[n][i], scale, low * -LOG2E));
+
+			if (MASK)
+				p = acc_col(n, i) < acc_row(i) ? 0 : p;
+			dp[n][i] = p * fmaf(dp[n][i], g, -(i % 2 ? delta.y : delta.x));
+			s[n][i] = GAMMA ? p * g : p;
+		}
+		if (n % 2) {
+			acc_pack(prob[n / 2], s[n - 1], s[n]);
+			acc_pack(ds[n / 2], dp[n - 1], dp[n]);
+		}
+	}
+}
+
+/*
+ * Four registers of four neighbouring lanes, transposed: register m of lane j becomes
+ * register j of lane m.
+ */
+static __device__ __forceinline__ void quad_transpose(uint32_t (&v)[4])
+{
+	bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
+
+#pragma unroll
+	for (int n = 0; n < 4; n += 2) {
+		uint32_t got = __shfl_xor_sync(~0u, odd ? v[n] : v[n + 1], 1);
+
+		v[n] = odd ? got : v[n];
+		v[n + 1] = odd ? v[n + 1] : got;
+	}
+#pragma unroll
+	for (int n = 0; n < 2; n++) {
+		uint32_t got = __shfl_xor_sync(~0u, high ? v[n] : v[n + 2], 2);
+
+		v[n] = high ? got : v[n];
+		v[n + 2] = high ? v[n + 2] : got;
 	}
 }
 
@@ -237,7 +238,7 @@ static __device__ __forceinline__ void tile_ds_t(const tile_acc &p, tile_acc &dp
  * @e0: column of the accumulators' first; columns from @width on are not written
  * @c: [W / 8]
  * @f0: factor of rows acc_row(0), @f1 of rows acc_row(2)
- * @vec: pairs of columns may be written at once
+ * @vec: rows begin at multiples of 16 bytes and width is a multiple of 8
  */
 template <int W>
 static __device__ __forceinline__ void rows_store(bf16 *dst, long row, int pos, int t, int e0,
@@ -249,21 +250,27 @@ static __device__ __forceinline__ void rows_store(bf16 *dst, long row, int pos, 
 		int at = pos + acc_row(i);
 		float f = i ? f1 : f0;
 
-		if (at >= t)
-			continue;
 #pragma unroll
-		for (int n = 0; n < W / 8; n++) {
-			int e = e0 + acc_col(n, 0);
-			bf16 *p = dst + at * row + e;
+		for (int n = 0; vec && n < W / 8; n += 4) {
+			int e = e0 + 8 * (n + threadIdx.x % 4);
+			uint32_t v[4];
 
-			if (vec && e < width) {
-				*(uint32_t *)p = pack_bf16(c[n][i] * f, c[n][i + 1] * f);
-				continue;
+#pragma unroll
+			for (int k = 0; k < 4; k++)
+				v[k] = pack_bf16(c[n + k][i] * f, c[n + k][i + 1] * f);
+			quad_transpose(v);
+			if (at < t && e < width)
+				*(uint4 *)(dst + at * row + e) = make_uint4(v[0], v[1], v[2], v[3]);
+		}
+#pragma unroll
+		for (int n = 0; !vec && n < W / 8; n++) {
+#pragma unroll
+			for (int k = 0; k < 2; k++) {
+				int e = e0 + acc_col(n, k);
+
+				if (at < t && e < width)
+					dst[at * row + e] = __float2bfloat16(c[n][i + k] * f);
 			}
-			if (e < width)
-				p[0] = __float2bfloat16(c[n][i] * f);
-			if (e + 1 < width)
-				p[1] = __float2bfloat16(c[n][i + 1] * f);
 		}
 	}
 }

@@ -13,13 +13,6 @@
 
 #include "attn_wgmma.cuh"
 
-#ifndef FWD64
-#define FWD64 4, 2, 2
-#endif
-#ifndef FWD128
-#define FWD128 4, 3, 1
-#endif
-
 /* Shared memory of a block; blocks of 1024-byte alignment first. */
 template <int DK, int DV, int STAGES, int WGS> struct fwd_smem {
 	bf16 q[WGS][TILE * DK];
@@ -112,17 +105,17 @@ wgmma_fwd_kernel(const __grid_constant__ struct attn_run p,
 	extern __shared__ __align__(1024) char mem[];
 	auto *m = (struct fwd_smem<DK, DV, STAGES, WGS> *)mem;
 	const struct attn &a = p.a;
-	int blocks = div_up(a.t, WGS * TILE), rank;
-	int pair = attn_schedule(blockIdx.x, blocks, a.b * a.heads, &rank);
-	int i = pair / a.heads, h = pair % a.heads, wg = wg_index();
-	int kh = a.k_head ? h / a.group : 0, vh = a.v_head ? h / a.group : 0;
-	int x0 = (blocks - 1 - rank) * WGS * TILE, own = x0 / TILE + wg;
-	int all = min(x0 / TILE + WGS, div_up(a.t, TILE)), last = min(own, all - 1);
+	int i = attn_sequence(p), h = blockIdx.x, wg = wg_index();
+	int kv = attn_kv_head(a, h), kh = a.k_head ? kv : 0, vh = a.v_head ? kv : 0;
+	int first = (div_up(a.t, WGS * TILE) - 1 - attn_rank(p)) * WGS, own = first + wg;
+	int all = min(first + WGS, div_up(a.t, TILE)), last = min(own, all - 1);
 	/* the warpgroup with the most tiles feeds all */
 	bool feeds = threadIdx.x == (WGS - 1) * WG_THREADS;
 	struct fwd_acc<DV> w = { .max = { -INFINITY, -INFINITY } };
 	float scale = p.scale * LOG2E;
 
+	if (i >= a.b)
+		return;
 	if (feeds) {
 		mbar_init(&m->q_full, 1);
 		for (int n = 0; n < STAGES; n++) {
@@ -132,7 +125,7 @@ wgmma_fwd_kernel(const __grid_constant__ struct attn_run p,
 		mbar_init_fence();
 		mbar_expect(&m->q_full, WGS * DK * TILE * 2);
 		for (int n = 0; n < WGS; n++)
-			tile_fetch<DK>(m->q[n], &maps.q, &m->q_full, x0 + n * TILE, h, i);
+			tile_fetch<DK>(m->q[n], &maps.q, &m->q_full, (first + n) * TILE, h, i);
 		for (int n = 0; n < min(STAGES, all); n++)
 			fwd_fetch<DK, DV, STAGES, WGS>(m, maps, n, kh, vh, i);
 	}
@@ -209,22 +202,22 @@ bool attn_wgmma_takes(const struct attn_run &p)
 		p.ra == 0 && p.scale > 0 && attn_k_heads(a) == attn_v_heads(a);
 }
 
-template <int DK, int DV, int STAGES, int WGS, int BLOCKS> static void fwd_launch(const struct attn_run &p)
+template <int DK, int DV, int STAGES, int WGS, int BLOCKS> static void fwd_launch(struct attn_run p)
 {
-	const struct attn &a = p.a;
+	const dim3 grid = attn_grid(&p, div_up(p.a.t, WGS * TILE), p.a.heads);
 	int bytes = sizeof(struct fwd_smem<DK, DV, STAGES, WGS>);
 	auto *kernel = wgmma_fwd_kernel<DK, DV, STAGES, WGS, BLOCKS>;
 
 	CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-	kernel<<<div_up(a.t, WGS * TILE) * a.b * a.heads, WGS * WG_THREADS, bytes,
-		 cuda_stream()>>>(p, attn_maps_of(p));
+	kernel<<<grid, WGS * WG_THREADS, bytes, cuda_stream()>>>(p, attn_maps_of(p));
 	CUDA_LAUNCHED();
 }
 
+/* Stages, warpgroups of a block and blocks of a multiprocessor: as measured on an H200. */
 void attn_wgmma_fwd(const struct attn_run &p)
 {
 	if (p.a.dk == 64)
-		fwd_launch<64, 64, FWD64>(p);
+		fwd_launch<64, 64, 4, 2, 2>(p);
 	else
-		fwd_launch<128, 128, FWD128>(p);
+		fwd_launch<128, 128, 3, 1, 2>(p);
 }

@@ -2,28 +2,16 @@
 /*
  * Attention backward on wgmma (sm_90a), as two kernels without atomics: dq runs over
  * keys, dk and dv run over queries, each recomputing its tiles from the saved
- * log-sum-exp; the first leaves delta = <d_o, o> for the second. Seven products where one kernel would need five, but no order of blocks
- * to keep and no dq in float in memory.
+ * log-sum-exp; the first leaves delta = <d_o, o> for the second. Seven products where
+ * one kernel would need five, but no order of blocks to keep and no dq in float in
+ * memory.
  *
  * A block is one warpgroup and 64 rows; several share a multiprocessor, so that the
  * exponentials of one hide behind the products of others. Products with probabilities
- * take these from registers (dk and dv compute scores transposed, rows keys), and start
- * together with the next tile's scores.
+ * take these from registers (dk and dv compute scores transposed, rows keys), and the
+ * next tile's scores start right behind them.
  */
 #include "attn_wgmma.cuh"
-
-#ifndef DQ64
-#define DQ64 3, 3
-#endif
-#ifndef DKV64
-#define DKV64 3, 3
-#endif
-#ifndef DQ128
-#define DQ128 2, 2
-#endif
-#ifndef DKV128
-#define DKV128 2, 2
-#endif
 
 /* ---- dq ------------------------------------------------------------------- */
 
@@ -54,40 +42,72 @@ static __device__ __forceinline__ void bwd_scores(tile_acc &s, tile_acc &dp, con
 	tile_nt<D>(dp, d_o, v);
 }
 
-/*
- * Statistics of row @r, the query at @pos. delta = <d_o, o> and dgamma are made here, by
- * the four lanes that hold the row, while the first tiles are on their way.
- */
+/* A thread's share of o and d_o of its two rows: the four lanes of a row share it. */
+template <int D> struct dq_rows {
+	uint4 o[2][D / 32], d_o[2][D / 32];
+};
+
 template <int D>
-static __device__ __forceinline__ void dq_stats(struct row_stats &rows, int r,
-						const struct attn_run &p, int i, int pos, int h)
+static __device__ __forceinline__ void dq_rows_get(struct dq_rows<D> &x,
+						   const struct attn_run &p, int i, int x0, int h)
 {
 	const struct attn &a = p.a;
-	long at = attn_stat(a, i, pos, h), from = attn_o(a, i, h) + pos * a.o_row;
-	bool inside = pos < a.t;
+
+#pragma unroll
+	for (int r = 0; r < 2; r++) {
+		/* behind the end: any row, dropped later */
+		long from = attn_o(a, i, h) + min(x0 + acc_row(2 * r), a.t - 1) * a.o_row;
+
+#pragma unroll
+		for (int n = 0; n < D / 32; n++) {
+			int e = 32 * n + threadIdx.x % 4 * 8;
+
+			x.o[r][n] = *(const uint4 *)(bf16_of(a.o) + from + e);
+			x.d_o[r][n] = *(const uint4 *)(p.d_o + from + e);
+		}
+	}
+}
+
+/* <x, y> of eight elements */
+[[maybe_unused]]
+static __device__ __forceinline__ float dot8(const uint4 &x, const uint4 &y)
+{
+	const bf16 *xs = (const bf16 *)&x, *ys = (const bf16 *)&y;
 	float sum = 0;
 
 #pragma unroll
-	for (int e = threadIdx.x % 4 * 8; e < D; e += 32) {
-		uint4 x = {}, y = {};
-		const bf16 *xs = (const bf16 *)&x, *ys = (const bf16 *)&y;
+	for (int n = 0; n < 8; n++)
+		sum += __bfloat162float(xs[n]) * __bfloat162float(ys[n]);
+	return sum;
+}
 
-		if (inside) {
-			x = *(const uint4 *)(bf16_of(a.o) + from + e);
-			y = *(const uint4 *)(p.d_o + from + e);
-		}
+/* Statistics of both rows; makes delta = <d_o, o> and dgamma. */
+template <int D>
+static __device__ __forceinline__ void dq_stats(struct row_stats &rows,
+						const struct dq_rows<D> &x,
+						const struct attn_run &p, int i, int x0, int h)
+{
+	const struct attn &a = p.a;
+
 #pragma unroll
-		for (int j = 0; j < 8; j++)
-			sum += __bfloat162float(xs[j]) * __bfloat162float(ys[j]);
+	for (int r = 0; r < 2; r++) {
+		int pos = x0 + acc_row(2 * r);
+		long at = attn_stat(a, i, pos, h);
+		bool inside = pos < a.t;
+		float sum = 0;
+
+#pragma unroll
+		for (int n = 0; n < D / 32; n++)
+			sum += dot8(x.o[r][n], x.d_o[r][n]);
+		rows.lse[r] = inside ? a.lse[at] * LOG2E : INFINITY;
+		rows.gamma[r] = inside && a.gamma ? a.gamma[at] : 1;
+		rows.delta[r] = row_sum(sum);
+		if (!inside || threadIdx.x % 4)
+			continue;
+		p.delta[at] = rows.delta[r];
+		if (a.gamma && p.dgamma)
+			p.dgamma[at] = rows.gamma[r] == 0 ? 0 : rows.delta[r] / rows.gamma[r];
 	}
-	rows.lse[r] = inside ? a.lse[at] * LOG2E : INFINITY;
-	rows.gamma[r] = inside && a.gamma ? a.gamma[at] : 1;
-	rows.delta[r] = row_sum(sum);
-	if (!inside || threadIdx.x % 4)
-		return;
-	p.delta[at] = rows.delta[r];
-	if (a.gamma && p.dgamma)
-		p.dgamma[at] = rows.gamma[r] == 0 ? 0 : rows.delta[r] / rows.gamma[r];
 }
 
 /* A warpgroup's sums, and its rows' statistics. */
@@ -96,7 +116,10 @@ template <int D> struct dq_acc {
 	struct row_stats rows;
 };
 
-/* Tile @n: dq += ds k together with scores and dP of tile @n + 1. @LAST: on the diagonal. */
+/*
+ * Tile @n: dq += ds k, and the scores and dP of tile @n + 1. dP waits until ds has been
+ * read: registers. @LAST: on the diagonal, none follows.
+ */
 template <int D, int STAGES, bool LAST>
 static __device__ __forceinline__ void dq_tile(struct dq_acc<D> &w, struct dq_smem<D, STAGES> *m,
 					       int n, float scale)
@@ -109,9 +132,15 @@ static __device__ __forceinline__ void dq_tile(struct dq_acc<D> &w, struct dq_sm
 		mbar_wait(&m->full[next], (n + 1) / STAGES % 2);
 	wgmma_fence();
 	tile_nn<D>(w.dq, ds, m->k[stage]);
-	if (!LAST)
-		bwd_scores<D>(w.s, w.dp, m->q, m->k[next], m->d_o, m->v[next]);
 	wgmma_commit();
+	if (!LAST) {
+		tile_nt<D>(w.s, m->q, m->k[next]);
+		wgmma_commit();
+		wgmma_wait<1>();
+		wgmma_fence();
+		tile_nt<D>(w.dp, m->d_o, m->v[next]);
+		wgmma_commit();
+	}
 	wgmma_wait<0>();
 	acc_pin(w.s);
 	acc_pin(w.dp);
@@ -129,13 +158,15 @@ wgmma_dq_kernel(const __grid_constant__ struct attn_run p,
 	extern __shared__ __align__(1024) char mem[];
 	auto *m = (struct dq_smem<D, STAGES> *)mem;
 	const struct attn &a = p.a;
-	int blocks = div_up(a.t, TILE), rank;
-	int pair = attn_schedule(blockIdx.x, blocks, a.b * a.heads, &rank);
-	int i = pair / a.heads, h = pair % a.heads, kh = a.k_head ? h / a.group : 0;
-	int last = blocks - 1 - rank;
+	int i = attn_sequence(p), h = blockIdx.x, kh = a.k_head ? attn_kv_head(a, h) : 0;
+	int last = div_up(a.t, TILE) - 1 - attn_rank(p);
 	float scale = p.scale * LOG2E;
 	struct dq_acc<D> w = {};
+	struct dq_rows<D> x;
 
+	if (i >= a.b)
+		return;
+	dq_rows_get<D>(x, p, i, last * TILE, h);
 	if (!threadIdx.x) {
 		mbar_init(&m->x_full, 1);
 		for (int n = 0; n < STAGES; n++)
@@ -147,10 +178,8 @@ wgmma_dq_kernel(const __grid_constant__ struct attn_run p,
 		for (int n = 0; n <= min(STAGES - 1, last); n++)
 			dq_fetch<D, STAGES>(m, maps, n, kh, i);
 	}
-#pragma unroll
-	for (int r = 0; r < 2; r++)
-		dq_stats<D>(w.rows, r, p, i, last * TILE + acc_row(2 * r), h);
 	__syncthreads();
+	dq_stats<D>(w.rows, x, p, i, last * TILE, h);
 	mbar_wait(&m->x_full, 0);
 	mbar_wait(&m->full[0], 0);
 	wgmma_fence();
@@ -186,12 +215,14 @@ struct dkv_walk {
 };
 
 /* One float to shared memory, 0 behind the end; counts on a barrier by stats_arrive(). */
+[[maybe_unused]]
 static __device__ __forceinline__ void stats_copy(float *dst, const float *src, bool inside)
 {
 	asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
 		     :: "r"(smem_at(dst)), "l"(src), "r"(inside ? 4 : 0) : "memory");
 }
 
+[[maybe_unused]]
 static __device__ __forceinline__ void stats_arrive(uint64_t *bar)
 {
 	asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" :: "r"(smem_at(bar))
@@ -234,9 +265,9 @@ template <int D> struct dkv_acc {
 };
 
 /*
- * Tile @n. dv += P d_o runs while ds is computed; dk += ds q runs together with the
- * scores and dP of tile @n + 1, unless @LAST. Packed ds takes the registers of packed P,
- * so that everything fits in a third of the multiprocessor's.
+ * Tile @n: dv += P d_o and dk += ds q, and the scores and dP of tile @n + 1 unless @LAST.
+ * dP waits until the left operands have been read, so that what is alive fits in a third
+ * of the multiprocessor's registers.
  */
 template <int D, int STAGES, bool GAMMA, bool LAST>
 static __device__ __forceinline__ void dkv_tile(struct dkv_acc<D> &w,
@@ -244,34 +275,34 @@ static __device__ __forceinline__ void dkv_tile(struct dkv_acc<D> &w,
 						bool diagonal)
 {
 	int stage = n % STAGES, next = (n + 1) % STAGES;
-	const struct col_stats *stats = &m->stats[stage];
-	tile_left left;
+	tile_left prob, ds;
 
-	tile_probs_t<GAMMA>(w.s, left, stats, scale, diagonal);
-	wgmma_fence();
-	tile_nn<D>(w.dv, left, m->d_o[stage]);
-	wgmma_commit();
-	tile_ds_t<GAMMA>(w.s, w.dp, stats);
-	acc_pin(w.dp);
-	wgmma_wait<0>();
-	acc_pin(w.dp);
-#pragma unroll
-	for (int c = 0; c < D / BLOCK_COLS; c++)
-		acc_pin(w.dv[c]);
-	tile_pack(left, w.dp);
+	if (diagonal)
+		tile_bwd_t<GAMMA, true>(prob, ds, w.s, w.dp, &m->stats[stage], scale);
+	else
+		tile_bwd_t<GAMMA, false>(prob, ds, w.s, w.dp, &m->stats[stage], scale);
 	if (!LAST)
 		mbar_wait(&m->full[next], (n + 1) / STAGES % 2);
 	wgmma_fence();
-	tile_nn<D>(w.dk, left, m->q[stage]);
-	if (!LAST)
-		bwd_scores<D>(w.s, w.dp, m->k, m->q[next], m->v, m->d_o[next]);
+	tile_nn<D>(w.dv, prob, m->d_o[stage]);
+	tile_nn<D>(w.dk, ds, m->q[stage]);
 	wgmma_commit();
+	if (!LAST) {
+		tile_nt<D>(w.s, m->k, m->q[next]);
+		wgmma_commit();
+		wgmma_wait<1>();
+		wgmma_fence();
+		tile_nt<D>(w.dp, m->v, m->d_o[next]);
+		wgmma_commit();
+	}
 	wgmma_wait<0>();
 	acc_pin(w.s);
 	acc_pin(w.dp);
 #pragma unroll
-	for (int c = 0; c < D / BLOCK_COLS; c++)
+	for (int c = 0; c < D / BLOCK_COLS; c++) {
 		acc_pin(w.dk[c]);
+		acc_pin(w.dv[c]);
+	}
 }
 
 template <int D, int STAGES, int BLOCKS, bool GAMMA>
@@ -283,21 +314,21 @@ wgmma_dkv_kernel(const __grid_constant__ struct attn_run p,
 	extern __shared__ __align__(1024) char mem[];
 	auto *m = (struct dkv_smem<D, STAGES> *)mem;
 	const struct attn &a = p.a;
-	int blocks = div_up(a.t, TILE), shared = a.heads / p.q_per, x, last;
-	int pair = attn_schedule(blockIdx.x, blocks, a.b * shared, &x);
-	struct dkv_walk walk = { pair / shared, pair % shared * p.q_per, x, blocks - x };
+	int x = attn_rank(p), each = div_up(a.t, TILE) - x, last = each * p.q_per - 1;
+	const struct dkv_walk walk = { attn_sequence(p), (int)blockIdx.x * p.q_per, x, each };
 	float scale = p.scale * LOG2E;
 	struct dkv_acc<D> w = {};
 
-	last = walk.each * p.q_per - 1;
+	if (walk.i >= a.b)
+		return;
 	if (!threadIdx.x) {
 		mbar_init(&m->x_full, 1);
 		for (int n = 0; n < STAGES; n++)
 			mbar_init(&m->full[n], 1 + WG_THREADS);
 		mbar_init_fence();
 		mbar_expect(&m->x_full, 4 * D * TILE);
-		tile_fetch<D>(m->k, &maps.k, &m->x_full, x * TILE, pair % shared, walk.i);
-		tile_fetch<D>(m->v, &maps.v, &m->x_full, x * TILE, pair % shared, walk.i);
+		tile_fetch<D>(m->k, &maps.k, &m->x_full, x * TILE, blockIdx.x, walk.i);
+		tile_fetch<D>(m->v, &maps.v, &m->x_full, x * TILE, blockIdx.x, walk.i);
 	}
 	__syncthreads();
 	for (int n = 0; n <= min(STAGES - 1, last); n++)
@@ -325,31 +356,30 @@ wgmma_dkv_kernel(const __grid_constant__ struct attn_run p,
 }
 
 template <int D, int STAGES, int BLOCKS>
-static void dq_launch(const struct attn_run &p, const struct attn_maps &maps)
+static void dq_launch(struct attn_run p, const struct attn_maps &maps)
 {
-	const struct attn &a = p.a;
+	const dim3 grid = attn_grid(&p, div_up(p.a.t, TILE), p.a.heads);
 	int bytes = sizeof(struct dq_smem<D, STAGES>);
 	auto *kernel = wgmma_dq_kernel<D, STAGES, BLOCKS>;
 
 	CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-	kernel<<<div_up(a.t, TILE) * a.b * a.heads, WG_THREADS, bytes, cuda_stream()>>>
-		(p, maps);
+	kernel<<<grid, WG_THREADS, bytes, cuda_stream()>>>(p, maps);
 	CUDA_LAUNCHED();
 }
 
 template <int D, int STAGES, int BLOCKS, bool GAMMA>
-static void dkv_launch(const struct attn_run &p, const struct attn_maps &maps)
+static void dkv_launch(struct attn_run p, const struct attn_maps &maps)
 {
-	const struct attn &a = p.a;
+	const dim3 grid = attn_grid(&p, div_up(p.a.t, TILE), p.a.heads / p.q_per);
 	int bytes = sizeof(struct dkv_smem<D, STAGES>);
 	auto *kernel = wgmma_dkv_kernel<D, STAGES, BLOCKS, GAMMA>;
 
 	CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-	kernel<<<div_up(a.t, TILE) * a.b * (a.heads / p.q_per), WG_THREADS, bytes,
-		 cuda_stream()>>>(p, maps);
+	kernel<<<grid, WG_THREADS, bytes, cuda_stream()>>>(p, maps);
 	CUDA_LAUNCHED();
 }
 
+/* Stages and blocks of a multiprocessor: as measured on an H200. */
 void attn_wgmma_bwd(const struct attn_run &args)
 {
 	const struct attn_maps maps = attn_maps_of(args);
@@ -358,10 +388,10 @@ void attn_wgmma_bwd(const struct attn_run &args)
 
 	p.q_per = p.a.heads / attn_k_heads(p.a);
 	if (p.a.dk == 64) {
-		dq_launch<64, DQ64>(p, maps);
-		gamma ? dkv_launch<64, DKV64, true>(p, maps) : dkv_launch<64, DKV64, false>(p, maps);
+		dq_launch<64, 2, 3>(p, maps);
+		gamma ? dkv_launch<64, 3, 3, true>(p, maps) : dkv_launch<64, 3, 3, false>(p, maps);
 	} else {
-		dq_launch<128, DQ128>(p, maps);
-		gamma ? dkv_launch<128, DKV128, true>(p, maps) : dkv_launch<128, DKV128, false>(p, maps);
+		dq_launch<128, 2, 2>(p, maps);
+		gamma ? dkv_launch<128, 2, 2, true>(p, maps) : dkv_launch<128, 2, 2, false>(p, maps);
 	}
 }

@@ -9,11 +9,7 @@
 /* A tile of p by rows; one more column so that rows begin in different banks. */
 typedef float tile_rows[TILE][TILE + 1];
 
-/* Behind it the lists [TILE][32 R]. The tile takes the place of the operands. */
-union build_smem {
-	struct score_smem score;
-	tile_rows p;
-};
+enum { GROUPS = 3 };	/* of TILE_THREADS, which share the heads: 168 registers for each thread */
 
 /* The entries of one row of a tile, two of a lane, to its list. */
 template <int R> static __device__ __forceinline__ void
@@ -64,42 +60,60 @@ static __device__ void list_finish(const struct route &r, const route_key *own, 
 	}
 }
 
-template <int R> static __global__ void __launch_bounds__(TILE_THREADS)
+/* The groups' parts of a tile, added in their order. */
+static __device__ void tile_join(tile_rows &all, const tile_acc &p)
+{
+	for (int g = 0; g < blockDim.y; g++) {
+		if (threadIdx.y == g) {
+#pragma unroll
+			for (int c = 0; c < TILE / 8; c++)
+#pragma unroll
+				for (int k = 0; k < 4; k++) {
+					float &to = all[acc_row(k)][acc_col(c, k)];
+
+					to = g ? to + p[c][k] : p[c][k];
+				}
+		}
+		__syncthreads();
+	}
+}
+
+template <int R> static __global__ void __launch_bounds__(GROUPS * TILE_THREADS)
 topk_kernel(struct route r, struct score_run run)
 {
 	extern __shared__ __align__(16) char shared[];
-	union build_smem &mem = *(union build_smem *)shared;
-	route_key *lists = (route_key *)(shared + sizeof(mem));
-	int t0 = (gridDim.x - 1 - blockIdx.x) * TILE, first = threadIdx.x / 32 * 16;
+	struct score_smem *score = (struct score_smem *)shared;
+	route_key *lists = (route_key *)(score + blockDim.y);
+	tile_rows &all = *(tile_rows *)(lists + TILE * 32 * R);
+	int t0 = (gridDim.x - 1 - blockIdx.x) * TILE;
 	int i = blockIdx.y / r.nr, set = blockIdx.y % r.nr;
+	int thread = threadIdx.y * TILE_THREADS + threadIdx.x, warps = 4 * blockDim.y;
 	tile_acc p;
 
-	for (int j = threadIdx.x; j < TILE * 32 * R; j += TILE_THREADS)
+	for (int j = thread; j < TILE * 32 * R; j += TILE_THREADS * blockDim.y)
 		lists[j] = 0;
 	for (int u0 = 0; u0 <= t0; u0 += TILE) {
-		__syncthreads();
-		route_tile(p, mem.score, r, run, i, set, t0, u0);
-#pragma unroll
-		for (int c = 0; c < TILE / 8; c++)
-#pragma unroll
-			for (int k = 0; k < 4; k++)
-				mem.p[acc_row(k)][acc_col(c, k)] = p[c][k];
-		__syncwarp();	/* a warp reads its own rows only */
-		for (int row = first; row < first + 16; row++)
-			row_offer<R>(lists + row * 32 * R, mem.p[row], t0 + row, u0, r.topk);
+		route_tile(p, score[threadIdx.y], r, run, i, set, t0, u0);
+		__syncthreads();	/* rows of the last tile have been read */
+		tile_join(all, p);
+		for (int row = thread / 32; row < TILE; row += warps)
+			row_offer<R>(lists + row * 32 * R, all[row], t0 + row, u0, r.topk);
 	}
-	for (int row = first; row < first + 16; row++)
+	for (int row = thread / 32; row < TILE; row += warps)
 		if (t0 + row < r.a.t)
 			list_finish(r, lists + row * 32 * R, route_row(r, i, set, t0 + row));
 }
 
 template <int R> static void build_topk(const struct route *r, dim3 grid)
 {
-	size_t bytes = sizeof(union build_smem) + (size_t)TILE * 32 * R * sizeof(route_key);
+	int groups = r->nr == 1 && r->a.heads >= GROUPS ? GROUPS : 1;
+	size_t bytes = groups * sizeof(struct score_smem) + sizeof(tile_rows) +
+		       (size_t)TILE * 32 * R * sizeof(route_key);
 
 	CUDA(cudaFuncSetAttribute(topk_kernel<R>, cudaFuncAttributeMaxDynamicSharedMemorySize,
 				  (int)bytes));
-	topk_kernel<R><<<grid, TILE_THREADS, bytes, cuda_stream()>>>(*r, score_run_of(&r->a));
+	topk_kernel<R><<<grid, dim3(TILE_THREADS, groups), bytes, cuda_stream()>>>(
+		*r, score_run_of(&r->a));
 	CUDA_LAUNCHED();
 }
 

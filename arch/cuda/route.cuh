@@ -87,14 +87,18 @@ static __device__ __forceinline__ float route_factor(bool normalize, double sum)
 /**
  * route_tile() - p = gamma P of row set @set, heads averaged where nr is 1; 0 where u > t
  * and behind the last query
+ *
+ * Where a block has several groups of threads each gets its share of the heads alone.
  */
 static __device__ __forceinline__ void
 route_tile(tile_acc &p, struct score_smem &mem, const struct route &r, const struct score_run &run,
 	   int i, int set, int t0, int u0)
 {
 	const struct attn &a = r.a;
-	int h0 = r.nr == 1 ? 0 : set, h1 = r.nr == 1 ? a.heads : set + 1;
-	float share = 1.0f / (h1 - h0);
+	int heads = r.nr == 1 ? a.heads : 1, first = r.nr == 1 ? 0 : set;
+	int h0 = first + heads * threadIdx.y / blockDim.y;
+	int h1 = first + heads * (threadIdx.y + 1) / blockDim.y;
+	float share = 1.0f / heads;
 
 	score_zero(p);
 	each_score_tile(mem, run, i, h0, h1, t0, u0, [&](int h, const tile_acc &s) {

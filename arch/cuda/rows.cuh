@@ -111,6 +111,7 @@ template <class T> static __device__ __forceinline__ T block_sum(T x, T *part)
 enum {
 	SUM_LANES = 32,		/* threads side by side */
 	SUM_ROWS = 8,		/* threads one below the other */
+	PART_ROWS = 32,		/* the same, of the second stage */
 	SUM_CHUNKS = 128,	/* parts of the rows, at most */
 	SUM_CHUNK_MIN = 64,	/* rows of one, at least */
 };
@@ -171,10 +172,10 @@ template <int S> struct sum_to {
 	float *dst[S];
 };
 
-template <int S> static __global__ void __launch_bounds__(SUM_LANES * SUM_ROWS)
+template <int S> static __global__ void __launch_bounds__(SUM_LANES * PART_ROWS)
 sum_parts_kernel(struct sum_to<S> to, const float *part, int chunks, int c)
 {
-	__shared__ double all[SUM_ROWS][SUM_LANES];
+	__shared__ double all[PART_ROWS][SUM_LANES];
 	int j = blockIdx.x * SUM_LANES + threadIdx.x, s = blockIdx.y;
 	double sum = 0;
 
@@ -182,13 +183,13 @@ sum_parts_kernel(struct sum_to<S> to, const float *part, int chunks, int c)
 		return;
 	if (j < c)
 #pragma unroll 4
-		for (int i = threadIdx.y; i < chunks; i += SUM_ROWS)
+		for (int i = threadIdx.y; i < chunks; i += PART_ROWS)
 			sum += part[((long)i * S + s) * c + j];
 	all[threadIdx.y][threadIdx.x] = sum;
 	__syncthreads();
 	if (threadIdx.y || j >= c)
 		return;
-	for (int r = 1; r < SUM_ROWS; r++)
+	for (int r = 1; r < PART_ROWS; r++)
 		sum += all[r][threadIdx.x];
 	to.dst[s][j] = sum;
 }
@@ -197,7 +198,7 @@ sum_parts_kernel(struct sum_to<S> to, const float *part, int chunks, int c)
 template <int S>
 static void sum_parts(const struct sum_to<S> &to, const float *part, int chunks, int c)
 {
-	dim3 grid(div_up(c, SUM_LANES), S), block(SUM_LANES, SUM_ROWS);
+	dim3 grid(div_up(c, SUM_LANES), S), block(SUM_LANES, PART_ROWS);
 
 	sum_parts_kernel<S><<<grid, block, 0, cuda_stream()>>>(to, part, chunks, c);
 	CUDA_LAUNCHED();

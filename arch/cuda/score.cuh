@@ -4,7 +4,8 @@
  *
  * Tiles of log2 P from q, k and the log-sum-exp of a forward, on mma.sync: a block of
  * TILE_THREADS makes the TILE queries t0.. against the TILE keys u0.. of several heads,
- * one after the other, while the operands of the next product are on their way. Each
+ * one after the other, while the operands of the next product are on their way; groups of
+ * so many threads, told apart by threadIdx.y, may share a block and its heads. Each
  * element is one chain of sums and explicit multiply-adds: whoever recomputes it gets
  * the same bits, whatever it is then used for.
  */
@@ -71,11 +72,18 @@ static __device__ __forceinline__ void score_zero(tile_acc &c)
 			c[n][i] = 0;
 }
 
+/* Of the TILE_THREADS that work on a tile: threads with one threadIdx.y. */
+static __device__ __forceinline__ void score_sync(void)
+{
+	static_assert(TILE_THREADS == 128, "the number in the instruction");
+	asm volatile("bar.sync %0, 128;" :: "r"(threadIdx.y + 1) : "memory");
+}
+
 /**
  * each_score_tile() - f(h, s) for heads [h0, h1), s = log2 P
  *
  * Entries u > t hold anything, rows from a.t on log2 of nothing in particular but finite.
- * Ends with a barrier behind the last use of @mem.
+ * Ends with a barrier of the group behind the last use of @mem.
  */
 template <class F>
 static __device__ __forceinline__ void
@@ -100,12 +108,12 @@ each_score_tile(struct score_smem &mem, const struct score_run &r, int i, int h0
 		} else {
 			copy_wait<0>();
 		}
-		__syncthreads();
+		score_sync();
 		if (n % steps < chunks)
 			mul_nt<SCORE_W>(s, mem.x[n % 2], mem.y[n % 2]);
 		else
 			mul_nt<SCORE_W>(e, mem.x[n % 2], mem.y[n % 2]);
-		__syncthreads();
+		score_sync();
 		if (n % steps != steps - 1)
 			continue;
 #pragma unroll

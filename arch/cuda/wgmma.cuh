@@ -35,7 +35,7 @@ enum {
  *
  * Positions behind the end of a sequence read as 0.
  */
-struct __align__(64) head_map {
+struct head_map {
 	CUtensorMap map;
 };
 

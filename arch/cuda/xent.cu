@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /*
  * Cross-entropy. A block owns a row: each thread runs an online softmax over its part,
- * the parts are joined, and the gradient is written over the logits, which a row of
- * 100 KB still finds in the second cache.
+ * the parts are joined, and the gradient is written over the logits. In between these
+ * wait in shared memory, where a row fits, each thread's own.
  */
 #include "kernels.h"
 #include "rows.cuh"
@@ -10,6 +10,7 @@
 enum {
 	THREADS = 512,
 	MEAN_THREADS = 1024,
+	KEEP_BYTES = 112 << 10,	/* of a row in shared memory: two blocks fit */
 };
 
 /* Maximum and sum of exponentials relative to it. */
@@ -51,7 +52,8 @@ template <int W> static __device__ __forceinline__ void logits_at(float (&x)[W],
 		x[e] = j + e < vocab ? x[e] : -INFINITY;
 }
 
-template <int W> static __device__ struct online row_online(const bf16 *row, int vocab)
+/* @kept: NULL, or where the columns go on the way */
+template <int W> static __device__ struct online row_online(const bf16 *row, bf16 *kept, int vocab)
 {
 	struct online all = { -INFINITY, 0 };
 	float x[W];
@@ -61,6 +63,8 @@ template <int W> static __device__ struct online row_online(const bf16 *row, int
 		float max = -INFINITY, sum = 0;
 
 		logits_at<W>(x, row, j, vocab);
+		if (kept)
+			row_store<W>(kept + j, x);
 #pragma unroll
 		for (int e = 0; e < W; e++)
 			max = fmaxf(max, x[e]);
@@ -78,8 +82,9 @@ template <int W> static __device__ struct online row_online(const bf16 *row, int
 
 template <int W> static __global__ void __launch_bounds__(THREADS)
 xent_kernel(float *loss, bf16 *logits, const int32_t *target, int v, int vocab,
-	    const int32_t *scored, bool grad)
+	    const int32_t *scored, bool grad, bool keep)
 {
+	extern __shared__ __align__(16) bf16 kept[];
 	__shared__ struct online part[THREADS / 32];
 	long i = blockIdx.x;
 	bf16 *row = logits + i * v;
@@ -89,7 +94,7 @@ xent_kernel(float *loss, bf16 *logits, const int32_t *target, int v, int vocab,
 	float x[W];
 
 	if (aim >= 0) {
-		all = block_join(row_online<W>(row, vocab), part);
+		all = block_join(row_online<W>(row, keep ? kept : NULL, vocab), part);
 		each = factor / all.sum;
 	}
 	if (threadIdx.x == 0)
@@ -97,7 +102,8 @@ xent_kernel(float *loss, bf16 *logits, const int32_t *target, int v, int vocab,
 	if (!grad)
 		return;
 	for (int j = threadIdx.x * W; j < v; j += THREADS * W) {
-		logits_at<W>(x, row, j, vocab);
+		if (aim >= 0 && j < vocab)
+			logits_at<W>(x, keep ? kept : row, j, vocab);
 #pragma unroll
 		for (int e = 0; e < W; e++) {
 			x[e] = j + e < vocab && aim >= 0 ?
@@ -109,16 +115,25 @@ xent_kernel(float *loss, bf16 *logits, const int32_t *target, int v, int vocab,
 	}
 }
 
+template <int W> static void xent(float *loss, bf16 *logits, const int32_t *target, int n, int v,
+				  int vocab, const int32_t *scored, bool grad)
+{
+	size_t bytes = grad && v * sizeof(bf16) <= KEEP_BYTES ? v * sizeof(bf16) : 0;
+
+	CUDA(cudaFuncSetAttribute(xent_kernel<W>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+				  KEEP_BYTES));
+	xent_kernel<W><<<n, THREADS, bytes, cuda_stream()>>>(loss, logits, target, v, vocab,
+							     scored, grad, bytes > 0);
+	CUDA_LAUNCHED();
+}
+
 void k_xent(acc_t *loss, act_t *logits, const int32_t *target, int n, int v, int vocab,
 	    const int32_t *scored, bool grad)
 {
 	if (row_wide(logits, v))
-		xent_kernel<WIDE><<<n, THREADS, 0, cuda_stream()>>>(loss, bf16_of(logits), target,
-								    v, vocab, scored, grad);
+		xent<WIDE>(loss, bf16_of(logits), target, n, v, vocab, scored, grad);
 	else
-		xent_kernel<1><<<n, THREADS, 0, cuda_stream()>>>(loss, bf16_of(logits), target, v,
-								 vocab, scored, grad);
-	CUDA_LAUNCHED();
+		xent<1>(loss, bf16_of(logits), target, n, v, vocab, scored, grad);
 }
 
 static __global__ void mask_kernel(float *logits, int n, int v, int vocab)
