@@ -59,6 +59,16 @@ void *arch_alloc(size_t bytes);
 /** arch_free() - give arch_alloc()'s memory back */
 void arch_free(void *p, size_t bytes);
 
+/**
+ * arch_host_alloc() - host memory from and to which copies are fast
+ *
+ * Returns: zeroed. Dies where there is none.
+ */
+void *arch_host_alloc(size_t bytes);
+
+/** arch_host_free() - give arch_host_alloc()'s memory back */
+void arch_host_free(void *p);
+
 /** arch_zero() - asynchronous: device bytes to 0 */
 void arch_zero(void *dst, size_t bytes);
 

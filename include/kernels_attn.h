@@ -95,7 +95,8 @@ void k_attn_bwd(const struct attn *a, act_t *dq, act_t *dk, act_t *dv, acc_t *dg
  * @dv: width of value and output
  * @t_max: positions that a cache can hold
  * @pos: [b] device: position of the query of each sequence; keys 0..pos[i] are in its cache
- * @q: [b][heads][dk]
+ * @q: query of head h of sequence i at q + i * q_row + h * dk
+ * @q_row: row stride of q
  * @k: key u of sequence i at k + i * cache_stride + u * k_row + (h / group) * k_head
  * @k_row: row stride of k
  * @k_head: 0 for one key shared by the heads
@@ -117,6 +118,7 @@ struct attn_step {
 	int b, heads, group, dk, dv, t_max;
 	const int32_t *pos;
 	const act_t *q;
+	long q_row;
 	const act_t *k;
 	long k_row, k_head;
 	const act_t *v;

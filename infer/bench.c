@@ -2,8 +2,10 @@
 /*
  * tenon bench --decode: time steps of the decode caches. Random weights, caches filled
  * with random tokens, then the same next token of every sequence again and again, so
- * that each step is of the same work. A step must read the weights and the caches once:
- * their bytes over its time stand beside the speed of a copy.
+ * that each step is of the same work. A step begins with the tokens on the host and ends
+ * with the logits on the device; how long these then take to the host stands beside it. A
+ * step must read the weights and the caches once: their bytes over its time stand beside
+ * the speed of a copy.
  */
 #include <jansson.h>
 #include <stdlib.h>
@@ -22,6 +24,7 @@ enum {
 /* What was measured. */
 struct decode_times {
 	double step;		/* seconds, median */
+	double logits;		/* the same, of the logits' way to the host */
 	double weights, cache;	/* bytes that a step must read */
 	double copy;		/* bytes a second, read and written */
 };
@@ -70,11 +73,13 @@ static void fill(struct decoder *d, uint64_t seed, int b, int t)
 	free(tok);
 }
 
-/* Seconds of each step, the logits on the host. */
-static void time_steps(struct decoder *d, const struct decode_bench *x, double *seconds)
+/* Seconds of each step, and of its logits' way to the host. */
+static void time_steps(struct decoder *d, const struct decode_bench *x, double *step,
+		       double *logits)
 {
 	int32_t tok[B_MAX], pos[B_MAX];
-	double from;
+	double from, there;
+	const acc_t *row;
 
 	for (int i = 0; i < x->sequences; i++) {
 		tok[i] = i % CONFIG_VOCAB_SIZE;
@@ -82,9 +87,14 @@ static void time_steps(struct decoder *d, const struct decode_bench *x, double *
 	}
 	for (int i = -x->warmup; i < x->steps; i++) {
 		from = now();
-		decoder_step(d, tok, pos, x->sequences);
-		if (i >= 0)
-			seconds[i] = now() - from;
+		row = model_step(&d->m, tok, pos, x->sequences);
+		arch_sync();
+		there = now();
+		arch_get(d->logits, row, sizeof(*row) * x->sequences * V);
+		if (i < 0)
+			continue;
+		step[i] = there - from;
+		logits[i] = now() - there;
 	}
 }
 
@@ -95,6 +105,7 @@ static void print_times(const struct decode_bench *x, const struct decode_times 
 	printf("%.1f tok/s, %.3f ms/step (median of %d steps of %d sequence%s behind %d tokens)\n",
 	       x->sequences / t->step, t->step * 1e3, x->steps, x->sequences,
 	       x->sequences == 1 ? "" : "s", x->length);
+	printf("  logits:    %.3f ms more to the host\n", t->logits * 1e3);
 	printf("  read once: %.3f GB of weights, %.3f GB of caches: %.1f GB/s\n",
 	       t->weights / GB, t->cache / GB, bytes / t->step / GB);
 	printf("  a copy:    %.1f GB/s; step / (bytes at that speed) = %.2f\n", t->copy / GB,
@@ -106,6 +117,7 @@ static void print_json(const struct decode_bench *x, const struct decode_times *
 	json_t *o = json_object();
 
 	json_object_set_new(o, "step", json_real(t->step));
+	json_object_set_new(o, "logits", json_real(t->logits));
 	json_object_set_new(o, "steps", json_integer(x->steps));
 	json_object_set_new(o, "sequences", json_integer(x->sequences));
 	json_object_set_new(o, "length", json_integer(x->length));
@@ -120,7 +132,7 @@ static void print_json(const struct decode_bench *x, const struct decode_times *
 
 void decode_bench(const struct decode_bench *x)
 {
-	double *seconds = xcalloc(x->steps, sizeof(*seconds));
+	double *step = xcalloc(x->steps, sizeof(*step)), *logits = xcalloc(x->steps, sizeof(*logits));
 	static struct decoder d;
 	struct decode_times t;
 	struct plan plan;
@@ -129,8 +141,9 @@ void decode_bench(const struct decode_bench *x)
 	model_init_params(&d.m, NULL, x->seed);
 	model_plan(&d.m, &plan, PHASE_DECODE, x->sequences);
 	fill(&d, x->seed, x->sequences, x->length);
-	time_steps(&d, x, seconds);
-	t.step = median(seconds, x->steps);
+	time_steps(&d, x, step, logits);
+	t.step = median(step, x->steps);
+	t.logits = median(logits, x->steps);
 	t.weights = weight_bytes(&d.m);
 	t.cache = (double)x->sequences * (plan.cache_const + (double)plan.cache_token * x->length);
 	t.copy = copy_speed();
@@ -139,5 +152,6 @@ void decode_bench(const struct decode_bench *x)
 	else
 		print_times(x, &t);
 	decoder_close(&d);
-	free(seconds);
+	free(step);
+	free(logits);
 }

@@ -33,7 +33,7 @@ void decoder_place(struct decoder *d, int sequences)
 	d->bytes = plan.bytes_arena;
 	d->arena = arch_alloc(d->bytes);
 	model_place(&d->m, d->arena, PHASE_DECODE, sequences, 0, NULL);
-	d->logits = xcalloc((size_t)sequences * V, sizeof(*d->logits));
+	d->logits = arch_host_alloc((size_t)sequences * V * sizeof(*d->logits));
 }
 
 int64_t decoder_open(struct decoder *d, const char *checkpoint, int sequences)
@@ -61,6 +61,6 @@ const acc_t *decoder_step(struct decoder *d, const int32_t *tok, const int32_t *
 
 void decoder_close(struct decoder *d)
 {
-	free(d->logits);
+	arch_host_free(d->logits);
 	arch_free(d->arena, d->bytes);
 }

@@ -98,7 +98,7 @@ static double step_distance(const struct shape *s, struct cache *c, const struct
 
 	k_attn_step(&(struct attn_step) {
 		.b = s->b, .heads = s->heads, .group = group_of(s), .dk = s->dk, .dv = s->dv,
-		.t_max = s->t, .pos = pos, .q = e.q.p,
+		.t_max = s->t, .pos = pos, .q = e.q.p, .q_row = (long)s->heads * s->dk,
 		.k = c->all + c->k, .k_row = (long)k_heads(s) * s->dk, .k_head = w->a.k_head,
 		.v = c->all + c->v, .v_row = (long)v_heads(s) * s->dv, .v_head = w->a.v_head,
 		.cache_stride = c->stride, .o = e.o.p, .gamma = s->gamma ? e.gamma.p : NULL,

@@ -73,7 +73,7 @@ static void step_products_apart(struct step *w, const struct attn_step *a, int i
 	for (int u = 0; u < nu; u += NEAR)
 		for (int h = 0; h < a->heads; h++)
 			thin_gemm(1, MIN(NEAR, nu - u), a->dk, a->scale,
-				  a->q + ((long)i * a->heads + h) * a->dk, a->dk,
+				  a->q + i * a->q_row + h * a->dk, a->dk,
 				  k + u * a->k_row + h * a->k_head, a->k_row, 0,
 				  w->s + (long)h * TILE + u, TILE);
 }
@@ -90,7 +90,7 @@ static void step_products(struct step *w, const struct attn_step *a, int i, int 
 		tile_mul_act(&(struct tile_mul) {
 			.m = group, .n = nu, .k = a->dk, .b = w->kt, .ldb = TILE,
 			.c = w->s + (long)h * TILE, .ldc = TILE, .pad = true,
-		}, a->q + ((long)i * a->heads + h) * a->dk, a->dk, w->left);
+		}, a->q + i * a->q_row + h * a->dk, a->dk, w->left);
 	}
 }
 

@@ -237,6 +237,16 @@ void arch_free(void *p, size_t bytes)
 	munmap(p, bytes);
 }
 
+void *arch_host_alloc(size_t bytes)
+{
+	return xcalloc(bytes, 1);
+}
+
+void arch_host_free(void *p)
+{
+	free(p);
+}
+
 void arch_zero(void *dst, size_t bytes)
 {
 #pragma omp parallel for schedule(static) if (bytes > COPY_BLOCK)

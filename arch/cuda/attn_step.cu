@@ -130,7 +130,7 @@ static __device__ void step_queries(float *to, const struct step_run &p, const s
 
 	for (int n = threadIdx.x; n < (HEADS + 1) * dk8; n += STEP_THREADS) {
 		int h = n / dk8, e = n % dk8;
-		const bf16 *q = bf16_of(a.q) + ((long)w.i * a.heads + w.h0 + h) * a.dk;
+		const bf16 *q = bf16_of(a.q) + w.i * a.q_row + (w.h0 + h) * a.dk;
 		float x = 0;
 
 		if (h == HEADS)
@@ -148,12 +148,16 @@ static __global__ void __launch_bounds__(STEP_THREADS) step_kernel(struct step_r
 	extern __shared__ __align__(16) char mem[];
 	auto *m = (struct step_smem<HEADS, WIDTH> *)mem;
 	const struct attn_step &a = p.a;
-	struct step_at w = step_place<LANES, HEADS>(p);
 	uint4 (*ring)[2 * BATCH][32] = m->ring[threadIdx.x / 32];
-	int turns = step_turns<LANES>(w);
 	struct step_state<HEADS> st = {};
+	struct step_at w;
+	int turns;
 
+	let_next();
 	step_arrive();		/* this block runs: others may write to it */
+	after_previous();
+	w = step_place<LANES, HEADS>(p);
+	turns = step_turns<LANES>(w);
 	for (int n = 0; VEC && n < STAGES - 1; n++) {
 		if (n < turns)
 			step_fetch<LANES>(ring[n], p, w, step_key<LANES>(w, n));
@@ -213,7 +217,7 @@ template <int LANES, int HEADS, bool VEC> static void step_launch(struct step_ru
 	int split = 1, bytes = sizeof(struct step_smem<HEADS, LANES * 8>) +
 		(HEADS + 1) * div_up(a.dk, 8) * 8 * (int)sizeof(float);
 	cudaLaunchConfig_t launch = {};
-	cudaLaunchAttribute cluster = {};
+	cudaLaunchAttribute attrs[2] = {};
 
 	p.chunks = div_up(p.per, HEADS);
 	while (cuda_capability() >= 90 && split < SPLIT_MAX && split * SPLIT_KEYS < a.t_max)
@@ -221,15 +225,17 @@ template <int LANES, int HEADS, bool VEC> static void step_launch(struct step_ru
 	if (bytes > 48 << 10)
 		CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
 					  bytes));
-	cluster.id = cudaLaunchAttributeClusterDimension;
-	cluster.val.clusterDim.x = split;
-	cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+	attrs[0].id = cudaLaunchAttributeClusterDimension;
+	attrs[0].val.clusterDim.x = split;
+	attrs[0].val.clusterDim.y = attrs[0].val.clusterDim.z = 1;
+	attrs[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;	/* as launch() */
+	attrs[1].val.programmaticStreamSerializationAllowed = 1;
 	launch.gridDim = dim3(split, p.units * p.chunks * div_up(a.dv, LANES * 8), a.b);
 	launch.blockDim = dim3(STEP_THREADS);
 	launch.dynamicSmemBytes = bytes;
 	launch.stream = cuda_stream();
-	launch.attrs = &cluster;
-	launch.numAttrs = cuda_capability() >= 90;
+	launch.attrs = attrs;
+	launch.numAttrs = cuda_capability() >= 90 ? ARRAY_SIZE(attrs) : 0;
 	CUDA(cudaLaunchKernelEx(&launch, kernel, p));
 }
 

@@ -24,13 +24,14 @@ put_kernel(struct cache_rows c, const bf16 *src, long ld, const int32_t *pos)
 {
 	int i = blockIdx.x;
 
+	let_next();
+	after_previous();
 	row_copy(cache_row(c, i, pos[i]), src + i * ld, c.width);
 }
 
 void k_cache_put(const struct cache_rows *c, const act_t *src, long ld, const int32_t *pos, int b)
 {
-	put_kernel<<<b, THREADS, 0, cuda_stream()>>>(*c, bf16_of(src), ld, pos);
-	CUDA_LAUNCHED();
+	launch(put_kernel, b, THREADS, 0, *c, bf16_of(src), ld, pos);
 }
 
 /* Rows that a later one would overwrite in a ring are left out. */

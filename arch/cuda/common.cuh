@@ -57,6 +57,59 @@ static inline int cuda_capability(void)
 	return capability = 10 * major + minor;
 }
 
+/** cuda_multiprocessors() - of the device in use */
+static inline int cuda_multiprocessors(void)
+{
+	static int n;
+	int device;
+
+	if (n)
+		return n;
+	CUDA(cudaGetDevice(&device));
+	CUDA(cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, device));
+	return n;
+}
+
+/**
+ * launch() - a kernel that may begin while the one before it ends
+ *
+ * It touches nothing that an earlier kernel writes before after_previous(), which every
+ * thread calls. Before Hopper (or where the earlier kernel is of another kind) it begins
+ * when that is done.
+ */
+template <class... P, class... A>
+static inline void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, A... args)
+{
+	cudaLaunchAttribute early = {};
+	cudaLaunchConfig_t config = {};
+
+	early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+	early.val.programmaticStreamSerializationAllowed = 1;
+	config.gridDim = grid;
+	config.blockDim = block;
+	config.dynamicSmemBytes = shared;
+	config.stream = cuda_stream();
+	config.attrs = &early;
+	config.numAttrs = cuda_capability() >= 90;
+	CUDA(cudaLaunchKernelEx(&config, kernel, (P)args...));
+}
+
+/** after_previous() - until the kernel before this one is done and its writes are seen */
+static __device__ __forceinline__ void after_previous(void)
+{
+#if __CUDA_ARCH__ >= 900
+	asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/** let_next() - the kernel behind this one may begin, as far as there is room */
+static __device__ __forceinline__ void let_next(void)
+{
+#if __CUDA_ARCH__ >= 900
+	asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 static inline __host__ __device__ bf16 *bf16_of(act_t *p)
 {
 	return (bf16 *)p;

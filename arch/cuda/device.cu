@@ -129,6 +129,22 @@ void arch_free(void *p, size_t bytes)
 	CUDA(cudaFree(p));
 }
 
+void *arch_host_alloc(size_t bytes)
+{
+	void *p = NULL;
+	cudaError_t err = cudaMallocHost(&p, bytes);
+
+	if (err != cudaSuccess)
+		die("no memory for %zu bytes that the GPU copies to (%s): close other programs, or "
+		    "decode fewer sequences at a time", bytes, cudaGetErrorString(err));
+	return memset(p, 0, bytes);
+}
+
+void arch_host_free(void *p)
+{
+	CUDA(cudaFreeHost(p));
+}
+
 void arch_zero(void *dst, size_t bytes)
 {
 	CUDA(cudaMemsetAsync(dst, 0, bytes, stream));

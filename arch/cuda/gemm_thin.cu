@@ -2,16 +2,25 @@
 /*
  * Products of a few rows, as decode has them, and epilogues as passes of their own.
  *
- * A warp makes one column of the result for all rows: it reads a row of the weights
- * once, and the rows of a from the cache.
+ * A block makes COLUMNS columns of the result for all rows: its warps share the inner
+ * dimension, 32 at a time, and their sums are added in one order. In the tensor cores'
+ * terms the rows are the 16 of the left operand, weights the 8 columns of the right one.
+ * The inner dimension may come in any order that both agree on, so that a lane's eight
+ * elements of two products are 16 bytes of one row. Weights are asked for before the
+ * kernel in front of this one is done.
  */
 #include "act.cuh"
 #include "gemm.cuh"
 #include "rows.cuh"
 
 enum {
-	THIN_ROWS = 8,		/* more are cheaper through tensor cores */
-	THREADS = 256,
+	THIN_ROWS = 16,		/* more are cheaper in the library's tiles */
+	COLUMNS = 8,
+	WARPS = 8,
+	THREADS = 32 * WARPS,
+	INNER = 32,		/* of the inner dimension a warp takes at a time */
+	AHEAD = 12,		/* such pieces of weights that a warp has under way */
+	BLOCKS = 4,		/* of a multiprocessor */
 };
 
 /* One element behind the product: bias, activation, and where they go. */
@@ -62,56 +71,115 @@ static __device__ __forceinline__ float get(const float *p)
 	return *p;
 }
 
-template <int W, class OUT> static __global__ void __launch_bounds__(THREADS)
+/* This lane's 16 bytes of row @row of [rows][k], from @l on; 0 outside. */
+static __device__ __forceinline__ uint4 piece(const bf16 *p, long ld, int row, int rows, int l, int k)
+{
+	return row < rows && l < k ? *(const uint4 *)(p + row * ld + l) : uint4{};
+}
+
+/* sum += 16 rows of x times 8 columns of w, over 16 of the inner dimension */
+static __device__ __forceinline__ void mma(float (&sum)[4], uint32_t x0, uint32_t x1, uint32_t x2,
+					   uint32_t x3, uint32_t w0, uint32_t w1)
+{
+	asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
+	    "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+	    : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+	    : "r"(x0), "r"(x1), "r"(x2), "r"(x3), "r"(w0), "r"(w1));
+}
+
+/* AHEAD pieces of the weights of columns @j0.. from inner index @l on. */
+static __device__ __forceinline__ void weights(uint4 (&w)[AHEAD], const struct gemm &g, int j0, int l)
+{
+	int j = j0 + threadIdx.x % 32 / 4;
+
+#pragma unroll
+	for (int n = 0; n < AHEAD; n++)
+		w[n] = piece((const bf16 *)g.b, g.ldb, j, g.n, l + n * WARPS * INNER, g.k);
+}
+
+/* The same on the way to the second level cache: that of what is still being written, too. */
+static __device__ __forceinline__ void weights_ask(const struct gemm &g, int j0, int l)
+{
+	const bf16 *b = (const bf16 *)g.b;
+	int j = j0 + threadIdx.x % 32 / 4;
+
+	if (j < g.n && threadIdx.x % 2 == 0)	/* a sector is 16 elements */
+		for (; l < g.k; l += WARPS * INNER)
+			asm volatile("prefetch.global.L2 [%0];" :: "l"(b + j * g.ldb + l));
+}
+
+/* Sums of the warps, in order, and what is behind them. */
+template <class OUT>
+static __device__ __forceinline__ void finish_tile(const struct gemm &g, const struct finish &f,
+						   const float (&part)[WARPS][THIN_ROWS][COLUMNS],
+						   int j0)
+{
+	int i = threadIdx.x / COLUMNS, j = j0 + threadIdx.x % COLUMNS;
+	OUT *c = (OUT *)g.c + i * g.ldc + j;
+	float sum = 0;
+
+	if (i >= g.m || j >= g.n)
+		return;
+	for (int n = 0; n < WARPS; n++)
+		sum += part[n][i][threadIdx.x % COLUMNS];
+	sum *= (float)g.alpha;
+	if (g.beta != 0)
+		sum += (float)g.beta * get(c);
+	put(c, f(sum, i, j));
+}
+
+template <class OUT> static __global__ void __launch_bounds__(THREADS)
 thin_kernel(struct gemm g, struct finish f)
 {
-	int j = blockIdx.x * (THREADS / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
-	const bf16 *a = (const bf16 *)g.a, *b = (const bf16 *)g.b + (long)j * g.ldb;
-	float sum[THIN_ROWS] = {}, x[W], y[W];
+	__shared__ float part[2][WARPS][THIN_ROWS][COLUMNS];
+	int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = lane / 4, phase = 0;
+	int l0 = warp * INNER + lane % 4 * 8, step = COLUMNS * gridDim.x;
+	const bf16 *a = (const bf16 *)g.a;
+	uint4 w[AHEAD];
 
-	if (j >= g.n)
-		return;
-	for (int l = lane * W; l < g.k; l += 32 * W) {
-		row_load<W>(y, b + l);
+	let_next();
+	weights_ask(g, COLUMNS * blockIdx.x, l0);
+	after_previous();
+	weights(w, g, COLUMNS * blockIdx.x, l0);
+	for (int j0 = COLUMNS * blockIdx.x; j0 < g.n; j0 += step, phase ^= 1) {
+		float sum[4] = {};
+
+		for (int l1 = l0; l1 < g.k; l1 += AHEAD * WARPS * INNER) {
+			if (l1 > l0)
+				weights(w, g, j0, l1);
 #pragma unroll
-		for (int i = 0; i < THIN_ROWS; i++) {
-			if (i >= g.m)
-				break;
-			row_load<W>(x, a + i * g.lda + l);
-#pragma unroll
-			for (int e = 0; e < W; e++)
-				sum[i] += x[e] * y[e];
+			for (int n = 0; n < AHEAD; n++) {
+				int l = l1 + n * WARPS * INNER;
+				uint4 x, y;
+
+				if (l - l0 + warp * INNER >= g.k)	/* the whole warp */
+					break;
+				x = piece(a, g.lda, row, g.m, l, g.k);
+				y = piece(a, g.lda, row + 8, g.m, l, g.k);
+				mma(sum, x.x, y.x, x.y, y.y, w[n].x, w[n].y);
+				mma(sum, x.z, y.z, x.w, y.w, w[n].z, w[n].w);
+			}
 		}
-	}
-#pragma unroll
-	for (int i = 0; i < THIN_ROWS; i++) {
-		float total = warp_sum(sum[i]);
-		OUT *c = (OUT *)g.c + i * g.ldc + j;
-
-		if (i >= g.m || lane)
-			continue;
-		total *= (float)g.alpha;
-		if (g.beta != 0)
-			total += (float)g.beta * get(c);
-		put(c, f(total, i, j));
+		if (j0 + step < g.n)
+			weights(w, g, j0 + step, l0);
+		for (int e = 0; e < 4; e++)
+			part[phase][warp][row + e / 2 * 8][lane % 4 * 2 + e % 2] = sum[e];
+		__syncthreads();
+		finish_tile<OUT>(g, f, part[phase], j0);
 	}
 }
 
 template <class OUT> static void thin(const struct gemm *g)
 {
-	int grid = div_up(g->n, THREADS / 32);
-	bool wide = row_wide(g->a, g->lda) && row_wide(g->b, g->ldb) && g->k % WIDE == 0;
+	int grid = MIN(div_up(g->n, COLUMNS), BLOCKS * cuda_multiprocessors());
 
-	if (wide)
-		thin_kernel<WIDE, OUT><<<grid, THREADS, 0, cuda_stream()>>>(*g, finish_of(g));
-	else
-		thin_kernel<1, OUT><<<grid, THREADS, 0, cuda_stream()>>>(*g, finish_of(g));
-	CUDA_LAUNCHED();
+	launch(thin_kernel<OUT>, grid, THREADS, 0, *g, finish_of(g));
 }
 
 bool gemm_thin(const struct gemm *g, bool wide)
 {
-	if (g->m > THIN_ROWS || g->ta || !g->tb || g->batch > 1)
+	if (g->m > THIN_ROWS || g->ta || !g->tb || g->batch > 1 || g->k % WIDE ||
+	    !row_wide(g->a, g->lda) || !row_wide(g->b, g->ldb))
 		return false;
 	if (wide)
 		thin<float>(g);

@@ -3,8 +3,7 @@
  * LayerNorm and RMSNorm with the residual add: a row stays in the registers of its
  * threads. The variance is that of the centred row, never E[x^2] - E[x]^2, which cancels.
  */
-#include "kernels.h"
-#include "rows.cuh"
+#include "norm.cuh"
 
 enum {
 	HOLD = 4,		/* groups of W elements that a thread holds */
@@ -50,6 +49,8 @@ add_norm_fwd_kernel(struct norm a)
 	long at = (long)row * a.c;
 	float x[HOLD][W] = {}, y[W], sum = 0, mean, rstd;
 
+	let_next();
+	after_previous();
 #pragma unroll
 	for (int k = 0; k < HOLD; k++) {
 		int j = (k * blockDim.x + threadIdx.x) * W;
@@ -114,16 +115,16 @@ void k_add_norm_fwd(const struct norm *a)
 	int grid = div_up(a->n, block.y);
 
 	if (wide)
-		add_norm_fwd_kernel<WIDE><<<grid, block, 0, cuda_stream()>>>(*a);
+		launch(add_norm_fwd_kernel<WIDE>, grid, block, 0, *a);
 	else
-		add_norm_fwd_kernel<1><<<grid, block, 0, cuda_stream()>>>(*a);
-	CUDA_LAUNCHED();
+		launch(add_norm_fwd_kernel<1>, grid, block, 0, *a);
 }
 
 /* dx = dres + r (g - mean(g) - xhat mean(g xhat)), g = dxn w; no mean(g) in RMSNorm */
 template <int W> static __global__ void __launch_bounds__(THREADS_MAX)
-norm_bwd_kernel(struct norm a, bf16 *dx, const bf16 *dres, const bf16 *dxn)
+norm_bwd_kernel(struct norm_bwd n)
 {
+	const struct norm &a = n.a;
 	int row = blockIdx.x * blockDim.y + threadIdx.y;
 	bool inside = row < a.n;
 	long at = (long)row * a.c;
@@ -138,7 +139,7 @@ norm_bwd_kernel(struct norm a, bf16 *dx, const bf16 *dres, const bf16 *dxn)
 		if (!inside || j >= a.c)
 			continue;
 		row_load<W>(x[k], bf16_of(a.x) + at + j);
-		row_load<W>(g[k], dxn + at + j);
+		row_load<W>(g[k], n.dxn + at + j);
 		row_load<W>(w, a.w + j);
 #pragma unroll
 		for (int e = 0; e < W; e++) {
@@ -158,12 +159,12 @@ norm_bwd_kernel(struct norm a, bf16 *dx, const bf16 *dres, const bf16 *dxn)
 
 		if (!inside || j >= a.c)
 			continue;
-		if (dres)
-			row_load<W>(res, dres + at + j);
+		if (n.dres)
+			row_load<W>(res, n.dres + at + j);
 #pragma unroll
 		for (int e = 0; e < W; e++)
 			res[e] += r * (g[k][e] - sum - x[k][e] * dot);
-		row_store<W>(dx + at + j, res);
+		row_store<W>(n.dx + at + j, res);
 	}
 }
 
@@ -185,22 +186,24 @@ template <int W> struct norm_row {
 	}
 };
 
-template <int W> static void norm_bwd(const struct norm *a, bf16 *dx, const bf16 *dres,
-				      const bf16 *dxn, grad_t *dw, grad_t *db)
+template <int W> static void norm_bwd(const struct norm_bwd *n)
 {
+	const struct norm *a = &n->a;
 	dim3 block = row_block(a->c, W);
 
-	sum_columns<2, W>(sum_to<2>{ { dw, a->rms ? NULL : db } }, norm_row<W>{ *a, dxn }, a->n,
-			  a->c);
-	norm_bwd_kernel<W><<<div_up(a->n, block.y), block, 0, cuda_stream()>>>(*a, dx, dres, dxn);
+	sum_columns<2, W>(sum_to<2>{ { n->dw, a->rms ? NULL : n->db } }, norm_row<W>{ *a, n->dxn },
+			  a->n, a->c);
+	norm_bwd_kernel<W><<<div_up(a->n, block.y), block, 0, cuda_stream()>>>(*n);
 	CUDA_LAUNCHED();
 }
 
 void k_norm_bwd(const struct norm *a, act_t *dx, const act_t *dres, const act_t *dxn, grad_t *dw,
 		grad_t *db)
 {
-	if (norm_wide(a, dx, dres, dxn))
-		norm_bwd<WIDE>(a, bf16_of(dx), bf16_of(dres), bf16_of(dxn), dw, db);
-	else
-		norm_bwd<1>(a, bf16_of(dx), bf16_of(dres), bf16_of(dxn), dw, db);
+	struct norm_bwd n = { *a, bf16_of(dx), bf16_of(dres), bf16_of(dxn), dw, db };
+
+	if (!norm_wide(a, dx, dres, dxn))
+		norm_bwd<1>(&n);
+	else if (!norm_bwd_warp(&n))
+		norm_bwd<WIDE>(&n);
 }

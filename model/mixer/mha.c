@@ -40,13 +40,11 @@ struct mha_tmp {
 };
 
 struct mha_cache {
-	TENSOR act_t k[T_MAX][KV_WIDTH];
-	TENSOR act_t v[T_MAX][KV_WIDTH];
+	TENSOR act_t kv[T_MAX][2 * KV_WIDTH];
 };
 
 struct mha_step_tmp {
-	TENSOR act_t q[B_MAX][C];
-	TENSOR act_t kv[B_MAX][2 * KV_WIDTH];
+	TENSOR act_t qkv[B_MAX][QKV];
 	TENSOR act_t o[B_MAX][C];
 };
 
@@ -106,40 +104,37 @@ static void mha_backward(const struct mixer_args *a)
 
 enum { CACHE_STRIDE = sizeof(struct mha_cache) / sizeof(act_t) };
 
-static struct cache_rows mha_rows(act_t *base)
+/* A row is the key and the value of one position, side by side as the product leaves them. */
+static struct cache_rows mha_rows(struct mha_cache *c)
 {
-	return (struct cache_rows){ .base = base, .seq = CACHE_STRIDE, .row = KV_WIDTH,
-				    .width = KV_WIDTH };
+	return (struct cache_rows){ .base = c->kv[0], .seq = CACHE_STRIDE, .row = 2 * KV_WIDTH,
+				    .width = 2 * KV_WIDTH };
 }
 
 static void mha_step(const struct mixer_args *a, void *cache, const int32_t *pos)
 {
 	const struct mha_param *w = a->w;
-	struct mha_cache *kv = cache;
+	struct mha_cache *c = cache;
 	struct mha_step_tmp *tmp = a->tmp;
-	struct cache_rows k = mha_rows(kv->k[0]), v = mha_rows(kv->v[0]);
+	struct cache_rows rows = mha_rows(c);
 
-	linear_bias_fwd(tmp->q[0], a->x, w->c_attn, w->c_attn_bias, a->b, C, C);
-	linear_bias_fwd(tmp->kv[0], a->x, w->c_attn[C], w->c_attn_bias + BIAS * C, a->b,
-			2 * KV_WIDTH, C);
-	k_cache_put(&k, tmp->kv[0], 2 * KV_WIDTH, pos, a->b);
-	k_cache_put(&v, tmp->kv[0] + KV_WIDTH, 2 * KV_WIDTH, pos, a->b);
+	linear_bias_fwd(tmp->qkv[0], a->x, w->c_attn, w->c_attn_bias, a->b, QKV, C);
+	k_cache_put(&rows, tmp->qkv[0] + C, QKV, pos, a->b);
 	k_attn_step(&(struct attn_step){
 		.b = a->b, .heads = H, .group = H / KV, .dk = D, .dv = D, .t_max = T_MAX,
-		.pos = pos, .q = tmp->q[0], .k = kv->k[0], .k_row = KV_WIDTH, .k_head = D,
-		.v = kv->v[0], .v_row = KV_WIDTH, .v_head = D, .cache_stride = CACHE_STRIDE,
-		.o = tmp->o[0], .scale = 1 / sqrt(D) });
+		.pos = pos, .q = tmp->qkv[0], .q_row = QKV,
+		.k = c->kv[0], .k_row = 2 * KV_WIDTH, .k_head = D,
+		.v = c->kv[0] + KV_WIDTH, .v_row = 2 * KV_WIDTH, .v_head = D,
+		.cache_stride = CACHE_STRIDE, .o = tmp->o[0], .scale = 1 / sqrt(D) });
 	linear_bias_fwd(a->y, tmp->o, w->c_proj, w->c_proj_bias, a->b, C, C);
 }
 
 static void mha_fill(const struct mixer_args *a, void *cache, const int32_t *len)
 {
 	const struct mha_act *act = a->act;
-	struct mha_cache *kv = cache;
-	struct cache_rows k = mha_rows(kv->k[0]), v = mha_rows(kv->v[0]);
+	struct cache_rows rows = mha_rows(cache);
 
-	k_cache_fill(&k, act->qkv[0] + C, QKV, len, a->b, a->t);
-	k_cache_fill(&v, act->qkv[0] + C + KV_WIDTH, QKV, len, a->b, a->t);
+	k_cache_fill(&rows, act->qkv[0] + C, QKV, len, a->b, a->t);
 }
 
 static struct cache_size mha_cache_size(unsigned int has)

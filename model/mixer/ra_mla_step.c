@@ -60,7 +60,8 @@ static void step_attn(const struct mixer_args *a, const struct ra_mla_cache *c, 
 
 	k_attn_step(&(struct attn_step){
 		.b = a->b, .heads = H, .group = 1, .dk = L, .dv = L, .t_max = T_MAX, .pos = pos,
-		.q = tmp->q_latent[0][0], .k = c->k[0], .k_row = L, .v = c->v[0], .v_row = L,
+		.q = tmp->q_latent[0][0], .q_row = (long)H * L, .k = c->k[0], .k_row = L,
+		.v = c->v[0], .v_row = L,
 		.cache_stride = CACHE_STRIDE, .o = tmp->w[0][0], .gamma = a->in[TAP_HEAD_GATE],
 		.scale = 1 / sqrt(L), .ra_scale = CONFIG_RA_MLA_RA_ALPHA / sqrt(L),
 		.ra_window = CONFIG_RA_MLA_RA_WINDOW, .ring = RA_BAND ? c->ring[0][0] : NULL,

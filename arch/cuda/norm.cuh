@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: MIT */
+/**
+ * DOC: backward of a norm
+ */
+#ifndef TENON_CUDA_NORM_CUH
+#define TENON_CUDA_NORM_CUH
+
+#include "kernels.h"
+#include "rows.cuh"
+
+/** struct norm_bwd - the arguments of k_norm_bwd() */
+struct norm_bwd {
+	struct norm a;
+	bf16 *dx;
+	const bf16 *dres, *dxn;
+	grad_t *dw, *db;
+};
+
+/**
+ * norm_bwd_warp() - in one pass, where a warp can hold a row
+ *
+ * All rows begin at multiples of 16 bytes. Returns: false where rows are longer, and
+ * nothing was started.
+ */
+bool norm_bwd_warp(const struct norm_bwd *n);
+
+#endif
