@@ -77,8 +77,7 @@ template <int W> static void fwd_launch(struct attn_run p)
 	const dim3 grid = attn_grid(&p, div_up(p.a.t, TILE), p.a.heads);
 	int bytes = sizeof(struct mma_fwd_smem<W>);
 
-	CUDA(cudaFuncSetAttribute(mma_fwd_kernel<W>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-				  bytes));
+	shared_room(mma_fwd_kernel<W>, bytes);
 	mma_fwd_kernel<W><<<grid, TILE_THREADS, bytes, cuda_stream()>>>(p);
 	CUDA_LAUNCHED();
 }

@@ -140,10 +140,8 @@ template <int W> static void bwd_launch(struct attn_run p)
 	dim3 grid;
 	int dq = sizeof(struct mma_dq_smem<W>), dkv = sizeof(struct mma_dkv_smem<W>);
 
-	CUDA(cudaFuncSetAttribute(mma_dq_kernel<W>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-				  dq));
-	CUDA(cudaFuncSetAttribute(mma_dkv_kernel<W>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-				  dkv));
+	shared_room(mma_dq_kernel<W>, dq);
+	shared_room(mma_dkv_kernel<W>, dkv);
 	grid = attn_grid(&p, blocks, p.a.heads);
 	mma_dq_kernel<W><<<grid, TILE_THREADS, dq, cuda_stream()>>>(p);
 	CUDA_LAUNCHED();

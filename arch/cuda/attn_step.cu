@@ -223,8 +223,7 @@ template <int LANES, int HEADS, bool VEC> static void step_launch(struct step_ru
 	while (cuda_capability() >= 90 && split < SPLIT_MAX && split * SPLIT_KEYS < a.t_max)
 		split *= 2;
 	if (bytes > 48 << 10)
-		CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-					  bytes));
+		shared_room(kernel, bytes);
 	attrs[0].id = cudaLaunchAttributeClusterDimension;
 	attrs[0].val.clusterDim.x = split;
 	attrs[0].val.clusterDim.y = attrs[0].val.clusterDim.z = 1;

@@ -208,7 +208,7 @@ template <int DK, int DV, int STAGES, int WGS, int BLOCKS> static void fwd_launc
 	int bytes = sizeof(struct fwd_smem<DK, DV, STAGES, WGS>);
 	auto *kernel = wgmma_fwd_kernel<DK, DV, STAGES, WGS, BLOCKS>;
 
-	CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+	shared_room(kernel, bytes);
 	kernel<<<grid, WGS * WG_THREADS, bytes, cuda_stream()>>>(p, attn_maps_of(p));
 	CUDA_LAUNCHED();
 }

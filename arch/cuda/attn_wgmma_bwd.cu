@@ -362,7 +362,7 @@ static void dq_launch(struct attn_run p, const struct attn_maps &maps)
 	int bytes = sizeof(struct dq_smem<D, STAGES>);
 	auto *kernel = wgmma_dq_kernel<D, STAGES, BLOCKS>;
 
-	CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+	shared_room(kernel, bytes);
 	kernel<<<grid, WG_THREADS, bytes, cuda_stream()>>>(p, maps);
 	CUDA_LAUNCHED();
 }
@@ -374,7 +374,7 @@ static void dkv_launch(struct attn_run p, const struct attn_maps &maps)
 	int bytes = sizeof(struct dkv_smem<D, STAGES>);
 	auto *kernel = wgmma_dkv_kernel<D, STAGES, BLOCKS, GAMMA>;
 
-	CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+	shared_room(kernel, bytes);
 	kernel<<<grid, WG_THREADS, bytes, cuda_stream()>>>(p, maps);
 	CUDA_LAUNCHED();
 }

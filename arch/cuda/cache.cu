@@ -7,9 +7,14 @@
 
 enum { THREADS = 128 };
 
+/* Sixteen bytes at a time where both rows begin at a multiple of them. */
 static __device__ void row_copy(bf16 *dst, const bf16 *src, int width)
 {
-	for (int j = threadIdx.x; j < width; j += THREADS)
+	bool wide = ((uintptr_t)dst | (uintptr_t)src) % 16 == 0 && width % WIDE == 0;
+
+	for (int j = threadIdx.x; wide && j < width / WIDE; j += THREADS)
+		((uint4 *)dst)[j] = ((const uint4 *)src)[j];
+	for (int j = threadIdx.x; !wide && j < width; j += THREADS)
 		dst[j] = src[j];
 }
 

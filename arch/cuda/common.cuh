@@ -94,6 +94,19 @@ static inline void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t sh
 	CUDA(cudaLaunchKernelEx(&config, kernel, (P)args...));
 }
 
+/**
+ * shared_room() - let @kernel have @bytes of dynamic shared memory
+ *
+ * A multiprocessor gives as much of its cache as it can, or it would hold one block where
+ * two fit.
+ */
+template <class K> static inline void shared_room(K *kernel, size_t bytes)
+{
+	CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
+	CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+				  cudaSharedmemCarveoutMaxShared));
+}
+
 /** after_previous() - until the kernel before this one is done and its writes are seen */
 static __device__ __forceinline__ void after_previous(void)
 {

@@ -19,7 +19,8 @@ enum {
 	WARPS = 8,
 	THREADS = 32 * WARPS,
 	INNER = 32,		/* of the inner dimension a warp takes at a time */
-	AHEAD = 12,		/* such pieces of weights that a warp has under way */
+	AHEAD = 12,		/* such pieces of weights that a warp has under way, */
+	AHEAD_SHORT = 3,	/* and where they are all there are */
 	BLOCKS = 4,		/* of a multiprocessor */
 };
 
@@ -87,17 +88,20 @@ static __device__ __forceinline__ void mma(float (&sum)[4], uint32_t x0, uint32_
 	    : "r"(x0), "r"(x1), "r"(x2), "r"(x3), "r"(w0), "r"(w1));
 }
 
-/* AHEAD pieces of the weights of columns @j0.. from inner index @l on. */
-static __device__ __forceinline__ void weights(uint4 (&w)[AHEAD], const struct gemm &g, int j0, int l)
+/* N pieces of the weights of columns @j0.. from inner index @l on. */
+template <int N>
+static __device__ __forceinline__ void weights(uint4 (&w)[N], const struct gemm &g, int j0, int l)
 {
-	int j = j0 + threadIdx.x % 32 / 4;
-
 #pragma unroll
-	for (int n = 0; n < AHEAD; n++)
-		w[n] = piece((const bf16 *)g.b, g.ldb, j, g.n, l + n * WARPS * INNER, g.k);
+	for (int n = 0; n < N; n++)
+		w[n] = piece((const bf16 *)g.b, g.ldb, j0 + threadIdx.x % 32 / 4, g.n,
+			     l + n * WARPS * INNER, g.k);
 }
 
-/* The same on the way to the second level cache: that of what is still being written, too. */
+/*
+ * The same on their way to the second level cache, even while somebody still writes them:
+ * what is asked for there stays what memory holds.
+ */
 static __device__ __forceinline__ void weights_ask(const struct gemm &g, int j0, int l)
 {
 	const bf16 *b = (const bf16 *)g.b;
@@ -106,6 +110,36 @@ static __device__ __forceinline__ void weights_ask(const struct gemm &g, int j0,
 	if (j < g.n && threadIdx.x % 2 == 0)	/* a sector is 16 elements */
 		for (; l < g.k; l += WARPS * INNER)
 			asm volatile("prefetch.global.L2 [%0];" :: "l"(b + j * g.ldb + l));
+}
+
+/* sum += all rows of a times N pieces of weights, HALF pieces of the rows at a time. */
+template <int N>
+static __device__ __forceinline__ void multiply(float (&sum)[4], const struct gemm &g,
+						const uint4 (&w)[N], int l)
+{
+	constexpr int HALF = N > 6 ? N / 2 : N;
+	const bf16 *a = (const bf16 *)g.a;
+	int row = threadIdx.x % 32 / 4;
+
+#pragma unroll
+	for (int n0 = 0; n0 < N; n0 += HALF) {
+		uint4 x[HALF], y[HALF];
+
+#pragma unroll
+		for (int n = 0; n < HALF; n++) {
+			int at = l + (n0 + n) * WARPS * INNER;
+
+			x[n] = piece(a, g.lda, row, g.m, at, g.k);
+			y[n] = piece(a, g.lda, row + 8, g.m, at, g.k);
+		}
+#pragma unroll
+		for (int n = 0; n < HALF; n++) {
+			const uint4 &v = w[n0 + n];
+
+			mma(sum, x[n].x, y[n].x, x[n].y, y[n].y, v.x, v.y);
+			mma(sum, x[n].z, y[n].z, x[n].w, y[n].w, v.z, v.w);
+		}
+	}
 }
 
 /* Sums of the warps, in order, and what is behind them. */
@@ -128,14 +162,14 @@ static __device__ __forceinline__ void finish_tile(const struct gemm &g, const s
 	put(c, f(sum, i, j));
 }
 
-template <class OUT> static __global__ void __launch_bounds__(THREADS)
+/* N: pieces of weights that a warp has under way */
+template <class OUT, int N> static __global__ void __launch_bounds__(THREADS)
 thin_kernel(struct gemm g, struct finish f)
 {
 	__shared__ float part[2][WARPS][THIN_ROWS][COLUMNS];
-	int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = lane / 4, phase = 0;
+	int warp = threadIdx.x / 32, lane = threadIdx.x % 32, phase = 0;
 	int l0 = warp * INNER + lane % 4 * 8, step = COLUMNS * gridDim.x;
-	const bf16 *a = (const bf16 *)g.a;
-	uint4 w[AHEAD];
+	uint4 w[N];
 
 	let_next();
 	weights_ask(g, COLUMNS * blockIdx.x, l0);
@@ -144,26 +178,15 @@ thin_kernel(struct gemm g, struct finish f)
 	for (int j0 = COLUMNS * blockIdx.x; j0 < g.n; j0 += step, phase ^= 1) {
 		float sum[4] = {};
 
-		for (int l1 = l0; l1 < g.k; l1 += AHEAD * WARPS * INNER) {
-			if (l1 > l0)
-				weights(w, g, j0, l1);
-#pragma unroll
-			for (int n = 0; n < AHEAD; n++) {
-				int l = l1 + n * WARPS * INNER;
-				uint4 x, y;
-
-				if (l - l0 + warp * INNER >= g.k)	/* the whole warp */
-					break;
-				x = piece(a, g.lda, row, g.m, l, g.k);
-				y = piece(a, g.lda, row + 8, g.m, l, g.k);
-				mma(sum, x.x, y.x, x.y, y.y, w[n].x, w[n].y);
-				mma(sum, x.z, y.z, x.w, y.w, w[n].z, w[n].w);
-			}
+		for (int l = l0; l < g.k; l += N * WARPS * INNER) {
+			if (l > l0)
+				weights(w, g, j0, l);
+			multiply(sum, g, w, l);
 		}
 		if (j0 + step < g.n)
 			weights(w, g, j0 + step, l0);
 		for (int e = 0; e < 4; e++)
-			part[phase][warp][row + e / 2 * 8][lane % 4 * 2 + e % 2] = sum[e];
+			part[phase][warp][lane / 4 + e / 2 * 8][lane % 4 * 2 + e % 2] = sum[e];
 		__syncthreads();
 		finish_tile<OUT>(g, f, part[phase], j0);
 	}
@@ -173,7 +196,10 @@ template <class OUT> static void thin(const struct gemm *g)
 {
 	int grid = MIN(div_up(g->n, COLUMNS), BLOCKS * cuda_multiprocessors());
 
-	launch(thin_kernel<OUT>, grid, THREADS, 0, *g, finish_of(g));
+	if (g->k <= AHEAD_SHORT * WARPS * INNER)
+		launch(thin_kernel<OUT, AHEAD_SHORT>, grid, THREADS, 0, *g, finish_of(g));
+	else
+		launch(thin_kernel<OUT, AHEAD>, grid, THREADS, 0, *g, finish_of(g));
 }
 
 bool gemm_thin(const struct gemm *g, bool wide)

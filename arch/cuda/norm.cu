@@ -41,13 +41,24 @@ static __device__ __forceinline__ float2 row_sums(float x, float y)
 	return make_float2(warp_sum(sum.x), warp_sum(sum.y));
 }
 
-template <int W> static __global__ void __launch_bounds__(THREADS_MAX)
+/* Scale and shift of column @j on. */
+template <int W> static __device__ __forceinline__ void affine(float (&w)[W], float (&bias)[W],
+							       const struct norm &a, int j)
+{
+	row_load<W>(w, a.w + j);
+	if (!a.rms)
+		row_load<W>(bias, a.bias + j);
+}
+
+/* FEW: registers are for what is on its way, since there is nobody else to wait with. */
+template <int W, bool FEW> static __global__ void __launch_bounds__(THREADS_MAX)
 add_norm_fwd_kernel(struct norm a)
 {
 	int row = blockIdx.x * blockDim.y + threadIdx.y;
 	bool inside = row < a.n;
 	long at = (long)row * a.c;
-	float x[HOLD][W] = {}, y[W], sum = 0, mean, rstd;
+	float x[HOLD][W] = {}, w[HOLD][W], bias[HOLD][W] = {}, y[W], sum = 0;
+	float mean, rstd;
 
 	let_next();
 	after_previous();
@@ -57,6 +68,8 @@ add_norm_fwd_kernel(struct norm a)
 
 		if (!inside || j >= a.c)
 			continue;
+		if (FEW)
+			affine<W>(w[k], bias[k], a, j);
 		row_load<W>(x[k], bf16_of(a.x) + at + j);
 		if (a.y) {
 			row_load<W>(y, bf16_of(a.y) + at + j);
@@ -87,16 +100,14 @@ add_norm_fwd_kernel(struct norm a)
 #pragma unroll
 	for (int k = 0; k < HOLD; k++) {
 		int j = (k * blockDim.x + threadIdx.x) * W;
-		float w[W], bias[W] = {};
 
 		if (j >= a.c)
 			continue;
-		row_load<W>(w, a.w + j);
-		if (!a.rms)
-			row_load<W>(bias, a.bias + j);
+		if (!FEW)
+			affine<W>(w[k], bias[k], a, j);
 #pragma unroll
 		for (int e = 0; e < W; e++)
-			x[k][e] = (x[k][e] - mean) * rstd * w[e] + bias[e];
+			x[k][e] = (x[k][e] - mean) * rstd * w[k][e] + bias[k][e];
 		row_store<W>(bf16_of(a.xn) + at + j, x[k]);
 	}
 }
@@ -114,10 +125,12 @@ void k_add_norm_fwd(const struct norm *a)
 	dim3 block = row_block(a->c, wide ? WIDE : 1);
 	int grid = div_up(a->n, block.y);
 
-	if (wide)
-		launch(add_norm_fwd_kernel<WIDE>, grid, block, 0, *a);
+	if (wide && grid <= cuda_multiprocessors())
+		launch(add_norm_fwd_kernel<WIDE, true>, grid, block, 0, *a);
+	else if (wide)
+		launch(add_norm_fwd_kernel<WIDE, false>, grid, block, 0, *a);
 	else
-		launch(add_norm_fwd_kernel<1>, grid, block, 0, *a);
+		launch(add_norm_fwd_kernel<1, false>, grid, block, 0, *a);
 }
 
 /* dx = dres + r (g - mean(g) - xhat mean(g xhat)), g = dxn w; no mean(g) in RMSNorm */

@@ -171,8 +171,7 @@ template <int HOLD> static void norm_bwd(const struct norm_bwd *n)
 	float *part = (float *)workspace_part((size_t)chunks * 2 * n->a.c * sizeof(*part));
 	int bytes = sizeof(struct ring<HOLD>);
 
-	CUDA(cudaFuncSetAttribute(norm_bwd_kernel<HOLD>,
-				  cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+	shared_room(norm_bwd_kernel<HOLD>, bytes);
 	norm_bwd_kernel<HOLD><<<chunks, THREADS, bytes, cuda_stream()>>>(*n, part, rows);
 	CUDA_LAUNCHED();
 	sum_parts(sum_to<2>{ { n->dw, n->a.rms ? NULL : n->db } }, part, chunks, n->a.c);

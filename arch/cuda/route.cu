@@ -110,8 +110,7 @@ template <int R> static void build_topk(const struct route *r, dim3 grid)
 	size_t bytes = groups * sizeof(struct score_smem) + sizeof(tile_rows) +
 		       (size_t)TILE * 32 * R * sizeof(route_key);
 
-	CUDA(cudaFuncSetAttribute(topk_kernel<R>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-				  (int)bytes));
+	shared_room(topk_kernel<R>, bytes);
 	topk_kernel<R><<<grid, dim3(TILE_THREADS, groups), bytes, cuda_stream()>>>(
 		*r, score_run_of(&r->a));
 	CUDA_LAUNCHED();

@@ -242,8 +242,7 @@ void lists_sort(const struct route *r, int32_t *lists)
 	if (bytes > SORT_BYTES || t > UINT16_MAX)
 		die("routing over %d positions: at most %zu here; lower CONFIG_BLOCK_SIZE", t,
 		    MIN((size_t)SORT_BYTES / sizeof(uint16_t), (size_t)UINT16_MAX));
-	CUDA(cudaFuncSetAttribute(sort_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-				  SORT_BYTES));
+	shared_room(sort_kernel, SORT_BYTES);
 	sort_kernel<<<r->a.b * r->nr, SORT_THREADS, bytes, cuda_stream()>>>(*r, lists, segments);
 	CUDA_LAUNCHED();
 }

@@ -154,8 +154,7 @@ static void xent(float *loss, bf16 *logits, const int32_t *target, int n, int v,
 	int grid = MIN(n, 2 * cuda_multiprocessors());
 
 	if (KEEP)
-		CUDA(cudaFuncSetAttribute(xent_kernel<W, KEEP>,
-					  cudaFuncAttributeMaxDynamicSharedMemorySize, KEEP_BYTES));
+		shared_room(xent_kernel<W, KEEP>, KEEP_BYTES);
 	xent_kernel<W, KEEP><<<grid, THREADS, bytes, cuda_stream()>>>(loss, logits, target, n, v,
 								      vocab, scored, grad);
 	CUDA_LAUNCHED();
