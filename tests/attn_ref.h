@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "device.h"
 #include "kernels.h"
 #include "real.h"
 #include "tap.h"

@@ -61,6 +61,7 @@ static void run_all(struct work *w)
 {
 	k_attn_fwd(&w->a);
 	k_attn_bwd(&w->a, w->dq.p, w->dk.p, w->dv.p, w->dgamma.p, w->d_o.p, w->delta.p);
+	arch_sync();
 }
 
 static double worst_distance(const struct shape *s, const struct work *w, const struct ref *r)
@@ -213,7 +214,7 @@ int main(void)
 	int n = 0;
 
 	/* a loaded machine is slow with threads that wait: threads_agree() has some */
-	omp_set_num_threads(1);
+	device_open(1);
 	test_differences(3, 1);
 	test_differences(4, 2);
 	for (size_t l = 0; l < ARRAY_SIZE(length); l++)
