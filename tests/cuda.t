@@ -1,0 +1,235 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""
+The CUDA backend against the cpu: loss and every gradient of every tiny defconfig and of
+combinations of modes, decode, causality, liveness; the same bits run after run and across
+kills; checkpoints from one arch to the other.
+
+	tests/cuda.t                where there is no GPU: compiles every kernel
+	tests/cuda.t --build DIR    the programs alone, for another machine; with a GPU, for its
+	                            own kind, else for Hopper
+	tests/cuda.t --run DIR      what --build has left there
+"""
+import importlib.machinery
+import importlib.util
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import training as t    # noqa: E402
+
+SCRATCH = os.path.join(os.path.dirname(t.SCRATCH), "cuda")
+PROGRAMS = ("test_mixer", "test_model")
+COMBINATIONS = 12       # at least
+LENGTH = 65             # of a batch: no multiple of a tile
+
+# Symbols of each build; the reference runs on another machine, too.
+CPU = {"ARCH_CPU": "y", "CPU_PORTABLE_BITS": "y"}
+KINDS = {"double": {**CPU, "REAL_DOUBLE": "y"}, "float": CPU, "cuda": {"ARCH_CUDA": "y"}}
+
+
+def load(name):
+    """A neighbour, tests/NAME.t, as a module."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), name + ".t")
+    loader = importlib.machinery.SourceFileLoader(name, path)
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
+    loader.exec_module(module)
+    return module
+
+
+numbers, sweep = load("numbers"), load("sweep")
+
+
+def says(*command):
+    """What a command prints, '' where it fails or is not there."""
+    try:
+        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                              text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def no_gpu():
+    return says("sh", os.path.join(t.SRC, "tests/gpu.sh")).strip()
+
+
+# ---- what is built ------------------------------------------------------------------
+
+
+def combinations():
+    """
+    Of the sweep's, until every pair of values of its four axes is there, at widths that
+    differ in no header: the kernels are compiled once.
+    """
+    axes = ("RA_MLA_MLP_GATE_POOL", "RA_MLA_MLP_SPARSE_MODE", "RA_MLA_MLP_TYING_MODE",
+            "RA_MLA_MLP_SPARSE_HEAD_AVERAGE")
+    every = sweep.combinations()
+    turning = {k for _, c in every for k in c if len({x.get(k) for _, x in every}) > 1}
+
+    def pairs(case, keys):
+        return set(itertools.combinations(sorted((k, case[k]) for k in keys if k in case), 2))
+
+    missing = set().union(*(pairs(c, turning) for _, c in every))
+    needed = set().union(*(pairs(c, axes) for _, c in every))
+    chosen = []
+    while needed or len(chosen) < COMBINATIONS:
+        name, case = max(every, key=lambda c: (len(pairs(c[1], axes) & needed),
+                                               len(pairs(c[1], turning) & missing)))
+        needed -= pairs(case, axes)
+        missing -= pairs(case, turning)
+        latent = 32 if case["RA_MLA_LATENT_DIM"] == sweep.EXPANDED else 8
+        chosen.append((name, {**case, "N_EMBD": 64, "BLOCK_SIZE": LENGTH, "VOCAB_SIZE": 256,
+                              "BATCH_SIZE": numbers.B, "RA_MLA_LATENT_DIM": latent,
+                              **({"RA_MLA_MLP_SPARSE_K": numbers.TOPK}
+                                 if "RA_MLA_MLP_SPARSE_K" in case else {})}))
+    return chosen
+
+
+def defconfigs():
+    return sorted(n for n in os.listdir(os.path.join(t.SRC, "defconfigs"))
+                  if n.startswith("tiny-"))
+
+
+def make(tree, *goals):
+    done = subprocess.run(["make", "-s", f"O={tree}", *goals], cwd=t.SRC, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if done.returncode:
+        print("Bail out!", " ".join(goals), "failed")
+        sys.exit(done.stdout)
+
+
+def fragment(path, symbols):
+    with open(path, "w") as f:
+        f.writelines(f"CONFIG_{k}={v}\n" for k, v in symbols.items())
+    return path
+
+
+def build(to, base, kind, *goals):
+    """One configuration of one kind; its programs go to the folder @to."""
+    tree = os.path.join(SCRATCH, kind)
+    os.makedirs(tree, exist_ok=True)
+    os.makedirs(to, exist_ok=True)
+    symbols = dict(KINDS[kind])
+    if kind == "cuda" and no_gpu():
+        symbols["CUDA_SM_90A"] = "y"
+    if isinstance(base, dict):
+        symbols = {**{k: v for k, v in base.items() if k not in ("ARCH_CPU", "REAL_DOUBLE")},
+                   **symbols}
+        kconfig = [t.PYTHON, "scripts/kconfig.py", "--config", f"{tree}/.config", "--gen", tree]
+        done = subprocess.run([*kconfig, "defconfig", fragment(f"{tree}/defconfig", symbols)],
+                              cwd=t.SRC, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              text=True)
+        if done.returncode:
+            print("Bail out! no configuration:", symbols)
+            sys.exit(done.stdout)
+        make(tree, *goals)
+    else:
+        make(tree, f"defconfig-{base}", fragment(f"{tree}/kind.config", symbols), *goals)
+    if "build" in goals:
+        shutil.copy2(f"{tree}/tenon", f"{to}/{kind}")
+    for program in PROGRAMS if "check-programs" in goals else ():
+        shutil.copy2(f"{tree}/tests/{program}", to)
+
+
+def symbols_of(lines):
+    return dict(line.split("=", 1) for line in lines)
+
+
+def build_all(folder):
+    check = ("check-programs", "PROGRAMS=" + " ".join(PROGRAMS))
+    for name, base in [(n, n) for n in defconfigs()] + combinations():
+        build(f"{folder}/{name}", base, "double", "build")
+        build(f"{folder}/{name}", base, "cuda", "build", *check)
+    build(f"{folder}/tiny-gpt2", "tiny-gpt2", "float", "build")
+    build(f"{folder}/small", symbols_of(t.SMALL), "cuda", "build")
+
+
+# ---- what is tested -------------------------------------------------------------------
+
+
+def test_repeats(name, binary, d):
+    """The dump of numbers.test_gradients() once more, in another process."""
+    done = t.tenon(binary, "dump", "--tokens", f"{d}/tok", "--out", f"{d}/again", "--batch",
+                   numbers.B, "--length", LENGTH, "--init", 3)
+    t.ok(done.returncode == 0 and t.read(d, "again") == t.read(d, "cuda"),
+         f"{name}: loss and gradients have the same bits in another process", t.said(done))
+
+
+def test_program(name, path):
+    """A C program: its plan and its failures are one line here."""
+    done = t.tenon(path, timeout=300)
+    lines = done.stdout.splitlines()
+    bad = [line for line in lines if line.startswith(("not ok", "#"))]
+    t.ok(done.returncode == 0 and lines[-1:] == [f"1..{sum(s.startswith('ok') for s in lines)}"],
+         f"{name}: {os.path.basename(path)}", "\n".join(bad) + done.stderr)
+
+
+def test_case(folder, name):
+    """The reference, then what the model tests assert: decode, causality, liveness."""
+    here = f"{folder}/{name}"
+    with t.folder() as d:
+        numbers.test_gradients(name, {kind: f"{here}/{kind}" for kind in ("double", "cuda")}, d,
+                               LENGTH)
+        test_repeats(name, f"{here}/cuda", d)
+    for program in PROGRAMS:
+        test_program(name, f"{here}/{program}")
+
+
+def test_runs(binary):
+    """What a user does: train, interrupt, go on, generate."""
+    train, resume, generate = load("train"), load("resume"), load("generate")
+    # Logits of 8 at most, of bf16: off by two roundings at the way through each cache.
+    generate.LOSS_TOL = 2 * 2 ** -8 * 8
+    with t.folder() as d:
+        out = f"{d}/run"
+        train.test_output(binary, out)
+        train.test_metrics(out)
+        train.test_result(out)
+        train.test_repeat(binary, out, d)
+        train.test_finished(binary, out, d)
+        train.test_lock(binary, d)
+        generate.test_sampling(binary, out)
+        generate.test_prompts(binary, out, d)
+        generate.test_eval(binary, out)
+        generate.test_end(binary, out)
+    with t.folder() as d:
+        resume.test_kill(binary, d, resume.SEEDS[:1])
+        resume.test_signals(binary, d)
+
+
+def run_all(folder):
+    names = sorted(n for n in os.listdir(folder) if os.path.exists(f"{folder}/{n}/double"))
+    for name in names:
+        test_case(folder, name)
+    with t.folder() as d:
+        numbers.test_checkpoints("tiny-gpt2", {kind: f"{folder}/tiny-gpt2/{kind}"
+                                               for kind in ("float", "cuda")}, d, "cuda")
+    test_runs(f"{folder}/small/cuda")
+
+
+def main():
+    if sys.argv[1:2] == ["--build"]:
+        build_all(sys.argv[2])
+        return 0
+    if sys.argv[1:2] == ["--run"]:
+        run_all(sys.argv[2])
+        return t.done()
+    if not says("nvcc", "--version"):
+        print("1..0 # SKIP the CUDA backend: nvcc is not in the PATH")
+        return 0
+    if not no_gpu():
+        folder = os.path.join(SCRATCH, "programs")
+        build_all(folder)
+        run_all(folder)
+    else:
+        build(SCRATCH, "tiny-ra-mla-full", "cuda", "kernels")
+        t.ok(True, "every kernel of the CUDA backend compiles")
+        t.ok(True, "what they compute # SKIP no GPU, " + no_gpu())
+    return t.done()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
