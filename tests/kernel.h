@@ -90,8 +90,8 @@ static inline acc_t *normals_acc(size_t n)
 }
 
 /*
- * Call with 1, 2, 3 and again 2 threads, on a GPU as often: the same bits, guards whole. The outputs hold
- * the result afterwards.
+ * Call with 1, 2, 3 and again 2 threads, on a GPU as often: the same bits, guards whole.
+ * The outputs hold the result afterwards.
  */
 static inline bool threads_agree(void (*call)(void), struct out *out, int nr)
 {
