@@ -30,7 +30,8 @@ LENGTH = 65             # of a batch: no multiple of a tile
 
 # Symbols of each build; the reference runs on another machine, too.
 CPU = {"ARCH_CPU": "y", "CPU_PORTABLE_BITS": "y"}
-KINDS = {"double": {**CPU, "REAL_DOUBLE": "y"}, "float": CPU, "cuda": {"ARCH_CUDA": "y"}}
+KINDS = {"double": {**CPU, "REAL_DOUBLE": "y"}, "bf16": {**CPU, "REAL_BF16": "y"}, "float": CPU,
+         "cuda": {"ARCH_CUDA": "y"}}
 
 
 def load(name):
@@ -96,8 +97,8 @@ def defconfigs():
 
 
 def make(tree, *goals):
-    done = subprocess.run(["make", "-s", f"O={tree}", "EXTRA_CFLAGS=-O1 -g0", *goals], cwd=t.SRC, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = subprocess.run(["make", "-s", f"O={tree}", "EXTRA_CFLAGS=-O1 -g0", *goals], cwd=t.SRC,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         print("Bail out!", " ".join(goals), "failed")
         sys.exit(done.stdout)
@@ -118,7 +119,7 @@ def build(to, base, kind, *goals):
     if kind == "cuda" and no_gpu():
         symbols["CUDA_SM_90A"] = "y"
     if isinstance(base, dict):
-        symbols = {**{k: v for k, v in base.items() if k not in ("ARCH_CPU", "REAL_DOUBLE")},
+        symbols = {**{k: v for k, v in base.items() if not k.startswith(("ARCH_", "REAL_"))},
                    **symbols}
         kconfig = [t.PYTHON, "scripts/kconfig.py", "--config", f"{tree}/.config", "--gen", tree]
         done = subprocess.run([*kconfig, "defconfig", fragment(f"{tree}/defconfig", symbols)],
@@ -141,8 +142,9 @@ def symbols_of(lines):
 
 
 def build_kind(folder, kind):
-    goals = {"double": ("build",), "float": ("build",),
-             "cuda": ("build", "check-programs", "PROGRAMS=" + " ".join(PROGRAMS))}[kind]
+    goals = ["build"]
+    if kind == "cuda":
+        goals += ["check-programs", "PROGRAMS=" + " ".join(PROGRAMS)]
     if kind == "float":
         build(f"{folder}/tiny-gpt2", "tiny-gpt2", kind, *goals)
         return
@@ -155,7 +157,7 @@ def build_kind(folder, kind):
 def build_all(folder):
     """An object tree for each kind, two of them at a time."""
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda kind: build_kind(folder, kind), ("cuda", "double", "float")))
+        list(pool.map(lambda kind: build_kind(folder, kind), ("cuda", "double", "bf16", "float")))
 
 
 # ---- what is tested -------------------------------------------------------------------
@@ -182,8 +184,8 @@ def test_case(folder, name):
     """The reference, then what the model tests assert: decode, causality, liveness."""
     here = f"{folder}/{name}"
     with t.folder() as d:
-        numbers.test_gradients(name, {kind: f"{here}/{kind}" for kind in ("double", "cuda")}, d,
-                               LENGTH)
+        binaries = {kind: f"{here}/{kind}" for kind in ("double", "bf16", "cuda")}
+        numbers.test_gradients(name, binaries, d, LENGTH, "bf16")
         test_repeats(name, f"{here}/cuda", d)
     for program in PROGRAMS:
         test_program(name, f"{here}/{program}")

@@ -254,8 +254,10 @@ static void model_step_refuses(struct net *d)
 {
 	int32_t pos[MB] = { 0 };
 	int status = 0;
-	pid_t pid = fork();
+	pid_t pid;
 
+	fflush(stdout);
+	pid = fork();
 	if (!pid) {
 		fclose(stderr);
 		on_exit(child_leave, NULL);
