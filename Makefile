@@ -104,7 +104,7 @@ one-check-tree = $(MAKE) O=$(check-dir)/$(1) $(jobs) \
 check: setup
 	$(Q)rm -rf $(check-dir)/scratch && mkdir -p $(check-dir)/scratch
 	$(Q)+set -e; $(foreach c,$(check-configs),$(call one-check-tree,$(c));)
-	@$(if $(no-gpu),echo 'not run: the suite on a GPU, $(no-gpu)',:)
+	@$(if $(no-gpu),echo 'not run: the tests on a GPU: $(no-gpu)',:)
 	$(Q)$(afresh) TENON_SRC=$(CURDIR) TENON_TESTDIR=$(abspath $(check-dir))/scratch \
 		prove --jobs $(shell nproc) --exec 'sh tests/run.sh' \
 		$(or $(call cmdline,TESTS),$(wildcard tests/*.t) $(check-programs-of)) </dev/null

@@ -265,7 +265,7 @@ def main():
     else:
         build(SCRATCH, "tiny-ra-mla-full", "cuda", "kernels")
         t.ok(True, "every kernel of the CUDA backend compiles")
-        t.ok(True, "what they compute # SKIP no GPU, " + no_gpu())
+        t.ok(True, "what they compute # SKIP no GPU: " + no_gpu())
     return t.done()
 
 

@@ -3,7 +3,7 @@
 # Why this machine cannot run the tests of the CUDA backend, in one line; nothing where it can.
 
 if ! command -v nvcc >/dev/null; then
-	echo "for nvcc is not in the PATH; its kernels are not compiled either"
+	echo "nvcc is not in the PATH; no CUDA kernel is compiled"
 elif ! nvidia-smi -L 2>/dev/null | grep -q ^GPU; then
-	echo "for nvidia-smi -L lists none; its kernels are compiled"
+	echo "nvidia-smi -L lists none; CUDA kernels are compiled"
 fi
