@@ -34,7 +34,6 @@ VARIANTS = {
                "CHECKPOINT_INTERVAL=2"],
     "text": ["DATA_TEXT=y", 'DATA_PATH=""', "MAX_ITERS=6"],
     "bf16": ["REAL_BF16=y"],
-    "cuda": ["ARCH_CPU=n", "ARCH_CUDA=y"],
     "double": ["REAL_DOUBLE=y"],
     "timed": ["MAX_ITERS=1000000", "MAX_TIME=1", "EVAL_INTERVAL=1000000",
               "CHECKPOINT_INTERVAL=1000000"],
