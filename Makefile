@@ -93,14 +93,18 @@ bench:
 # Tests: programs under every configuration of tests/Makefile, then the scripts.
 
 check-dir = $(OBJ)/check
-check-programs-of = $(foreach c,$(check-config-y),$(addprefix $(check-dir)/$(c)/tests/,$(test-y)))
+# Why the programs do not run on a GPU, empty where they do; tests/cuda.t looks for itself.
+no-gpu = $(eval no-gpu := $$(shell sh tests/gpu.sh))$(no-gpu)
+check-configs = $(check-config-y) $(if $(no-gpu),,$(check-config-gpu))
+check-programs-of = $(foreach c,$(check-configs),$(addprefix $(check-dir)/$(c)/tests/,$(test-y)))
 one-check-tree = $(MAKE) O=$(check-dir)/$(1) $(jobs) \
 	defconfig-$(firstword $(subst +, ,$(1))) \
 	$(addsuffix .config,$(wordlist 2,9,$(subst +, ,$(1)))) check-programs
 
 check: setup
 	$(Q)rm -rf $(check-dir)/scratch && mkdir -p $(check-dir)/scratch
-	$(Q)+set -e; $(foreach c,$(check-config-y),$(call one-check-tree,$(c));)
+	$(Q)+set -e; $(foreach c,$(check-configs),$(call one-check-tree,$(c));)
+	@$(if $(no-gpu),echo 'not run: the tests on a GPU: $(no-gpu)',:)
 	$(Q)$(afresh) TENON_SRC=$(CURDIR) TENON_TESTDIR=$(abspath $(check-dir))/scratch \
 		prove --jobs $(shell nproc) --exec 'sh tests/run.sh' \
 		$(or $(call cmdline,TESTS),$(wildcard tests/*.t) $(check-programs-of)) </dev/null

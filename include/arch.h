@@ -88,6 +88,14 @@ void arch_get(void *dst, const void *src, size_t bytes);
  */
 void arch_get_later(void *dst, const void *src, size_t bytes);
 
+/**
+ * arch_share() - for test programs: kernels may be given any memory of the process
+ *
+ * After arch_init(), from main(): the first thread's stack, all variables and what is
+ * allocated from then on. What kernels left there is read behind arch_sync().
+ */
+void arch_share(void);
+
 /** arch_sync() - wait for everything that was started */
 void arch_sync(void);
 

@@ -9,7 +9,7 @@
 #ifndef TENON_DATA_H
 #define TENON_DATA_H
 
-#include "types.h"
+#include "dims.h"
 
 enum split { SPLIT_TRAIN, SPLIT_VAL };
 

@@ -10,7 +10,7 @@
 #ifndef TENON_PARAM_H
 #define TENON_PARAM_H
 
-#include "types.h"
+#include "dims.h"
 
 enum param_flag {
 	NO_DECAY = 0,

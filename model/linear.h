@@ -9,7 +9,7 @@
 #include <assert.h>
 
 #include "kernels.h"
-#include "types.h"
+#include "dims.h"
 
 /* rows of a product are an int; those of a product of all heads are BT * H */
 static_assert((int64_t)BT * H <= INT32_MAX, "lower CONFIG_BATCH_SIZE, CONFIG_BLOCK_SIZE "

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "device.h"
 #include "kernels.h"
 #include "real.h"
 #include "tap.h"
@@ -35,6 +36,7 @@ struct shape {
 	double ra_scale;
 	int window;
 	int group;	/* query heads of a key and value head; 0: 1 */
+	bool aligned;	/* rows that begin at multiples of 16 bytes, where widths do */
 };
 
 /* A buffer of act_t or acc_t between guards, everything NaN. */
@@ -169,6 +171,12 @@ static inline int group_of(const struct shape *s)
 	return MAX(s->group, 1);
 }
 
+/* Elements between the rows of a tensor. */
+static inline int gap_of(const struct shape *s)
+{
+	return s->aligned ? 8 : GAP;
+}
+
 static inline int k_heads(const struct shape *s)
 {
 	return s->one_k ? 1 : s->heads / group_of(s);
@@ -273,10 +281,10 @@ static inline struct work work_new(const struct shape *s)
 	struct work w = { .a = {
 		.b = s->b, .t = s->t, .heads = s->heads, .group = group_of(s), .dk = s->dk,
 		.dv = s->dv,
-		.q_row = s->joint ? one : nq + GAP, .q_head = s->dk,
-		.k_row = s->joint ? one : nk + GAP, .k_head = s->one_k ? 0 : s->dk,
-		.v_row = s->joint ? one : nv + GAP, .v_head = s->one_v ? 0 : s->dv,
-		.o_row = s->heads * s->dv + GAP, .o_head = s->dv,
+		.q_row = s->joint ? one : nq + gap_of(s), .q_head = s->dk,
+		.k_row = s->joint ? one : nk + gap_of(s), .k_head = s->one_k ? 0 : s->dk,
+		.v_row = s->joint ? one : nv + gap_of(s), .v_head = s->one_v ? 0 : s->dv,
+		.o_row = s->heads * s->dv + gap_of(s), .o_head = s->dv,
 		.scale = 1 / sqrt(s->dk), .ra_scale = s->ra_scale, .ra_window = s->window,
 	} };
 
@@ -327,10 +335,10 @@ static inline void work_fill(const struct shape *s, struct work *w, struct ref *
 
 static inline void name_shape(char *to, size_t n, const struct shape *s)
 {
-	snprintf(to, n, "b %d t %d heads %d / %d dk %d%s dv %d%s%s%s ra %g window %d", s->b,
+	snprintf(to, n, "b %d t %d heads %d / %d dk %d%s dv %d%s%s%s%s ra %g window %d", s->b,
 		 s->t, s->heads, group_of(s), s->dk, s->one_k ? " (one)" : "", s->dv,
 		 s->one_v ? " (one)" : "", s->joint ? " joint" : "", s->gamma ? " gamma" : "",
-		 s->ra_scale, s->window);
+		 s->aligned ? " aligned" : "", s->ra_scale, s->window);
 }
 
 #endif

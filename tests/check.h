@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "arch.h"
+#include "device.h"
 #include "model.h"
 #include "real.h"
 #include "tap.h"

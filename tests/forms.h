@@ -66,6 +66,7 @@ static inline void forms_agree(const struct mixer *x, const struct mixer *other,
 		bench_objective(&s[i]);
 		memset(s[i].a.tmp, 0xFF, s[i].x->tmp_size);
 		s[i].x->backward(&s[i].a);
+		arch_sync();
 	}
 	n = (size_t)s[0].a.b * s[0].a.t;
 	forms_compare(&d, "y", s[0].a.y, s[1].a.y, ACT, n * C);

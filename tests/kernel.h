@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "device.h"
 #include "kernels.h"
 #include "real.h"
 #include "tap.h"
@@ -89,8 +90,8 @@ static inline acc_t *normals_acc(size_t n)
 }
 
 /*
- * Call with 1, 2, 3 and again 2 threads: the same bits, guards whole. The outputs hold
- * the result afterwards.
+ * Call with 1, 2, 3 and again 2 threads, on a GPU as often: the same bits, guards whole.
+ * The outputs hold the result afterwards.
  */
 static inline bool threads_agree(void (*call)(void), struct out *out, int nr)
 {
@@ -106,6 +107,7 @@ static inline bool threads_agree(void (*call)(void), struct out *out, int nr)
 				memset(out[o].x, 0xFF, out[o].bytes);
 		omp_set_num_threads(threads[i]);
 		call();
+		arch_sync();
 		for (int o = 0; o < nr; o++) {
 			if (!i)
 				first[o] = memcpy(xmalloc(out[o].bytes), out[o].x, out[o].bytes);

@@ -89,6 +89,7 @@ static inline double bench_objective(void *ctx)
 	s->aux = 0;
 	memset(s->a.tmp, 0xFF, s->x->tmp_size);
 	s->x->forward(&s->a);
+	arch_sync();
 	sum = dot_of(s->a.y, s->r, ACT, (size_t)n * C) + s->aux;
 	for (int tap = 0; tap < NR_TAPS; tap++)
 		if (s->rtap[tap])
@@ -203,6 +204,7 @@ static inline void bench_step(struct bench *s, const int32_t *pos, act_t *y)
 	a.y = y;
 	a.aux = NULL;
 	s->x->step(&a, s->cache, pos);
+	arch_sync();
 	for (int tap = 0; tap < NR_TAPS; tap++)
 		free(in[tap]);
 	free(x);
@@ -220,6 +222,7 @@ static inline void bench_fill(struct bench *s, const int32_t *len)
 	a.aux = NULL;
 	if (len[0] && s->x->fill)
 		s->x->fill(&a, s->cache, len);
+	arch_sync();
 }
 
 /*

@@ -201,6 +201,7 @@ static inline struct test test_draw(const struct shape *s, const struct rule *m)
 		repeat_keys(&c);
 	ref_forward(s, &c.r);
 	k_attn_fwd(&c.w.a);
+	arch_sync();
 	c.dense = dense(sets * s->t);
 	c.sparse = dense(sets * s->t);
 	ref_rows(&c);

@@ -61,6 +61,7 @@ static void run_all(struct work *w)
 {
 	k_attn_fwd(&w->a);
 	k_attn_bwd(&w->a, w->dq.p, w->dk.p, w->dv.p, w->dgamma.p, w->d_o.p, w->delta.p);
+	arch_sync();
 }
 
 static double worst_distance(const struct shape *s, const struct work *w, const struct ref *r)
@@ -151,7 +152,8 @@ static void test_shape(const struct shape *s)
  */
 static void test_differences(int heads, int group)
 {
-	struct shape s = { 2, 5, heads, 4, 3, group == 1, false, false, true, 0.7, 2, group };
+	struct shape s = { .b = 2, .t = 5, .heads = heads, .dk = 4, .dv = 3, .one_k = group == 1,
+			   .gamma = true, .ra_scale = 0.7, .window = 2, .group = group };
 	struct work w = work_new(&s);
 	struct ref r = ref_new(&s);
 	double *x[] = { r.q, r.k, r.v, r.gamma }, *dx[] = { r.dq, r.dk, r.dv, r.dgamma };
@@ -213,7 +215,7 @@ int main(void)
 	int n = 0;
 
 	/* a loaded machine is slow with threads that wait: threads_agree() has some */
-	omp_set_num_threads(1);
+	device_open(1);
 	test_differences(3, 1);
 	test_differences(4, 2);
 	for (size_t l = 0; l < ARRAY_SIZE(length); l++)
@@ -239,6 +241,17 @@ int main(void)
 					.one_k = share == 1, .one_v = share == 2,
 					.joint = n / 2 % 2, .gamma = n / 3 % 2,
 					.ra_scale = n % 3 ? 0.3 : 0, .window = n % 4 * 20,
+				};
+				test_shape(&s);
+			}
+	/* widths and strides of the units that multiply matrices */
+	for (size_t l = 0; l < ARRAY_SIZE(length); l++)
+		for (int width = 32; width <= 128; width *= 2)
+			for (int share = 0; share < 3; share++, n++) {
+				s = (struct shape) {
+					.b = 1 + n % 2, .t = length[l], .heads = 2, .aligned = true,
+					.dk = width, .dv = share == 2 ? width / 2 : width,
+					.group = 1 + n % 2, .joint = share == 1, .gamma = n / 3 % 2,
 				};
 				test_shape(&s);
 			}

@@ -105,6 +105,7 @@ static double step_distance(const struct shape *s, struct cache *c, const struct
 		.scale = w->a.scale, .ra_scale = s->ra_scale, .ra_window = s->window,
 		.ring = c->all, .route = e.route.p, .route_stride = e.stride,
 	});
+	arch_sync();
 	for (int i = 0; i < s->b; i++)
 		worst = fmax(worst, sequence_distance(s, &e, r, i, pos[i]));
 	if (!buf_guarded(e.o) || !buf_guarded(e.route))
@@ -170,7 +171,7 @@ int main(void)
 	int n = 0;
 
 	/* a loaded machine is slow with threads that wait; runs of keys get two at the end */
-	omp_set_num_threads(1);
+	device_open(1);
 	for (size_t l = 0; l < ARRAY_SIZE(length); l++)
 		for (size_t i = 0; i < ARRAY_SIZE(window); i++)
 			for (int share = 0; share < 6; share++, n++) {

@@ -100,6 +100,7 @@ int main(void)
 {
 	static const int slots[] = { 0, 1, 4, 1000 };
 
+	device_open(0);
 	for (size_t i = 0; i < ARRAY_SIZE(slots); i++) {
 		test_cache(1, 1, 1, slots[i]);
 		test_cache(3, 9, 5, slots[i]);

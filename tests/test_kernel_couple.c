@@ -155,6 +155,7 @@ static void test_transpose(int rows, int cols)
 
 int main(void)
 {
+	device_open(0);
 	for (int across = 0; across < 2; across++) {
 		test_couple(1, 1, 1, across);
 		test_couple(48, 16, 3, across);

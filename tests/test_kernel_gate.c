@@ -119,6 +119,7 @@ static bool steps_right(const acc_t *all, int T)
 			       m.c * sizeof(*row));
 		}
 		call_step();
+		arch_sync();
 		for (int i = 0; i < m.b; i++)
 			for (int j = 0; j < m.c && good; j++) {
 				double sum = 0, size = 0;
@@ -298,12 +299,14 @@ static void test_gate_off(void)
 	void *mem = guarded(k_head_gate_scratch(1, 2, 1));
 
 	k_head_gate_bwd(dzbar, dw, gamma, dgamma, zbar, w, 1, 2, 1, 0, mem);
+	arch_sync();
 	ok(dzbar[0] == 0 && dw[0] == 0 && dw[1] == 0, "head_gate_bwd_alpha_0_is_0");
 	unguard(mem);
 }
 
 int main(void)
 {
+	device_open(0);
 	test_pool(1, 1, 1);
 	test_pool(2, 37, 5);
 	test_pool(3, 90, 70);

@@ -214,6 +214,7 @@ static void test_rounding(void)
 	bool good = true;
 
 	k_cast(dst, src, ARRAY_SIZE(src));
+	arch_sync();
 	for (size_t i = 0; i < ARRAY_SIZE(src) - 1; i++) {
 		act_t want = act(src[i]);
 
@@ -238,6 +239,7 @@ int main(void)
 		{ 130, 70, 300 }, { 1500, 33, 24 }, { 40, 1800, 20 }, { 250, 1100, 60 },
 	};
 
+	device_open(0);
 	for (size_t i = 0; i < ARRAY_SIZE(shapes); i++) {
 		const int *s = shapes[i];
 

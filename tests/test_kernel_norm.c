@@ -195,6 +195,7 @@ static void test_norm_offset(void)
 		.n = N, .c = WIDTH, .epsilon = EPSILON, .x = x, .xn = xn, .mean = mean,
 		.rstd = rstd, .w = w, .bias = b,
 	});
+	arch_sync();
 	s.x = x, s.add = s.rms = false, s.n = N, s.c = WIDTH;
 	for (int i = 0; i < N; i++) {
 		double mu, r;
@@ -303,6 +304,7 @@ static void test_gelu_tails(void)
 	}
 	k_gelu_fwd(h, x, ARRAY_SIZE(x));
 	k_gelu_bwd(d, x, one, ARRAY_SIZE(x));
+	arch_sync();
 	good = real(h[3]) == 0 && real(d[3]) == 0.5 && isnan(real(h[7])) && isnan(real(d[7]));
 	for (int i = 0; i < 3; i++)
 		good &= real(h[i]) == 0 && real(d[i]) == 0 && real(h[4 + i]) == real(x[4 + i]) &&
@@ -312,6 +314,7 @@ static void test_gelu_tails(void)
 
 int main(void)
 {
+	device_open(0);
 	for (int rms = 0; rms < 2; rms++) {
 		test_norm(1, 1, rms);
 		test_norm(1, 768, rms);

@@ -103,6 +103,7 @@ static void call_run(void)
 		for (size_t j = 0; j < r.n; j++)
 			g[j] = gradient(i, j);
 		call_update(g, partial, bad, i, &st);
+		arch_sync();
 		r.state[i] = st;
 		r.bad[i] = -1;
 		for (size_t c = parts; c--;)
@@ -381,6 +382,7 @@ static void loss_is_summed_as_gradients_are(void)
 		x[i] = rng_normal(3, 1, i);
 	for (int n = 1; n <= 100; n++) {
 		k_loss_tree(&mean, x, n);
+		arch_sync();
 		if (mean != fold_apart(x, n) / n)
 			wrong = n;
 	}
@@ -400,6 +402,7 @@ int main(void)
 	const bool always = sizeof(param_t) != sizeof(grad_t);
 	struct adam_hyper hp = spam;
 
+	device_open(0);
 	r.masters = always;
 	test_run("all mechanisms", 1000, 150, hp, small, 5);
 	test_run("all mechanisms, many blocks", 166393, 24, hp, large, 3);

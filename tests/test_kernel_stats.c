@@ -29,6 +29,7 @@ static void test_entropy(const struct shape *s)
 	ref_forward(s, &r);
 	k_attn_fwd(&w.a);
 	k_attn_entropy(&w.a, got.p);
+	arch_sync();
 	for (int i = 0; i < s->b; i++)
 		for (int h = 0; h < s->heads; h++)
 			for (int t = 0; t < s->t; t++)
@@ -66,6 +67,7 @@ static void test_stats(size_t n, bool acc)
 		k_stats_acc(&s, x.p, n);
 	else
 		k_stats(&s, x.p, n);
+	arch_sync();
 	ok(fabs(s.mean - sum / n) <= tol * size / n &&
 	   fabs(s.rms - sqrt(square / n)) <= tol * sqrt(square / n) && s.min == min &&
 	   s.max == max, "k_stats%s of %zu elements", acc ? "_acc" : "", n);
@@ -87,6 +89,7 @@ int main(void)
 		  .window = 9 },
 	};
 
+	device_open(0);
 	for (size_t i = 0; i < ARRAY_SIZE(shapes); i++)
 		test_entropy(&shapes[i]);
 	for (int acc = 0; acc < 2; acc++) {

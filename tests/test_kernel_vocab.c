@@ -138,6 +138,7 @@ static void test_embed_order(void)
 	}
 	sort_rows(order, tok, N);
 	k_embed_bwd(got, dwpe, dx, tok, order, 1, N, N, 1, mem);
+	arch_sync();
 	ok(!memcmp(got, want, sizeof(got)), "embed_bwd_adds_in_ascending_position");
 	unguard(dx), unguard(mem);
 }
@@ -244,6 +245,7 @@ static void test_xent_faults(void)
 		for (int j = 0; j < WIDE; j++)
 			x[j] = act(way >= 3 || j == 3 ? bad[way % 3] : 0);
 		k_xent(&loss, x, target, 1, WIDE, WIDE, &scored, true);
+		arch_sync();
 		ok(!isfinite(loss), "xent_of_%g_%s_is_not_finite", bad[way % 3],
 		   way < 3 ? "target" : "row");
 	}
@@ -259,6 +261,7 @@ static void test_xent_unscored_nan(void)
 
 	memset(x, 0xFF, sizeof(x));
 	k_xent(&loss, x, &target, 1, 64, 60, &scored, true);
+	arch_sync();
 	for (int j = 0; j < 64; j++)
 		good &= real(x[j]) == 0;
 	ok(good && loss == 0, "xent_of_nan_that_is_not_scored_is_0");
@@ -276,9 +279,11 @@ static void test_loss_mean(void)
 		size += fabs((double)x[i]);
 	}
 	k_loss_mean(&mean, x, N, &scored);
+	arch_sync();
 	ok(near(mean, sum / scored, size / scored, 2 * N * 0x1p-53), "loss_mean_matches_loops");
 	scored = 1;
 	k_loss_mean(&mean, x, 1, &scored);
+	arch_sync();
 	ok(mean == x[0], "loss_mean_of_one");
 	unguard(x);
 }
@@ -291,6 +296,7 @@ static void test_mask(void)
 
 	memcpy(was, x, sizeof(was));
 	k_mask_padding(x, N, WIDTH, REAL);
+	arch_sync();
 	for (int i = 0; i < N * WIDTH; i++)
 		good &= x[i] == (i % WIDTH < REAL ? was[i] : -INFINITY);
 	ok(good, "mask_padding_touches_padding_alone");
@@ -299,6 +305,7 @@ static void test_mask(void)
 
 int main(void)
 {
+	device_open(0);
 	test_embed(1, 1, 1, 1, true);
 	test_embed(2, 33, 7, 64, true);
 	test_embed(3, 200, 40, 5000, false);

@@ -202,7 +202,7 @@ static bool reads_description(const struct mixer *x)
 
 int main(void)
 {
-	arch_init(0, 1);
+	device_open(1);
 	for (const struct mixer *const *m = __start_tenon_mixers; m < __stop_tenon_mixers; m++) {
 		const struct mixer *x = *m;
 		unsigned int first = options_of(x, 0), last = options_of(x, NL - 1);

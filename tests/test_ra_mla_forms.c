@@ -22,7 +22,7 @@ int main(void)
 {
 	const struct mixer *x = mixer_find("ra_mla");
 
-	arch_init(0, 1);
+	device_open(1);
 	forms_agree(x, &ra_mla, x->taps_written, "all taps read");
 	forms_agree(x, &ra_mla, 0, "no tap read");
 	return tap_done();

@@ -29,7 +29,7 @@ int main(void)
 {
 	const struct mixer *x = mixer_find("recip");
 
-	arch_init(0, 1);
+	device_open(1);
 	if (!x->form || !strcmp(x->form, recip.form)) {
 		ok(true, "joined = direct # SKIP needs a mechanism, and heads averaged");
 		return tap_done();

@@ -39,10 +39,12 @@ static void gather(struct test *c, bool back)
 	if (back) {
 		k_route_gather_bwd(&c->route, c->y.p, ld, &c->pair.rows, c->m.width, c->m.alpha,
 				   c->m.beta, c->scratch.p);
+		arch_sync();
 		return;
 	}
 	k_route_gather_fwd(&c->route, &c->pair.rows, c->x.p, ld, c->m.width, c->m.alpha,
 			   c->m.beta, c->scratch.p);
+	arch_sync();
 	pair_join(&c->pair, c->y.p, ld);
 }
 
@@ -104,6 +106,7 @@ static void test_rule(const struct shape *s, const struct rule *m)
 	char name[160];
 
 	k_route_build(&c.route, c.scratch.p);
+	arch_sync();
 	if (m->mode == ROUTE_TOPK)
 		list = list_distance(&c);
 	fwd = gather_distance(&c, false);
@@ -123,7 +126,7 @@ static void test_rule(const struct shape *s, const struct rule *m)
 int main(void)
 {
 	/* a loaded machine is slow with threads that wait: threads_agree() has some */
-	omp_set_num_threads(1);
+	device_open(1);
 	each_rule(test_rule);
 	return tap_done();
 }

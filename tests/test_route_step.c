@@ -52,6 +52,7 @@ static double step_distance(struct test *c, const int32_t *pos)
 		pair_split(&y, c->y0.p, ld);
 	k_route_step(&r, p.p, stride, c->s.heads);
 	k_route_gather_step(&r, &y.rows, &x, c->m.alpha, c->m.beta);
+	arch_sync();
 	pair_join(&y, c->y.p, ld);
 	for (int i = 0; i < c->s.b; i++) {
 		struct buf row = buf_part(rows, (size_t)i * c->m.nr * stride);
@@ -92,7 +93,7 @@ static void test_rule(const struct shape *s, const struct rule *m)
 int main(void)
 {
 	/* a loaded machine is slow with threads that wait */
-	omp_set_num_threads(1);
+	device_open(1);
 	each_rule(test_rule);
 	return tap_done();
 }
