@@ -30,7 +30,7 @@ extern "C" {
 /** k_workspace() - bytes of device memory that the libraries behind the kernels want */
 size_t k_workspace(void);
 
-/** k_workspace_use() - @mem: k_workspace() bytes, theirs until the arena goes */
+/** k_workspace_use() - @mem: k_workspace() bytes at TENSOR_ALIGN, theirs until the arena goes */
 void k_workspace_use(void *mem);
 
 /* ---- gemm ---------------------------------------------------------------- */

@@ -225,11 +225,11 @@ static void test_rounding(void)
 
 static void test_workspace(void)
 {
-	void *mem = xmalloc(k_workspace() + 1);
+	void *mem = arch_alloc(ROUND_UP(k_workspace() + 1, TENSOR_ALIGN));
 
 	k_workspace_use(mem);
 	test_gemm(37, 53, 29, TB, 1, 0, 0, GEMM_PLAIN);
-	free(mem);
+	arch_free(mem, ROUND_UP(k_workspace() + 1, TENSOR_ALIGN));
 }
 
 int main(void)

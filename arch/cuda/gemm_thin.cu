@@ -178,10 +178,10 @@ thin_kernel(struct gemm g, struct finish f)
 	for (int j0 = COLUMNS * blockIdx.x; j0 < g.n; j0 += step, phase ^= 1) {
 		float sum[4] = {};
 
-		for (int l = l0; l < g.k; l += N * WARPS * INNER) {
-			if (l > l0)
-				weights(w, g, j0, l);
-			multiply(sum, g, w, l);
+		for (int at = 0; at + warp * INNER < g.k; at += N * WARPS * INNER) {
+			if (at)
+				weights(w, g, j0, l0 + at);
+			multiply(sum, g, w, l0 + at);
 		}
 		if (j0 + step < g.n)
 			weights(w, g, j0 + step, l0);

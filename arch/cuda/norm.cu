@@ -57,8 +57,8 @@ add_norm_fwd_kernel(struct norm a)
 	int row = blockIdx.x * blockDim.y + threadIdx.y;
 	bool inside = row < a.n;
 	long at = (long)row * a.c;
-	float x[HOLD][W] = {}, w[HOLD][W], bias[HOLD][W] = {}, y[W], sum = 0;
-	float mean, rstd;
+	float x[HOLD][W] = {}, w[FEW ? HOLD : 1][W], bias[FEW ? HOLD : 1][W] = {}, y[W];
+	float sum = 0, mean, rstd;
 
 	let_next();
 	after_previous();
@@ -69,7 +69,7 @@ add_norm_fwd_kernel(struct norm a)
 		if (!inside || j >= a.c)
 			continue;
 		if (FEW)
-			affine<W>(w[k], bias[k], a, j);
+			affine<W>(w[FEW * k], bias[FEW * k], a, j);
 		row_load<W>(x[k], bf16_of(a.x) + at + j);
 		if (a.y) {
 			row_load<W>(y, bf16_of(a.y) + at + j);
@@ -104,10 +104,10 @@ add_norm_fwd_kernel(struct norm a)
 		if (j >= a.c)
 			continue;
 		if (!FEW)
-			affine<W>(w[k], bias[k], a, j);
+			affine<W>(w[0], bias[0], a, j);
 #pragma unroll
 		for (int e = 0; e < W; e++)
-			x[k][e] = (x[k][e] - mean) * rstd * w[k][e] + bias[k][e];
+			x[k][e] = (x[k][e] - mean) * rstd * w[FEW * k][e] + bias[FEW * k][e];
 		row_store<W>(bf16_of(a.xn) + at + j, x[k]);
 	}
 }

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT
 /*
- * Cross-entropy. A block owns a row at a time: each thread runs an online softmax over its
- * part, the parts are joined, and the gradient is written over the logits.
+ * Cross-entropy. A block owns a row: each thread runs an online softmax over its part,
+ * the parts are joined, and the gradient is written over the logits. In between these
+ * wait in shared memory, where a row fits, each thread's own.
  */
 #include "kernels.h"
 #include "rows.cuh"
 
 enum {
-	THREADS = 704,		/* nine turns for GPT-2's vocabulary, the last nearly full */
+	THREADS = 512,
 	MEAN_THREADS = 1024,
 	KEEP_BYTES = 112 << 10,	/* of a row in shared memory: two blocks fit */
 };
@@ -46,14 +47,13 @@ template <int W> static __device__ __forceinline__ void logits_at(float (&x)[W],
 								 int j, int vocab)
 {
 	row_load<W>(x, row + j);
-	if (j + W <= vocab)
-		return;
 #pragma unroll
 	for (int e = 0; e < W; e++)
 		x[e] = j + e < vocab ? x[e] : -INFINITY;
 }
 
-template <int W> static __device__ struct online row_online(const bf16 *row, int vocab)
+/* @kept: NULL, or where the columns go on the way */
+template <int W> static __device__ struct online row_online(const bf16 *row, bf16 *kept, int vocab)
 {
 	struct online all = { -INFINITY, 0 };
 	float x[W];
@@ -63,6 +63,8 @@ template <int W> static __device__ struct online row_online(const bf16 *row, int
 		float max = -INFINITY, sum = 0;
 
 		logits_at<W>(x, row, j, vocab);
+		if (kept)
+			row_store<W>(kept + j, x);
 #pragma unroll
 		for (int e = 0; e < W; e++)
 			max = fmaxf(max, x[e]);
@@ -78,99 +80,60 @@ template <int W> static __device__ struct online row_online(const bf16 *row, int
 	return all;
 }
 
-/* This thread's columns of a row on their way to @kept. */
-template <int W> static __device__ __forceinline__ void fetch(bf16 *kept, const bf16 *row, int j)
-{
-	asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
-		     :: "r"((uint32_t)__cvta_generic_to_shared(kept + j)), "l"(row + j)
-		     : "memory");
-}
-
-/* The gradient of columns [j, j + W): softmax - 1 at the target, each times @factor. */
-template <int W>
-static __device__ __forceinline__ void gradient(float (&x)[W], const struct online &all,
-						float factor, int aim, int j, int vocab)
-{
-	float each = factor / all.sum;
-
-#pragma unroll
-	for (int e = 0; e < W; e++)
-		x[e] = each * exp2_fast((x[e] - all.max) * LOG2E);
-	if (j <= aim && aim < j + W)
-#pragma unroll
-		for (int e = 0; e < W; e++)
-			x[e] -= j + e == aim ? factor : 0;
-}
-
-/*
- * A block takes every gridDim.x-th row. With @KEEP a row waits in shared memory between
- * the two passes over it, each thread's columns in its own place, where those of the next
- * row follow as they are used up.
- */
-template <int W, bool KEEP> static __global__ void __launch_bounds__(THREADS, 2)
-xent_kernel(float *loss, bf16 *logits, const int32_t *target, int n, int v, int vocab,
-	    const int32_t *scored, bool grad)
+template <int W> static __global__ void __launch_bounds__(THREADS)
+xent_kernel(float *loss, bf16 *logits, const int32_t *target, int v, int vocab,
+	    const int32_t *scored, bool grad, bool keep)
 {
 	extern __shared__ __align__(16) bf16 kept[];
-	__shared__ struct online part[2][THREADS / 32];
-	float factor = 1.0f / *scored;
-	int phase = 0;
+	__shared__ struct online part[THREADS / 32];
+	long i = blockIdx.x;
+	bf16 *row = logits + i * v;
+	int aim = target[i];
+	float factor = 1.0f / *scored, each = 0, at = aim < 0 ? 0 : __bfloat162float(row[aim]);
+	struct online all = { 0, 1 };
+	float x[W];
 
-	for (int j = threadIdx.x * W; KEEP && j < v; j += THREADS * W)
-		fetch<W>(kept, logits + (long)blockIdx.x * v, j);
-	copy_commit();
-	for (long i = blockIdx.x; i < n; i += gridDim.x) {
-		bf16 *row = logits + i * v;
-		const bf16 *from = KEEP ? kept : row, *next = row + (long)gridDim.x * v;
-		int aim = target[i];
-		float at = aim < 0 ? 0 : __bfloat162float(row[aim]), x[W] = {};
-		struct online all = { 0, 1 };
-
-		copy_wait<0>();
-		if (aim >= 0) {
-			all = block_join(row_online<W>(from, vocab), part[phase]);
-			phase ^= 1;
+	if (aim >= 0) {
+		all = block_join(row_online<W>(row, keep ? kept : NULL, vocab), part);
+		each = factor / all.sum;
+	}
+	if (threadIdx.x == 0)
+		loss[i] = aim < 0 ? 0 : log((double)all.sum) + all.max - at;
+	if (!grad)
+		return;
+	for (int j = threadIdx.x * W; j < v; j += THREADS * W) {
+		if (aim >= 0 && j < vocab)
+			logits_at<W>(x, keep ? kept : row, j, vocab);
+#pragma unroll
+		for (int e = 0; e < W; e++) {
+			x[e] = j + e < vocab && aim >= 0 ?
+			       each * exp2_fast((x[e] - all.max) * LOG2E) : 0;
+			if (j + e == aim)
+				x[e] -= factor;
 		}
-		if (threadIdx.x == 0)
-			loss[i] = aim < 0 ? 0 : log((double)all.sum) + all.max - at;
-		for (int j = threadIdx.x * W; grad && j < v; j += THREADS * W) {
-			if (aim >= 0) {
-				logits_at<W>(x, from, j, vocab);
-				gradient(x, all, factor, aim, j, vocab);
-			}
-			if (KEEP && i + gridDim.x < n)
-				fetch<W>(kept, next, j);
-			row_store<W>(row + j, x);
-		}
-		copy_commit();
+		row_store<W>(row + j, x);
 	}
 }
 
-template <int W, bool KEEP>
-static void xent(float *loss, bf16 *logits, const int32_t *target, int n, int v, int vocab,
-		 const int32_t *scored, bool grad)
+template <int W> static void xent(float *loss, bf16 *logits, const int32_t *target, int n, int v,
+				  int vocab, const int32_t *scored, bool grad)
 {
-	size_t bytes = KEEP ? v * sizeof(bf16) : 0;
-	int grid = MIN(n, 2 * cuda_multiprocessors());
+	size_t bytes = grad && v * sizeof(bf16) <= KEEP_BYTES ? v * sizeof(bf16) : 0;
 
-	if (KEEP)
-		shared_room(xent_kernel<W, KEEP>, KEEP_BYTES);
-	xent_kernel<W, KEEP><<<grid, THREADS, bytes, cuda_stream()>>>(loss, logits, target, n, v,
-								      vocab, scored, grad);
+	CUDA(cudaFuncSetAttribute(xent_kernel<W>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+				  KEEP_BYTES));
+	xent_kernel<W><<<n, THREADS, bytes, cuda_stream()>>>(loss, logits, target, v, vocab,
+							     scored, grad, bytes > 0);
 	CUDA_LAUNCHED();
 }
 
 void k_xent(acc_t *loss, act_t *logits, const int32_t *target, int n, int v, int vocab,
 	    const int32_t *scored, bool grad)
 {
-	bool wide = row_wide(logits, v);
-
-	if (wide && grad && v * sizeof(bf16) <= KEEP_BYTES)
-		xent<WIDE, true>(loss, bf16_of(logits), target, n, v, vocab, scored, grad);
-	else if (wide)
-		xent<WIDE, false>(loss, bf16_of(logits), target, n, v, vocab, scored, grad);
+	if (row_wide(logits, v))
+		xent<WIDE>(loss, bf16_of(logits), target, n, v, vocab, scored, grad);
 	else
-		xent<1, false>(loss, bf16_of(logits), target, n, v, vocab, scored, grad);
+		xent<1>(loss, bf16_of(logits), target, n, v, vocab, scored, grad);
 }
 
 static __global__ void mask_kernel(float *logits, int n, int v, int vocab)
