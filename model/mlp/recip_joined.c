@@ -45,12 +45,20 @@ struct joined joined_call(const struct mixer_args *a, const act_t *y)
 	struct recip_act *act = a->act;
 	struct recip_tmp *tmp = a->tmp;
 
-	j.x = act->x[0];
+	j.x = joined_x(a);
 	j.w = is_c_proj(&j) ? w->c_proj[0] : (const param_t *)act->w;
 	j.ldw = is_c_proj(&j) ? F : COLS;
 	j.y = j.rows > C ? (const act_t *)tmp->y : y;
 	j.ldy = j.rows > C ? ROWS : C;
 	return j;
+}
+
+void joined_beside(const struct mixer_args *a)
+{
+	struct joined j = joined_call(a, NULL);
+
+	for_each_down(i)
+		CALL(i, beside, &j);
 }
 
 /* Rows of the matrix from the tensors. */
@@ -83,6 +91,7 @@ void joined_fwd(const struct mixer_args *a)
 {
 	struct joined j = joined_call(a, a->y);
 
+	joined_beside(a);
 	joined_fill(&j);
 	k_gemm(&(struct gemm){
 		.m = j.n, .n = j.rows, .k = j.cols, .tb = true, .a = j.x, .lda = COLS, .b = j.w,
@@ -93,7 +102,7 @@ void joined_fwd(const struct mixer_args *a)
 	for_each_down(i)
 		CALL_ROW(i, forward, &j);
 	for_each_up(i)
-		CALL_ROW(i, publish, &j);
+		CALL_ROW(i, write, &j);
 }
 
 /* dw and c_proj_bias's gradient; the other rows' sums are not wanted. */

@@ -108,17 +108,21 @@ static void fill_rows(const struct joined *j, int row)
 	}
 }
 
+static void latent_beside(const struct joined *j)
+{
+	if (latent_cols(j->a))
+		k_axpby(j->x + F, COLS, j->a->in[TAP_LATENT], L, j->n, L, 1, 0);
+}
+
 static void latent_fill(const struct joined *j, int row)
 {
 	struct recip_tmp *tmp = j->a->tmp;
 
-	if (latent_cols(j->a)) {
-		k_axpby(j->x + F, COLS, j->a->in[TAP_LATENT], L, j->n, L, 1, 0);
+	if (latent_cols(j->a))
 		k_gemm(&(struct gemm){
 			.m = row, .n = L, .k = F, .a = j->w, .lda = COLS,
 			.b = up_matrix(j->a, (param_t *)tmp->map), .ldb = L,
 			.c = joined_row(j, 0) + F, .ldc = COLS, .alpha = alpha_r });
-	}
 	if (latent_rows(j->a, row))
 		fill_rows(j, row);
 }
@@ -128,10 +132,8 @@ static void latent_forward(const struct joined *j, int row)
 {
 	const struct recip_param *w = j->a->w;
 	struct recip_act *act = j->a->act;
-	act_t *c = (act_t *)act->c, *u = (act_t *)act->u;
+	act_t *c = j->a->out[TAP_LATENT_MIX], *u = (act_t *)act->u;
 
-	if (latent_down(j->a))
-		j->a->publish[TAP_LATENT_MIX] = c;
 	if (!latent_rows(j->a, row))
 		return;
 	k_axpby(RECIP_UNTIED ? u : c, latent_rows(j->a, row), j->y + row, j->ldy, j->n,
@@ -347,6 +349,7 @@ static int latent_metrics(const struct mixer_args *a, struct metric *out)
 const struct recip_part recip_latent = {
 	.rows = latent_rows,
 	.cols = latent_cols,
+	.beside = latent_beside,
 	.fill = latent_fill,
 	.forward = latent_forward,
 	.backward = latent_backward,
