@@ -132,16 +132,16 @@ struct model {
 	grad_t *stage;			/* [PIECE] where weights are rounded copies */
 	grad_t *dw;			/* [param_elems], the leaf being written; set by the caller */
 	struct input *input;
-	void *embed_scratch;
 	act_t *x[NR_SUB + 1], *xn[NR_SUB + 1];	/* [BT][C] what each norm reads and gives */
 	struct norm_stat *stat[NR_SUB + 1];
 	void *act[NR_SUB], *again[NR_SUB];
 	void *tap[NR_SUB][NR_TAPS];	/* [BT][width] rows that each sub-layer writes */
 	void *host[NR_SUB];		/* host memory, beside act */
-	void *tmp;
+	void *tmp;			/* scratch of mixers; the same memory: */
+	void *embed_scratch;
+	act_t *logits;			/* [HEAD_ROWS][V], or [LOGIT_ROWS][V] acc_t */
 	act_t *y;			/* [BT][C] a mixer's output; backward: gradient of its input */
 	act_t *dx;			/* [BT][C] gradient of the residual stream */
-	act_t *logits;			/* [HEAD_ROWS][V], or [LOGIT_ROWS][V] acc_t */
 	acc_t *row_loss;		/* [BT] */
 	double *loss;			/* [1] mean cross-entropy of the last call */
 	double *aux;			/* [2] sum of the auxiliary losses of the last call; of what ran again */
@@ -279,7 +279,7 @@ void model_backward(struct model *m, grad_ready_fn *ready, void *ctx);
  * @row0: first row
  * @n: rows, at most LOGIT_ROWS
  *
- * Returns: device [n][V], padded columns minus infinity.
+ * Returns: device [n][V], padded columns minus infinity, until the next call.
  */
 const acc_t *model_logits(struct model *m, int row0, int n);
 

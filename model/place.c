@@ -33,6 +33,16 @@ static size_t tmp_size(const struct model *m, enum phase phase)
 	return max;
 }
 
+/* Scratch of mixers, logits, and scratch of the embedding's gradient are never alive together. */
+static void place_tmp(struct model *m, struct carve *c)
+{
+	size_t logits = MAX(sizeof(act_t) * HEAD_ROWS, sizeof(acc_t) * LOGIT_ROWS) * V;
+	size_t embed = m->phase == PHASE_TRAIN ? k_embed_scratch(B_MAX, T_MAX, C) : 0;
+
+	m->tmp = carve(c, MAX(MAX(tmp_size(m, m->phase), logits), embed));
+	m->logits = m->embed_scratch = m->tmp;
+}
+
 /* ---- activations: outside training only what is still to be read --------------- */
 
 /* The first sub-layer whose taps that of @from still looks at when @tap of it is read. */
@@ -233,10 +243,8 @@ static void place_work(struct model *m, struct carve *c)
 {
 	m->input = carve(c, sizeof(*m->input));
 	m->y = carve(c, sizeof(act_t) * BT * C);
-	m->logits = carve(c, MAX(sizeof(act_t) * HEAD_ROWS, sizeof(acc_t) * LOGIT_ROWS) * V);
 	if (m->phase != PHASE_TRAIN)
 		return;
-	m->embed_scratch = carve(c, k_embed_scratch(B_MAX, T_MAX, C));
 	m->dx = carve(c, sizeof(act_t) * BT * C);
 	place_taps(m, c);
 }
@@ -274,7 +282,7 @@ size_t model_place(struct model *m, void *arena, enum phase phase, int sequences
 	m->loss = carve(&c, 3 * sizeof(*m->loss));
 	m->aux = m->loss ? m->loss + 1 : NULL;
 	workspace = carve(&c, k_workspace());
-	m->tmp = carve(&c, tmp_size(m, phase));
+	place_tmp(m, &c);
 	place_act(m, &c);
 	place_work(m, &c);
 	if (phase == PHASE_DECODE) {

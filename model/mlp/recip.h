@@ -74,7 +74,7 @@ struct recip_param {
 struct recip_act {
 	TENSOR act_t pre[BT][F];
 	TENSOR act_t x[RECIP_DIRECT * BT][COLS];	/* direct form: h as O reads it */
-	TENSOR param_t w[RECIP_OWN * ROWS][COLS];	/* the joined matrix */
+	TENSOR param_t w[RECIP_AVERAGE * OUT][F];	/* W of the joined matrix */
 	TENSOR act_t mixed[RECIP_DIRECT * BT][F];	/* R^ h */
 	TENSOR acc_t z[BT][G];			/* outputs whose sums are wide; then pooled */
 	TENSOR act_t u[BT][N];			/* h0 mlp_down^T */
@@ -85,6 +85,7 @@ struct recip_again {
 };
 
 struct recip_tmp {
+	TENSOR param_t w[RECIP_OWN * ROWS][COLS];	/* the joined matrix, made twice */
 	TENSOR act_t y[RECIP_OWN * BT][ROWS];	/* its product; in backward their gradient */
 	TENSOR param_t map[RECIP_SCALAR * F][A];	/* A_w or M's matrix, from its factors */
 	TENSOR char route[ROUTE_SCRATCH];
@@ -154,6 +155,7 @@ struct recip_step_tmp {
  * @y: [n][rows], row stride @ldy; in backward gradients of the same outputs
  * @ldy: ROWS; C where only c_proj has rows, and @y is the caller's own
  * @dw: [rows][F] gradient of the matrix's first F columns, dense
+ * @again: backward: the matrix is filled with what is cheap or was saved
  */
 struct joined {
 	const struct mixer_args *a;
@@ -164,6 +166,7 @@ struct joined {
 	const act_t *y;
 	long ldy;
 	grad_t *dw;
+	bool again;
 };
 
 /**
@@ -272,7 +275,7 @@ void joined_bwd(const struct mixer_args *a, bool dgelu);
 /* A part's own rows of the matrix, and its columns of y's gradient, to be written. */
 static inline param_t *joined_row(const struct joined *j, int row)
 {
-	return ((struct recip_act *)j->a->act)->w[row];
+	return ((struct recip_tmp *)j->a->tmp)->w[row];
 }
 
 static inline act_t *joined_dy(const struct joined *j, int row)

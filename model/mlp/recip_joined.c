@@ -42,11 +42,10 @@ struct joined joined_call(const struct mixer_args *a, const act_t *y)
 {
 	struct joined j = joined_shape(a);
 	const struct recip_param *w = a->w;
-	struct recip_act *act = a->act;
 	struct recip_tmp *tmp = a->tmp;
 
 	j.x = joined_x(a);
-	j.w = is_c_proj(&j) ? w->c_proj[0] : (const param_t *)act->w;
+	j.w = is_c_proj(&j) ? w->c_proj[0] : (const param_t *)tmp->w;
 	j.ldw = is_c_proj(&j) ? F : COLS;
 	j.y = j.rows > C ? (const act_t *)tmp->y : y;
 	j.ldy = j.rows > C ? ROWS : C;
@@ -126,6 +125,8 @@ void joined_bwd(const struct mixer_args *a, bool dgelu)
 	struct recip_tmp *tmp = a->tmp;
 	grad_t *dc_proj = RECIP_GRAD(a, c_proj);
 
+	j.again = true;
+	joined_fill(&j);
 	j.dw = is_c_proj(&j) ? dc_proj : (grad_t *)tmp->bwd.dw;
 	if (j.rows > C)
 		k_axpby(joined_dy(&j, 0), ROWS, a->dy, C, j.n, C, 1, 0);

@@ -114,11 +114,12 @@ static void latent_beside(const struct joined *j)
 		k_axpby(j->x + F, COLS, j->a->in[TAP_LATENT], L, j->n, L, 1, 0);
 }
 
+/* Backward wants a's columns for a's gradient alone. */
 static void latent_fill(const struct joined *j, int row)
 {
 	struct recip_tmp *tmp = j->a->tmp;
 
-	if (latent_cols(j->a))
+	if (latent_cols(j->a) && (!j->again || j->a->din[TAP_LATENT]))
 		k_gemm(&(struct gemm){
 			.m = row, .n = L, .k = F, .a = j->w, .lda = COLS,
 			.b = up_matrix(j->a, (param_t *)tmp->map), .ldb = L,
@@ -316,6 +317,7 @@ static void latent_work(struct work *w, const struct joined *j, int row, bool ba
 		work_product(w, F, L, row, 1);
 		work_product(w, row, F, L, 1);
 		work_product(w, j->n, L, row, !taps[TAP_LATENT].detached);
+		work_product(w, row, L, F, !taps[TAP_LATENT].detached);
 	} else {
 		work_product(w, row, L, F, 1);
 	}
