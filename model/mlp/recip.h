@@ -74,7 +74,7 @@ struct recip_param {
 struct recip_act {
 	TENSOR act_t pre[BT][F];
 	TENSOR act_t x[RECIP_DIRECT * BT][COLS];	/* direct form: h as O reads it */
-	TENSOR param_t w[RECIP_AVERAGE * OUT][F];	/* W of the joined matrix */
+	TENSOR param_t below[RECIP_OWN * (ROWS - C)][COLS];	/* of the joined matrix: not c_proj's */
 	TENSOR act_t mixed[RECIP_DIRECT * BT][F];	/* R^ h */
 	TENSOR acc_t z[BT][G];			/* outputs whose sums are wide; then pooled */
 	TENSOR act_t u[BT][N];			/* h0 mlp_down^T */
@@ -85,7 +85,7 @@ struct recip_again {
 };
 
 struct recip_tmp {
-	TENSOR param_t w[RECIP_OWN * ROWS][COLS];	/* the joined matrix, made twice */
+	TENSOR param_t w[RECIP_OWN * ROWS][COLS];	/* the joined matrix */
 	TENSOR act_t y[RECIP_OWN * BT][ROWS];	/* its product; in backward their gradient */
 	TENSOR param_t map[RECIP_SCALAR * F][A];	/* A_w or M's matrix, from its factors */
 	TENSOR char route[ROUTE_SCRATCH];
@@ -155,7 +155,6 @@ struct recip_step_tmp {
  * @y: [n][rows], row stride @ldy; in backward gradients of the same outputs
  * @ldy: ROWS; C where only c_proj has rows, and @y is the caller's own
  * @dw: [rows][F] gradient of the matrix's first F columns, dense
- * @again: backward: the matrix is filled with what is cheap or was saved
  */
 struct joined {
 	const struct mixer_args *a;
@@ -166,7 +165,6 @@ struct joined {
 	const act_t *y;
 	long ldy;
 	grad_t *dw;
-	bool again;
 };
 
 /**

@@ -31,19 +31,15 @@ static bool cross_joined(const struct joined *j)
 	return cross_rows(j->a, 1);
 }
 
-/* W, which is saved. */
+/* W */
 static void cross_fill(const struct joined *j, int row)
 {
 	const struct recip_param *w = j->a->w;
-	struct recip_act *act = j->a->act;
 
-	if (!cross_joined(j))
-		return;
-	if (!j->again)
+	if (cross_joined(j))
 		k_gemm(&(struct gemm){
 			.m = row, .n = F, .k = F, .a = j->w, .lda = COLS, .b = w->cross_proj,
-			.ldb = F, .c = act->w, .ldc = F, .alpha = 1 });
-	k_axpby(joined_row(j, row), COLS, (param_t *)act->w, F, row, F, 1, 0);
+			.ldb = F, .c = joined_row(j, row), .ldc = COLS, .alpha = 1 });
 }
 
 /* Outputs of O: c_proj's columns, and those kept wide. */

@@ -60,16 +60,35 @@ void joined_beside(const struct mixer_args *a)
 		CALL(i, beside, &j);
 }
 
-/* Rows of the matrix from the tensors. */
+static size_t below_bytes(const struct joined *j)
+{
+	return sizeof(param_t) * (j->rows - C) * COLS;
+}
+
+/* Rows of the matrix from the tensors; saved but for c_proj's. */
 static void joined_fill(const struct joined *j)
 {
 	const struct recip_param *w = j->a->w;
+	struct recip_act *act = j->a->act;
 
 	if (is_c_proj(j))
 		return;
 	k_axpby(joined_row(j, 0), COLS, w->c_proj[0], F, C, F, 1, 0);
 	for_each_down(i)
 		CALL_ROW(i, fill, j);
+	arch_copy(act->below, joined_row(j, C), below_bytes(j));
+}
+
+/* The same in backward, but for the columns beside c_proj. */
+static void joined_refill(const struct joined *j)
+{
+	const struct recip_param *w = j->a->w;
+	const struct recip_act *act = j->a->act;
+
+	if (is_c_proj(j))
+		return;
+	k_axpby(joined_row(j, 0), COLS, w->c_proj[0], F, C, F, 1, 0);
+	arch_copy(joined_row(j, C), act->below, below_bytes(j));
 }
 
 /* c_proj's bias; the other rows have none. */
@@ -125,8 +144,7 @@ void joined_bwd(const struct mixer_args *a, bool dgelu)
 	struct recip_tmp *tmp = a->tmp;
 	grad_t *dc_proj = RECIP_GRAD(a, c_proj);
 
-	j.again = true;
-	joined_fill(&j);
+	joined_refill(&j);
 	j.dw = is_c_proj(&j) ? dc_proj : (grad_t *)tmp->bwd.dw;
 	if (j.rows > C)
 		k_axpby(joined_dy(&j, 0), ROWS, a->dy, C, j.n, C, 1, 0);

@@ -114,16 +114,21 @@ static void latent_beside(const struct joined *j)
 		k_axpby(j->x + F, COLS, j->a->in[TAP_LATENT], L, j->n, L, 1, 0);
 }
 
-/* Backward wants a's columns for a's gradient alone. */
-static void latent_fill(const struct joined *j, int row)
+/* a's columns of the rows above. */
+static void fill_cols(const struct joined *j, int row)
 {
 	struct recip_tmp *tmp = j->a->tmp;
 
-	if (latent_cols(j->a) && (!j->again || j->a->din[TAP_LATENT]))
-		k_gemm(&(struct gemm){
-			.m = row, .n = L, .k = F, .a = j->w, .lda = COLS,
-			.b = up_matrix(j->a, (param_t *)tmp->map), .ldb = L,
-			.c = joined_row(j, 0) + F, .ldc = COLS, .alpha = alpha_r });
+	k_gemm(&(struct gemm){
+		.m = row, .n = L, .k = F, .a = j->w, .lda = COLS,
+		.b = up_matrix(j->a, (param_t *)tmp->map), .ldb = L,
+		.c = joined_row(j, 0) + F, .ldc = COLS, .alpha = alpha_r });
+}
+
+static void latent_fill(const struct joined *j, int row)
+{
+	if (latent_cols(j->a))
+		fill_cols(j, row);
 	if (latent_rows(j->a, row))
 		fill_rows(j, row);
 }
@@ -193,10 +198,12 @@ static void chain_cols(const struct joined *j, int row)
 		.m = row, .n = F, .k = L, .tb = true, .a = d, .lda = L,
 		.b = up_matrix(a, (param_t *)tmp->map), .ldb = L, .c = j->dw, .ldc = F,
 		.alpha = alpha_r, .beta = 1 });
-	if (a->din[TAP_LATENT])
-		k_gemm(&(struct gemm){
-			.m = j->n, .n = L, .k = row, .a = j->y, .lda = j->ldy, .b = j->w + F,
-			.ldb = COLS, .c = a->din[TAP_LATENT], .ldc = L, .alpha = 1 });
+	if (!a->din[TAP_LATENT])
+		return;
+	fill_cols(j, row);
+	k_gemm(&(struct gemm){
+		.m = j->n, .n = L, .k = row, .a = j->y, .lda = j->ldy, .b = j->w + F, .ldb = COLS,
+		.c = a->din[TAP_LATENT], .ldc = L, .alpha = 1 });
 }
 
 /* M's rows; the coupler adds to what A left. */
