@@ -198,8 +198,8 @@ enum mixer_role { ROLE_ATTN, ROLE_MLP };	/* "attn." or "mlp." in names */
  * @work_step: operations of one step of one sequence at position @pos; NULL: those that a
  *	forward over pos + 1 positions executes beyond one over pos
  * @forward: y = f(x)
- * @again: NULL where again_size is 0: struct mixer_args.again from act, x and in, to the
- *	bit what forward left there; tmp is free
+ * @again: NULL where again_size is 0: struct mixer_args.again from act, x and in, as forward
+ *	left it; tmp is free
  * @backward: dx, dw, din from dy, dout; needs the act and again of the same forward
  * @step: one token per sequence, of sequence i at position pos[i] (device, [b],
  *	0-based); its state is at cache + i * cache(has).size. No position is known on

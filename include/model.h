@@ -96,13 +96,13 @@ struct sublayer {
 enum phase { PHASE_TRAIN, PHASE_EVAL, PHASE_DECODE };
 
 /**
- * enum recompute - what backward makes again instead of finding it: the same bits each way
+ * enum recompute - what backward makes again instead of finding it
  * @RECOMPUTE_NONE: nothing
  * @RECOMPUTE_ACTIVATIONS: outputs of norms, and what a mixer's again makes
  * @RECOMPUTE_BLOCK: everything but a segment's input and the taps that lead into it.
  *	Chen et al. 2016, arXiv 1604.06174.
  */
-enum recompute { RECOMPUTE_NONE, RECOMPUTE_ACTIVATIONS, RECOMPUTE_BLOCK };
+enum recompute { RECOMPUTE_NONE, RECOMPUTE_ACTIVATIONS, RECOMPUTE_BLOCK, NR_RECOMPUTE };
 
 /**
  * struct tap_values - values of every tap at one place of the stack
