@@ -134,6 +134,18 @@ static void place_turns(struct model *m, struct carve *c)
 
 /* ---- in training --------------------------------------------------------------- */
 
+/* @all: also what can be made again; @rows: taps that have a place here */
+static void place_sub(struct model *m, struct carve *c, int s, bool all, unsigned int rows)
+{
+	if (all) {
+		m->xn[s] = carve_rows(c, C);
+		m->again[s] = carve(c, m->sub[s].mixer->again_size);
+	}
+	m->stat[s] = carve(c, sizeof(*m->stat[s]));
+	m->act[s] = carve(c, m->sub[s].mixer->act_size);
+	place_own(m, c, s, rows);
+}
+
 /* RECOMPUTE_NONE: everything stays, but for taps that pass. */
 static void place_all(struct model *m, struct carve *c)
 {
@@ -144,11 +156,7 @@ static void place_all(struct model *m, struct carve *c)
 	place_turn(m, c, passing, 1);
 	for (int s = 0; s < NR_SUB; s++) {
 		m->x[s] = carve_rows(c, C);
-		m->xn[s] = carve_rows(c, C);
-		m->stat[s] = carve(c, sizeof(*m->stat[s]));
-		m->act[s] = carve(c, m->sub[s].mixer->act_size);
-		m->again[s] = carve(c, m->sub[s].mixer->again_size);
-		place_own(m, c, s, ~m->sub[s].passing);
+		place_sub(m, c, s, true, ~m->sub[s].passing);
 	}
 }
 
@@ -161,30 +169,16 @@ static void place_saved(struct model *m, struct carve *c)
 	for (int s = 0; s < NR_SUB; s++) {
 		m->x[s] = carve_rows(c, C);
 		m->xn[s] = xn;
-		m->stat[s] = carve(c, sizeof(*m->stat[s]));
-		m->act[s] = carve(c, m->sub[s].mixer->act_size);
 		m->again[s] = again;
-		place_own(m, c, s, ~0u);
+		place_sub(m, c, s, false, ~0u);
 	}
-}
-
-/* One sub-layer of the segment that is alive. */
-static void place_alive(struct model *m, struct carve *c, int s)
-{
-	if (s > m->sub[s].first)
-		m->x[s] = carve_rows(c, C);
-	m->xn[s] = carve_rows(c, C);
-	m->stat[s] = carve(c, sizeof(*m->stat[s]));
-	m->act[s] = carve(c, m->sub[s].mixer->act_size);
-	m->again[s] = carve(c, m->sub[s].mixer->again_size);
-	place_own(m, c, s, ~m->sub[s].far);
 }
 
 /* RECOMPUTE_BLOCK: segments have one place, but for what leads into them. */
 static void place_segments(struct model *m, struct carve *c)
 {
 	size_t most = 0;
-	struct carve one;
+	struct carve one = *c;
 
 	for (int s = 0; s < NR_SUB; s++) {
 		if (s == m->sub[s].first)
@@ -194,7 +188,9 @@ static void place_segments(struct model *m, struct carve *c)
 	for (int s = 0; s < NR_SUB; s++) {
 		if (s == m->sub[s].first)
 			one = *c;
-		place_alive(m, &one, s);
+		else
+			m->x[s] = carve_rows(&one, C);
+		place_sub(m, &one, s, true, ~m->sub[s].far);
 		most = MAX(most, one.used);
 	}
 	c->used = most;
