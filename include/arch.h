@@ -48,6 +48,15 @@ const char *arch_bits(void);
 size_t arch_memory(void);
 
 /**
+ * arch_memory_used() - most bytes so far of the memory that arenas are in
+ * @what: NULL, or gets what was counted, behind "at most": static storage
+ *
+ * cpu: the process's resident set. A GPU: what was taken of the device since arch_init(),
+ * arena, libraries and code of kernels, by whichever process; not the context.
+ */
+size_t arch_memory_used(const char **what);
+
+/**
  * arch_alloc() - the arena
  * @bytes: size; a multiple of TENSOR_ALIGN
  *

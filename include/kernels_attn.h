@@ -83,8 +83,9 @@ void k_attn_fwd(const struct attn *a);
 void k_attn_bwd(const struct attn *a, act_t *dq, act_t *dk, act_t *dv, acc_t *dgamma,
 		const act_t *d_o, acc_t *delta);
 
-/* none where an activation holds its sum */
-#define ATTN_SUMS(w) (sizeof(act_t) == sizeof(acc_t) ? 0 : (w))
+/* none where an activation holds its sum, or an arch holds sums on the chip */
+#define ATTN_SUMS(w) \
+	(sizeof(act_t) == sizeof(acc_t) || IS_ENABLED(CONFIG_ARCH_CUDA) ? 0 : (w))
 
 /**
  * struct attn_step - one query per sequence against its cache

@@ -8,10 +8,9 @@
  * its job.
  *
  * Taps carry what crosses a mixer boundary. One sub-layer writes a tap, the
- * nearest later one that reads it is its only reader. The value lives in the
- * writer's saved activations until that sub-layer's backward has run; the
- * reader gets a const pointer. A reader without an earlier writer gets NULL,
- * which means identity.
+ * nearest later one that reads it is its only reader. Its rows stand in a buffer
+ * of the caller; the reader gets a const pointer. A reader without an earlier
+ * writer gets NULL, which means identity.
  *
  * Taps are declared once, beside the mixers in Kconfig (Documentation/
  * configuration.md); <generated/taps.h> has those of the mixers that are on:
@@ -23,6 +22,13 @@
  * A row of a tap is width elements of type (act_t or acc_t), in step step_width. A
  * width of 0 is a description: forward publishes a pointer to host memory, the
  * sub-layer's own struct mixer_args.host. A detached tap's reader writes no gradient.
+ *
+ * Backward reads what forward saved. Part of it may be cheap to make again from the
+ * rest, without a matrix product: a mixer keeps that in a struct of its own
+ * (@again_size) and says how (@again). Where RECOMPUTE asks for it, these bytes are
+ * shared by all sub-layers and made just before backward; and where it asks for more,
+ * forward itself runs a second time, on the same inputs: what it leaves may depend on
+ * nothing else.
  */
 #ifndef TENON_MIXER_H
 #define TENON_MIXER_H
@@ -70,6 +76,7 @@ extern const struct tap taps[NR_TAPS];
  * @dw: their gradients, see GRAD(); the first write of a micro-batch
  *	overwrites, later ones add in a fixed order
  * @act: saved activations, the mixer's own struct. NULL in step.
+ * @again: those that @again makes, the mixer's own struct. NULL in step.
  * @host: host_size bytes of this sub-layer's own on the host, kept as long as @act
  * @tmp: scratch shared by all sub-layers: undefined at entry of every call, but
  *	for fill, which finds it as its forward left it
@@ -78,9 +85,9 @@ extern const struct tap taps[NR_TAPS];
  * @dy: gradient of the output [b*t][C]
  * @dx: gradient of the input [b*t][C], overwritten; never aliases @dy
  * @in: taps read, NULL is identity. The same in forward, fill and backward.
- * @publish: forward: the mixer stores pointers to the taps it writes here, into @act
- *	(a description: into @host)
- * @out: step: buffers of the caller for the taps it writes, [b][step_width]
+ * @publish: forward: the mixer stores the descriptions it writes here, pointers to @host
+ * @out: buffers of the caller for the other taps it writes, NULL where nobody reads:
+ *	[b*t][width] in forward and as it left them in backward, [b][step_width] in step
  * @din: backward: gradients of @in, of the tap's type, overwritten by this sub-layer
  *	where not NULL
  * @dout: backward: complete gradients of what was written, NULL where there is
@@ -93,7 +100,7 @@ struct mixer_args {
 	unsigned int has;
 	const void *w;
 	grad_t *dw;
-	void *act, *host, *tmp;
+	void *act, *again, *host, *tmp;
 	const act_t *x;
 	act_t *y;
 	const act_t *dy;
@@ -171,11 +178,15 @@ enum mixer_role { ROLE_ATTN, ROLE_MLP };	/* "attn." or "mlp." in names */
  * @nr_params: lines of the table
  * @param_size: sizeof its parameter struct
  * @act_size: bytes saved from forward to backward, per sub-layer at capacity
+ * @again_size: of further bytes, which @again can make
  * @host_size: bytes of struct mixer_args.host
  * @tmp_size: scratch bytes, shared by all sub-layers
  * @step_tmp_size: scratch bytes of step with BATCH_SIZE sequences
  * @taps_read: taps it reads, X_TAPS_READ
  * @taps_written: taps it can write, X_TAPS_WRITTEN
+ * @taps_passing: of both, those whose rows neither its backward nor its metrics looks
+ *	at: where the other side says the same they are gone once the reader's forward
+ *	has run, and the pointer in @in then only says that there was a writer
  * @form: NULL, or which of its equal forms this build executes, for people
  * @leaks: NULL, or a sentence: which setting makes outputs depend on later
  *	positions and what to choose instead; for training studies only, @step refuses
@@ -187,7 +198,9 @@ enum mixer_role { ROLE_ATTN, ROLE_MLP };	/* "attn." or "mlp." in names */
  * @work_step: operations of one step of one sequence at position @pos; NULL: those that a
  *	forward over pos + 1 positions executes beyond one over pos
  * @forward: y = f(x)
- * @backward: dx, dw, din from dy, dout; needs the act of the same forward
+ * @again: NULL where again_size is 0: struct mixer_args.again from act, x and in, as forward
+ *	left it; tmp is free
+ * @backward: dx, dw, din from dy, dout; needs the act and again of the same forward
  * @step: one token per sequence, of sequence i at position pos[i] (device, [b],
  *	0-based); its state is at cache + i * cache(has).size. No position is known on
  *	the host. Dies with one line where the configuration cannot decode (the
@@ -196,7 +209,7 @@ enum mixer_role { ROLE_ATTN, ROLE_MLP };	/* "attn." or "mlp." in names */
  *	sequence i being real: the state that so many steps would have left. NULL
  *	where there is no state.
  * @metrics: NULL, or statistics of the last forward, called after it or after its
- *	backward: act, host, in and x stand as they were, tmp is free, dw is not
+ *	backward: act, again, host, in and x stand as they were, tmp is free, dw is not
  *	touched. Fills @out (at most NR_METRICS), waits for the device, returns how many.
  */
 struct mixer {
@@ -204,8 +217,8 @@ struct mixer {
 	enum mixer_role role;
 	const struct param *params;
 	int nr_params;
-	size_t param_size, act_size, host_size, tmp_size, step_tmp_size;
-	unsigned int taps_read, taps_written;
+	size_t param_size, act_size, again_size, host_size, tmp_size, step_tmp_size;
+	unsigned int taps_read, taps_written, taps_passing;
 	const char *form, *leaks;
 	bool aux;
 	unsigned int (*options)(int layer);
@@ -213,6 +226,7 @@ struct mixer {
 	void (*work)(struct work *w, int b, int t, unsigned int has, bool backward);
 	void (*work_step)(struct work *w, int pos, unsigned int has);
 	void (*forward)(const struct mixer_args *a);
+	void (*again)(const struct mixer_args *a);
 	void (*backward)(const struct mixer_args *a);
 	void (*step)(const struct mixer_args *a, void *cache, const int32_t *pos);
 	void (*fill)(const struct mixer_args *a, void *cache, const int32_t *len);

@@ -40,10 +40,7 @@ struct head_param {
 	TENSOR param_t lm_head[!TIED * V][C];
 };
 
-/* saved by the stack itself for each norm: the residual stream it read */
-struct norm_act {
-	TENSOR act_t x[BT][C];
-	TENSOR act_t xn[BT][C];
+struct norm_stat {
 	TENSOR acc_t mean[!RMS * BT];
 	TENSOR acc_t rstd[BT];
 };
@@ -79,20 +76,33 @@ struct batch {
  * @cache: its decode state
  * @has: the taps it writes that a later sub-layer reads, and its layer's options
  * @from: for each tap it reads, the sub-layer that writes it, -1 none
+ * @first: first sub-layer of its segment: the layers, mostly one, that RECOMPUTE_BLOCK
+ *	runs again together, since no description crosses from one segment to another
+ * @far: of @has, taps that are read in a later segment
+ * @passing: of @has, taps that nobody looks at once their reader's forward has run
  */
 struct sublayer {
 	const struct mixer *mixer;
 	int layer, nth;
 	size_t norm, param, elems;
 	struct cache_size cache;
-	unsigned int has;
-	int from[NR_TAPS];
+	unsigned int has, far, passing;
+	int from[NR_TAPS], first;
 };
 
 /**
  * enum phase - what an arena is for
  */
 enum phase { PHASE_TRAIN, PHASE_EVAL, PHASE_DECODE };
+
+/**
+ * enum recompute - what backward makes again instead of finding it
+ * @RECOMPUTE_NONE: nothing
+ * @RECOMPUTE_ACTIVATIONS: outputs of norms, and what a mixer's again makes
+ * @RECOMPUTE_BLOCK: everything but a segment's input and the taps that lead into it.
+ *	Chen et al. 2016, arXiv 1604.06174.
+ */
+enum recompute { RECOMPUTE_NONE, RECOMPUTE_ACTIVATIONS, RECOMPUTE_BLOCK, NR_RECOMPUTE };
 
 /**
  * struct tap_values - values of every tap at one place of the stack
@@ -115,23 +125,26 @@ struct model {
 	size_t param_elems;		/* of the flat buffers, padding included */
 	size_t ln_f, head;		/* first elements of the last norm and of an untied head */
 	enum phase phase;
+	enum recompute recompute;	/* as configured; tests set it before they place */
 	int b, t;			/* of the batch that was loaded */
 
 	param_t *w;			/* [param_elems] */
 	grad_t *stage;			/* [PIECE] where weights are rounded copies */
 	grad_t *dw;			/* [param_elems], the leaf being written; set by the caller */
 	struct input *input;
-	void *embed_scratch;
-	struct norm_act *norm[NR_SUB + 1];
-	void *act[NR_SUB];
+	act_t *x[NR_SUB + 1], *xn[NR_SUB + 1];	/* [BT][C] what each norm reads and gives */
+	struct norm_stat *stat[NR_SUB + 1];
+	void *act[NR_SUB], *again[NR_SUB];
+	void *tap[NR_SUB][NR_TAPS];	/* [BT][width] rows that each sub-layer writes */
 	void *host[NR_SUB];		/* host memory, beside act */
-	void *tmp;
+	void *tmp;			/* scratch of mixers; the same memory: */
+	void *embed_scratch;
+	act_t *logits;			/* [HEAD_ROWS][V], or [LOGIT_ROWS][V] acc_t */
 	act_t *y;			/* [BT][C] a mixer's output; backward: gradient of its input */
 	act_t *dx;			/* [BT][C] gradient of the residual stream */
-	act_t *logits;			/* [HEAD_ROWS][V], or [LOGIT_ROWS][V] acc_t */
 	acc_t *row_loss;		/* [BT] */
 	double *loss;			/* [1] mean cross-entropy of the last call */
-	double *aux;			/* [1] sum of the auxiliary losses of the last call */
+	double *aux;			/* [2] sum of the auxiliary losses of the last call; of what ran again */
 	void *dtap[NR_TAPS];		/* one gradient buffer per kind, NULL: none */
 	struct tap_values taps[NR_SUB];	/* what each sub-layer read in the last forward */
 	const struct tap_values *replay; /* NULL, or [NR_SUB]: detached taps are read from here */
@@ -266,7 +279,7 @@ void model_backward(struct model *m, grad_ready_fn *ready, void *ctx);
  * @row0: first row
  * @n: rows, at most LOGIT_ROWS
  *
- * Returns: device [n][V], padded columns minus infinity.
+ * Returns: device [n][V], padded columns minus infinity, until the next call.
  */
 const acc_t *model_logits(struct model *m, int row0, int n);
 
@@ -292,7 +305,8 @@ bool model_has_aux(const struct model *m);
  * @s: number of the sub-layer
  * @out: [NR_METRICS]
  *
- * Waits. Returns: how many, 0 where the mixer has none.
+ * Not between a forward that is for backward and that backward. Waits. Returns: how many,
+ * 0 where the mixer has none.
  */
 int model_metrics(const struct model *m, int s, struct metric *out);
 

@@ -20,7 +20,7 @@ const acc_t *model_fill(struct model *m, const struct batch *x, const int32_t *l
 	model_load(m, &(struct batch){ .b = x->b, .t = x->t, .tok = x->tok });
 	arch_put(m->step_pos, len, sizeof(*len) * x->b);
 	stack_forward(m, false, m->step_pos);
-	k_last_rows(m->step_xn, m->norm[NR_SUB]->xn[0], m->step_pos, x->b, x->t, C);
+	k_last_rows(m->step_xn, m->xn[NR_SUB], m->step_pos, x->b, x->t, C);
 	return step_logits(m, x->b);
 }
 

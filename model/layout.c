@@ -119,6 +119,43 @@ static void wire_tap(struct model *m, int reader, int tap)
 	m->sub[reader].from[tap] = w;
 }
 
+/*
+ * A segment begins with a layer, unless a description leads over that point: its reader
+ * wants what it points at.
+ */
+static void layout_segments(struct model *m)
+{
+	int from = NR_SUB;	/* first writer of a description that is read from s on */
+
+	for (int s = NR_SUB - 1; s >= 0; s--) {
+		for (int tap = 0; tap < NR_TAPS; tap++)
+			if (!taps[tap].width && m->sub[s].from[tap] >= 0)
+				from = MIN(from, m->sub[s].from[tap]);
+		m->sub[s].first = m->sub[s].nth || from < s ? -1 : s;
+	}
+	for (int s = 1; s < NR_SUB; s++)
+		if (m->sub[s].first < 0)
+			m->sub[s].first = m->sub[s - 1].first;
+}
+
+/* How long each tap's rows are wanted; those of a mixer that reads what it writes stay. */
+static void layout_lifetimes(struct model *m)
+{
+	for (int s = 0; s < NR_SUB; s++)
+		for (int tap = 0; tap < NR_TAPS; tap++) {
+			int from = m->sub[s].from[tap];
+			const struct mixer *w = from < 0 ? NULL : m->sub[from].mixer;
+			unsigned int bit = 1u << tap;
+
+			if (from < 0)
+				continue;
+			if (m->sub[from].first != m->sub[s].first)
+				m->sub[from].far |= bit;
+			if (w->taps_passing & m->sub[s].mixer->taps_passing & ~w->taps_read & bit)
+				m->sub[from].passing |= bit;
+		}
+}
+
 /* ---- names and offsets ----------------------------------------------------- */
 
 static size_t add_module(struct model *m, const char *prefix, const struct param *params, int nr,
@@ -181,11 +218,16 @@ static void layout_params(struct model *m)
 
 void model_layout(struct model *m)
 {
+	m->recompute = IS_ENABLED(CONFIG_RECOMPUTE_BLOCK) ? RECOMPUTE_BLOCK :
+		       IS_ENABLED(CONFIG_RECOMPUTE_ACTIVATIONS) ? RECOMPUTE_ACTIVATIONS :
+								  RECOMPUTE_NONE;
 	layout_block(m, CONFIG_BLOCK, "BLOCK", false);
 	layout_block(m, CONFIG_BLOCK_ALT, "BLOCK_ALT", true);
 	for (int s = 0; s < NR_SUB; s++)
 		for (int tap = 0; tap < NR_TAPS; tap++)
 			wire_tap(m, s, tap);
+	layout_segments(m);
+	layout_lifetimes(m);
 	for (int s = 0; s < NR_SUB; s++)
 		if (m->sub[s].mixer->cache)
 			m->sub[s].cache = m->sub[s].mixer->cache(m->sub[s].has);

@@ -32,26 +32,42 @@ struct mixer_args stack_args(const struct model *m, int s, int b, int t)
 		.w = m->w + sub->param,
 		.dw = m->dw ? m->dw + sub->param : NULL,
 		.act = m->act[s],
+		.again = m->again[s],
 		.host = m->host[s],
 		.tmp = m->tmp,
 	};
 }
 
+/* The rows that sub-layer s writes and somebody reads. */
+static void stack_out(const struct model *m, int s, void **out)
+{
+	for (int tap = 0; tap < NR_TAPS; tap++)
+		out[tap] = m->sub[s].has & 1u << tap && taps[tap].width ? m->tap[s][tap] : NULL;
+}
+
 /* ---- forward --------------------------------------------------------------- */
 
-/* Residual add of what the sub-layer before left in m->y, then the norm. */
-static void forward_norm(struct model *m, int s, int n)
+/* Residual add of @y, NULL: it was added, then the norm. */
+static void forward_norm(const struct model *m, int s, const act_t *y, int n)
 {
-	struct norm_act *a = m->norm[s];
 	struct norm norm = stack_norm(m, s, n);
 
-	norm.x = s ? m->norm[s - 1]->x[0] : a->x[0];
-	norm.y = s ? m->y : NULL;
-	norm.xo = a->x[0];
-	norm.xn = a->xn[0];
-	norm.mean = RMS ? NULL : a->mean;
-	norm.rstd = a->rstd;
+	norm.x = y ? m->x[s - 1] : m->x[s];
+	norm.y = y;
+	norm.xo = m->x[s];
+	norm.xn = m->xn[s];
+	norm.mean = RMS ? NULL : m->stat[s]->mean;
+	norm.rstd = m->stat[s]->rstd;
 	k_add_norm_fwd(&norm);
+}
+
+/* @a: with in, publish and aux */
+static void forward_mixer(const struct model *m, int s, struct mixer_args *a)
+{
+	a->x = m->xn[s];
+	a->y = m->y;
+	stack_out(m, s, a->out);
+	m->sub[s].mixer->forward(a);
 }
 
 static void forward_sub(struct model *m, int s, struct tap_values *written, bool train,
@@ -59,14 +75,15 @@ static void forward_sub(struct model *m, int s, struct tap_values *written, bool
 {
 	struct mixer_args a = stack_args(m, s, m->b, m->t);
 
-	a.x = m->norm[s]->xn[0];
-	a.y = m->y;
 	stack_taps(m, s, written->value, a.in);
 	for (int tap = 0; tap < NR_TAPS; tap++)
 		m->taps[s].value[tap] = a.in[tap];
 	a.publish = written->value;
 	a.aux = train && m->sub[s].mixer->aux ? m->aux : NULL;
-	m->sub[s].mixer->forward(&a);
+	forward_mixer(m, s, &a);
+	for (int tap = 0; tap < NR_TAPS; tap++)
+		if (a.out[tap])
+			written->value[tap] = a.out[tap];
 	if (len && m->sub[s].mixer->fill)
 		m->sub[s].mixer->fill(&a, m->cache[s], len);
 }
@@ -77,13 +94,13 @@ void stack_forward(struct model *m, bool train, const int32_t *len)
 	struct tap_values written = { };
 	int n = m->b * m->t;
 
-	k_embed_fwd(m->norm[0]->x[0], m->input->tok, NULL, w->wte[0], POSITIONS ? w->wpe[0] : NULL,
+	k_embed_fwd(m->x[0], m->input->tok, NULL, w->wte[0], POSITIONS ? w->wpe[0] : NULL,
 		    m->b, m->t, C);
 	for (int s = 0; s < NR_SUB; s++) {
-		forward_norm(m, s, n);
+		forward_norm(m, s, s ? m->y : NULL, n);
 		forward_sub(m, s, &written, train, len);
 	}
-	forward_norm(m, NR_SUB, n);
+	forward_norm(m, NR_SUB, m->y, n);
 }
 
 /* Gradients of the head's weight (first rows overwrite) and of its input. */
@@ -94,7 +111,7 @@ static void head_backward(struct model *m, int row0, int n)
 
 	k_gemm_grad(&(struct gemm){
 		.m = V, .n = C, .k = n, .ta = true, .a = m->logits, .lda = V,
-		.b = m->norm[NR_SUB]->xn[row0], .ldb = C, .c = dw, .ldc = C, .alpha = 1,
+		.b = m->xn[NR_SUB] + (size_t)row0 * C, .ldb = C, .c = dw, .ldc = C, .alpha = 1,
 		.beta = row0 > 0 });
 	k_gemm(&(struct gemm){
 		.m = n, .n = C, .k = V, .a = m->logits, .lda = V, .b = stack_head(m), .ldb = C,
@@ -107,7 +124,7 @@ static void head_forward(struct model *m, bool backward)
 
 	for (int row0 = 0; row0 < rows; row0 += HEAD_ROWS) {
 		int n = MIN((int)HEAD_ROWS, rows - row0);
-		struct gemm g = stack_logits(m, m->norm[NR_SUB]->xn[row0], n);
+		struct gemm g = stack_logits(m, m->xn[NR_SUB] + (size_t)row0 * C, n);
 
 		g.c = m->logits;
 		k_gemm(&g);
@@ -126,6 +143,56 @@ void model_forward(struct model *m, bool backward)
 	head_forward(m, backward);
 }
 
+/* ---- again ----------------------------------------------------------------- */
+
+/* The forward of one sub-layer once more, where it stands, on what it read then. */
+static void forward_again(const struct model *m, int s)
+{
+	struct mixer_args a = stack_args(m, s, m->b, m->t);
+	struct tap_values written;
+
+	forward_norm(m, s, s > m->sub[s].first ? m->y : NULL, m->b * m->t);
+	for (int tap = 0; tap < NR_TAPS; tap++)
+		a.in[tap] = m->taps[s].value[tap];
+	a.publish = written.value;
+	a.aux = m->sub[s].mixer->aux ? m->aux + 1 : NULL;
+	forward_mixer(m, s, &a);
+}
+
+/* The output of the norm, and what the mixer can make of what was saved. */
+static void saved_again(const struct model *m, int s)
+{
+	struct mixer_args a = stack_args(m, s, m->b, m->t);
+
+	forward_norm(m, s, NULL, m->b * m->t);
+	if (!m->sub[s].mixer->again)
+		return;
+	a.x = m->xn[s];
+	for (int tap = 0; tap < NR_TAPS; tap++)
+		a.in[tap] = m->taps[s].value[tap];
+	m->sub[s].mixer->again(&a);
+}
+
+/* What sub-layers first to last left in forward, where it is kept no longer. */
+static void make_again(const struct model *m, int first, int last)
+{
+	for (int s = first; s <= last && m->phase == PHASE_TRAIN; s++) {
+		if (m->recompute == RECOMPUTE_BLOCK)
+			forward_again(m, s);
+		else if (m->recompute == RECOMPUTE_ACTIVATIONS)
+			saved_again(m, s);
+	}
+}
+
+/* Before the backward of sub-layer @s. The last segment is as forward left it. */
+static void backward_again(const struct model *m, int s)
+{
+	if (m->recompute != RECOMPUTE_BLOCK)
+		make_again(m, s, s);
+	else if (s + 1 < NR_SUB && m->sub[s + 1].first == s + 1)
+		make_again(m, m->sub[s].first, s);
+}
+
 double model_loss(struct model *m)
 {
 	double loss;
@@ -141,7 +208,7 @@ const acc_t *model_row_loss(const struct model *m)
 
 const acc_t *model_logits(struct model *m, int row0, int n)
 {
-	struct gemm g = stack_logits(m, m->norm[NR_SUB]->xn[row0], n);
+	struct gemm g = stack_logits(m, m->xn[NR_SUB] + (size_t)row0 * C, n);
 
 	g.c = m->logits;
 	k_gemm_acc(&g);
@@ -163,7 +230,9 @@ int model_metrics(const struct model *m, int s, struct metric *out)
 
 	if (!m->sub[s].mixer->metrics)
 		return 0;
-	a.x = m->norm[s]->xn[0];
+	make_again(m, m->recompute == RECOMPUTE_BLOCK ? m->sub[s].first : s, s);
+	a.x = m->xn[s];
+	stack_out(m, s, a.out);
 	for (int tap = 0; tap < NR_TAPS; tap++)
 		a.in[tap] = m->taps[s].value[tap];
 	return m->sub[s].mixer->metrics(&a, out);
@@ -174,13 +243,12 @@ int model_metrics(const struct model *m, int s, struct metric *out)
 /* m->y holds the gradient of the norm's output; behind the last norm there is no residual. */
 static void backward_norm(struct model *m, int s)
 {
-	struct norm_act *a = m->norm[s];
 	struct norm norm = stack_norm(m, s, m->b * m->t);
 	grad_t *dw = m->dw + (s < NR_SUB ? m->sub[s].norm : m->ln_f);
 
-	norm.x = a->x[0];
-	norm.mean = RMS ? NULL : a->mean;
-	norm.rstd = a->rstd;
+	norm.x = m->x[s];
+	norm.mean = RMS ? NULL : m->stat[s]->mean;
+	norm.rstd = m->stat[s]->rstd;
 	k_norm_bwd(&norm, m->dx, s < NR_SUB ? m->dx : NULL, m->y,
 		   GRAD(dw, struct norm_param, weight),
 		   RMS ? NULL : GRAD(dw, struct norm_param, bias));
@@ -190,9 +258,10 @@ static void backward_sub(struct model *m, int s)
 {
 	struct mixer_args a = stack_args(m, s, m->b, m->t);
 
-	a.x = m->norm[s]->xn[0];
+	a.x = m->xn[s];
 	a.dy = m->dx;
 	a.dx = m->y;
+	stack_out(m, s, a.out);
 	for (int tap = 0; tap < NR_TAPS; tap++) {
 		a.in[tap] = m->taps[s].value[tap];
 		a.din[tap] = m->sub[s].from[tap] >= 0 ? m->dtap[tap] : NULL;
@@ -224,6 +293,7 @@ void model_backward(struct model *m, grad_ready_fn *ready, void *ctx)
 	for (int s = NR_SUB - 1; s >= 0; s--) {
 		const struct sublayer *sub = &m->sub[s];
 
+		backward_again(m, s);
 		backward_sub(m, s);
 		backward_norm(m, s);
 		ready_range(ready, ctx, sub->norm, sub->param + sub->elems);

@@ -111,7 +111,7 @@ void plan_refuse(const struct plan *p)
 		    "CONFIG_GRADIENT_ACCUMULATION (%d)", p->bytes_arena / GIB, there / GIB,
 		    state / GIB, NL, C, CONFIG_GRADIENT_ACCUMULATION);
 	die("the plan needs %.2f GiB, there are %.2f: activations and scratch take %.2f; lower "
-	    "CONFIG_BATCH_SIZE (%d), CONFIG_BLOCK_SIZE (%d) or CONFIG_N_LAYER (%d)",
+	    "CONFIG_BATCH_SIZE (%d), CONFIG_BLOCK_SIZE (%d) or CONFIG_N_LAYER (%d)%s",
 	    p->bytes_arena / GIB, there / GIB, (p->bytes_act + p->bytes_tmp) / GIB, B_MAX, T_MAX,
-	    NL);
+	    NL, IS_ENABLED(CONFIG_RECOMPUTE_BLOCK) ? "" : ", or set CONFIG_RECOMPUTE_BLOCK=y");
 }

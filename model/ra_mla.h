@@ -42,6 +42,13 @@ enum {
 static_assert((int64_t)T_MAX * ROUTE_K <= INT32_MAX, "lower CONFIG_RA_MLA_MLP_SPARSE_K or "
 	      "CONFIG_BLOCK_SIZE: their product must stay below 2^31");
 
+/*
+ * Taps whose rows are of no use after forward: a mix is in the keys by then, and a latent
+ * beside the hidden layer, unless recip is in its direct form. Statistics look at both.
+ */
+#define RA_MLA_PASSING (IS_ENABLED(CONFIG_RA_MLA_LOG_METRICS) ? 0 : \
+			TAP_BIT(LATENT_MIX) | TAP_BIT(LATENT))
+
 /* How a row of attention weights becomes a routing row. */
 #define ROUTE_RULE							\
 	.nr = ROUTE_ROWS, .mode = ROUTE_MODE, .topk = ROUTE_K,		\

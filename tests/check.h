@@ -79,6 +79,13 @@ static inline void fill_param(const struct param *p, void *w, const char *name)
 #define SAME_TOL (IS_ENABLED(CONFIG_REAL_DOUBLE) ? 1e-11 : \
 		  ACT == ACC ? 2e-4 : 2 * ACT_ROUND * sqrt(8 * NL))
 
+/*
+ * What is made again in backward is what forward left, bit for bit; but a GPU's library
+ * takes GELU before it rounds the argument that it saves: one rounding of the argument,
+ * where |gelu'| < 1.2, and one of the result, relative to the norm of the whole.
+ */
+#define AGAIN_TOL (IS_ENABLED(CONFIG_ARCH_CUDA) ? 2.2 * ACT_ROUND : 0)
+
 /* Of two pieces of memory, as ACT or ACC. */
 static inline double dot_of(const void *a, const void *b, size_t elem, size_t n)
 {
@@ -87,6 +94,18 @@ static inline double dot_of(const void *a, const void *b, size_t elem, size_t n)
 	for (size_t i = 0; i < n; i++)
 		sum += get(a, elem, i) * get(b, elem, i);
 	return sum;
+}
+
+/* ||a - b|| <= tol ||b||; 0: the same bits */
+static inline bool agree(const void *a, const void *b, size_t elem, size_t n, double tol)
+{
+	double off = 0;
+
+	if (!tol)
+		return !memcmp(a, b, n * elem);
+	for (size_t i = 0; i < n; i++)
+		off += pow(get(a, elem, i) - get(b, elem, i), 2);
+	return off <= tol * tol * dot_of(b, b, elem, n);
 }
 
 static inline double dot(const acc_t *a, const acc_t *b, size_t n)

@@ -74,7 +74,7 @@ static inline void forms_agree(const struct mixer *x, const struct mixer *other,
 	forms_compare_params(&d, &s[0], &s[1]);
 	for (int tap = 0; tap < NR_TAPS; tap++) {
 		if (has & 1u << tap && taps[tap].width)
-			forms_compare(&d, taps[tap].name, s[0].published[tap], s[1].published[tap],
+			forms_compare(&d, taps[tap].name, s[0].a.out[tap], s[1].a.out[tap],
 				      taps[tap].elem, n * taps[tap].width);
 		if (s[0].a.din[tap])
 			forms_compare(&d, taps[tap].name, s[0].a.din[tap], s[1].a.din[tap],

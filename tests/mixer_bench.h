@@ -11,7 +11,7 @@ enum { MB = B_MAX < 2 ? B_MAX : 2 };	/* sequences of these calls */
  * @elems: of its parameters
  * @r: objective's weights of y, [n][C]
  * @rtap: of the written taps
- * @published: what forward published
+ * @published: descriptions of the last forward
  * @writer: of the descriptions it reads, NULL: none
  * @cache: decode state
  */
@@ -55,6 +55,12 @@ static inline void bench_params(struct bench *s)
 	s->a.dw = guarded_alloc(s->elems * sizeof(grad_t));
 }
 
+/* Of a written tap: rows of a forward, or of a step. */
+static inline size_t bench_out_bytes(const struct bench *s, int tap)
+{
+	return s->a.b * taps[tap].elem * MAX(s->a.t * taps[tap].width, taps[tap].step_width);
+}
+
 static inline void bench_tap(struct bench *s, int tap, int n)
 {
 	unsigned int bit = 1u << tap;
@@ -73,7 +79,7 @@ static inline void bench_tap(struct bench *s, int tap, int n)
 		s->a.dout[tap] = s->rtap[tap];
 	}
 	if (s->a.has & bit)
-		s->a.out[tap] = guarded_alloc(s->a.b * taps[tap].step_width * taps[tap].elem);
+		s->a.out[tap] = guarded_alloc(bench_out_bytes(s, tap));
 }
 
 static void bench_init(struct bench *s, const struct mixer *x, unsigned int has, bool route, int b,
@@ -93,7 +99,7 @@ static inline double bench_objective(void *ctx)
 	sum = dot_of(s->a.y, s->r, ACT, (size_t)n * C) + s->aux;
 	for (int tap = 0; tap < NR_TAPS; tap++)
 		if (s->rtap[tap])
-			sum += dot_of(s->published[tap], s->rtap[tap], taps[tap].elem,
+			sum += dot_of(s->a.out[tap], s->rtap[tap], taps[tap].elem,
 				      n * taps[tap].width);
 	return sum;
 }
@@ -132,6 +138,7 @@ static void bench_init(struct bench *s, const struct mixer *x, unsigned int has,
 				    .aux = x->aux ? &s->aux : NULL };
 	bench_params(s);
 	s->a.act = guarded_alloc(x->act_size);
+	s->a.again = guarded_alloc(x->again_size);
 	s->a.host = xcalloc(1, MAX(x->host_size, 1));
 	s->a.tmp = guarded_alloc(x->tmp_size);
 	s->a.x = guarded_alloc(n * C * sizeof(act_t));
@@ -156,11 +163,11 @@ static inline bool bench_guards(const struct bench *s)
 
 	for (int tap = 0; tap < NR_TAPS; tap++)
 		if (s->a.out[tap])
-			whole &= guards_whole(s->a.out[tap], s->a.b * taps[tap].step_width *
-					      taps[tap].elem);
+			whole &= guards_whole(s->a.out[tap], bench_out_bytes(s, tap));
 	return whole && guards_whole(s->a.w, s->elems * sizeof(param_t)) &&
 	       guards_whole(s->a.dw, s->elems * sizeof(grad_t)) &&
-	       guards_whole(s->a.act, s->x->act_size) && guards_whole(s->a.tmp, s->x->tmp_size) &&
+	       guards_whole(s->a.act, s->x->act_size) &&
+	       guards_whole(s->a.again, s->x->again_size) && guards_whole(s->a.tmp, s->x->tmp_size) &&
 	       guards_whole(s->a.x, rows) && guards_whole(s->a.y, rows) &&
 	       guards_whole(s->a.dx, rows);
 }

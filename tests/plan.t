@@ -156,14 +156,15 @@ def checks():
         ok(sorted(os.listdir(d)) == ["enough", "short"], "nothing is left behind")
 
 
-def measured_memory():
-    obj = build("memory", "tiny-gpt2", {"BATCH_SIZE": 192, "GRADIENT_ACCUMULATION": 2})
+def measured_memory(recompute, batch):
+    obj = build("memory", "tiny-gpt2", {"BATCH_SIZE": batch, "GRADIENT_ACCUMULATION": 2,
+                                        "EVAL_SAMPLES": 1, f"RECOMPUTE_{recompute}": "y"})
     said = run(f"{obj}/tenon", "train", "--out", f"{obj}/run", "--restart", "--steps", "2")
     planned, measured = map(float, re.search(r"([\d.]+) MiB planned, ([\d.]+) measured",
                                              said).groups())
     ok(planned >= BIG, f"a plan of {planned} MiB")
     ok(abs(measured - planned) <= WITHIN * planned,
-       f"measured is within 2 % of planned ({measured / planned:.4f})")
+       f"{recompute}: measured is within 2 % of planned ({measured / planned:.4f})")
 
 
 published_counts()
@@ -171,6 +172,8 @@ what_is_executed()
 decode_as_executed()
 hybrid_stack()
 checks()
-measured_memory()
+measured_memory("NONE", 192)
+measured_memory("ACTIVATIONS", 192)
+measured_memory("BLOCK", 384)
 print(f"1..{count}")
 sys.exit(failed > 0)

@@ -113,6 +113,8 @@ def stacks():
         ("gpt2, every choice", dict(gpt2, **every)),
         ("two mixers of a kind in a block",
          dict(full, **both, BLOCK='"mha mlp ra_mla recip"')),
+        ("taps across layers", dict(full, **both, BLOCK='"ra_mla mlp"', BLOCK_ALT='"mha recip"',
+                                    N_LAYER=4, BLOCK_ALT_LAYERS='"1,3"', RA_MLA_LOG_METRICS="y")),
         ("hybrid layers", hybrid), ("hybrid layers, every choice", dict(hybrid, **every)),
         ("hybrid layers, direct, every choice",
          dict(direct, **other, **every, N_LAYER=3, BLOCK_ALT_LAYERS='"1"')),

@@ -22,10 +22,12 @@ struct net {
 	int32_t *tok, *target;		/* [MB][t] */
 };
 
-static void net_init(struct net *n, enum phase phase)
+static void net_init(struct net *n, enum phase phase, enum recompute recompute)
 {
 	memset(n, 0, sizeof(*n));
 	model_layout(&n->m);
+	if (phase == PHASE_TRAIN)
+		n->m.recompute = recompute;
 	n->bytes = model_place(&n->m, NULL, phase, MB, 0, NULL);
 	n->arena = guarded_alloc(n->bytes);
 	ok(model_place(&n->m, n->arena, phase, MB, 0, NULL) == n->bytes,
@@ -107,14 +109,14 @@ static double loss_of(void *ctx)
 	return model_loss(&n->m) + aux;
 }
 
-/* Detached taps come from a second, unperturbed model. */
+/* Detached taps come from a second, unperturbed model, which keeps them all. */
 static void model_gradients(struct net *n)
 {
 	struct net rec;
 	double error, worst = 0;
 	bool good = true;
 
-	net_init(&rec, PHASE_TRAIN);
+	net_init(&rec, PHASE_TRAIN, RECOMPUTE_ACTIVATIONS);
 	net_run(&rec, false);
 	n->m.replay = rec.m.taps;
 	net_run(n, true);
@@ -171,6 +173,34 @@ static void model_gradients_live(struct net *n)
 	ok(!dead, "every tensor's gradient is written, finite and, where it can be, not zero");
 }
 
+static bool same_gradients(const struct net *n, const struct net *r, double tol)
+{
+	for (int i = 0; i < n->m.nr_entries; i++) {
+		const struct param_entry *e = &n->m.entries[i];
+
+		if (!agree(r->dw + e->offset, n->dw + e->offset, sizeof(*n->dw), e->numel, tol)) {
+			diag("%s differs", e->name);
+			return false;
+		}
+	}
+	return true;
+}
+
+static bool same_metrics(const struct net *n, const struct net *r, int s)
+{
+	struct metric a[NR_METRICS], b[NR_METRICS];
+	int nr = model_metrics(&n->m, s, a);
+
+	if (model_metrics(&r->m, s, b) != nr)
+		return false;
+	for (int i = 0; i < nr; i++)
+		if (a[i].value != b[i].value) {
+			diag("sub-layer %d, %s: %.17g, %.17g", s, a[i].name, a[i].value, b[i].value);
+			return false;
+		}
+	return true;
+}
+
 static void model_repeats(struct net *n)
 {
 	grad_t *first = xmalloc(n->m.param_elems * sizeof(*first));
@@ -187,6 +217,55 @@ static void model_repeats(struct net *n)
 	ok(same, "%s give the same bits of every gradient",
 	   IS_ENABLED(CONFIG_ARCH_CPU) ? "1 and 2 threads" : "two runs");
 	free(first);
+}
+
+/* The first sub-layer's mixer, and as one with an auxiliary loss: 1 for each forward. */
+static const struct mixer *plain;
+static struct mixer counted;
+
+static void counted_forward(const struct mixer_args *a)
+{
+	plain->forward(a);
+	arch_sync();
+	if (a->aux)
+		*a->aux += 1;
+}
+
+/*
+ * Loss, auxiliary losses, every gradient and every statistic of @n with this kind of
+ * recomputation, twice: the second batch finds what the first one left.
+ */
+static void model_recomputes(struct net *n, enum recompute kind, const char *what)
+{
+	double tol = kind == RECOMPUTE_ACTIVATIONS ? AGAIN_TOL * sqrt(NL) : 0;
+	int32_t first = n->tok[0];
+	double losses[2][2];
+	bool same = true;
+	struct net r;
+
+	net_init(&r, PHASE_TRAIN, kind);
+	plain = n->m.sub[0].mixer;
+	counted = *plain;
+	counted.aux = true;
+	counted.forward = counted_forward;
+	n->m.sub[0].mixer = r.m.sub[0].mixer = &counted;
+	for (int i = 0; i < 2; i++) {
+		n->tok[0] = r.tok[0] = i;
+		net_run(n, true);
+		net_run(&r, true);
+		arch_get(losses[0], n->m.loss, sizeof(losses[0]));
+		arch_get(losses[1], r.m.loss, sizeof(losses[1]));
+		same &= !memcmp(losses[0], losses[1], sizeof(losses[0])) && losses[0][1] == 1 &&
+			same_gradients(n, &r, tol);
+		for (int s = 0; s < NR_SUB; s++)
+			same &= same_metrics(n, &r, s);
+	}
+	ok(same, "recomputing %s: the same bits of losses, gradients and statistics", what);
+	ok(guards_whole(r.arena, r.bytes), "writes inside its arena of %zu instead of %zu bytes",
+	   r.bytes, n->bytes);
+	guarded_free(r.arena);
+	n->m.sub[0].mixer = plain;
+	n->tok[0] = first;
 }
 
 /* ---- causality ------------------------------------------------------------- */
@@ -313,7 +392,7 @@ static void model_decode(struct net *n, const acc_t *full)
 	int32_t none[MB] = { 0 }, ragged[MB];
 	struct net d;
 
-	net_init(&d, PHASE_DECODE);
+	net_init(&d, PHASE_DECODE, RECOMPUTE_NONE);
 	if (LEAKS) {
 		model_step_refuses(&d);
 		return;
@@ -388,7 +467,7 @@ static void model_eval(struct net *n, const acc_t *full)
 	struct net e;
 	acc_t *logits;
 
-	net_init(&e, PHASE_EVAL);
+	net_init(&e, PHASE_EVAL, RECOMPUTE_NONE);
 	net_run(&e, false);
 	logits = net_logits(&e);
 	ok(!logits_differ(full, T_MAX, logits, T_MAX, T_MAX) &&
@@ -403,11 +482,13 @@ int main(void)
 	acc_t *full;
 
 	device_open(1);
-	net_init(&n, PHASE_TRAIN);
+	net_init(&n, PHASE_TRAIN, RECOMPUTE_NONE);
 	model_gradients_live(&n);
 	if (IS_ENABLED(CONFIG_REAL_DOUBLE))
 		model_gradients(&n);
 	model_repeats(&n);
+	model_recomputes(&n, RECOMPUTE_ACTIVATIONS, "activations");
+	model_recomputes(&n, RECOMPUTE_BLOCK, "blocks");
 	net_run(&n, false);
 	full = net_logits(&n);
 	model_eval(&n, full);

@@ -14,6 +14,7 @@
 #define recip_parts direct_parts
 #define recip_rows_above direct_rows_above
 #define joined_shape direct_shape
+#define joined_beside direct_beside
 #define joined_call direct_call
 #define joined_fwd direct_fwd
 #define joined_bwd direct_bwd

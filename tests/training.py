@@ -35,6 +35,8 @@ VARIANTS = {
     "text": ["DATA_TEXT=y", 'DATA_PATH=""', "MAX_ITERS=6"],
     "bf16": ["REAL_BF16=y"],
     "double": ["REAL_DOUBLE=y"],
+    "activations": ["RECOMPUTE_ACTIVATIONS=y"],
+    "block": ["RECOMPUTE_BLOCK=y"],
     "timed": ["MAX_ITERS=1000000", "MAX_TIME=1", "EVAL_INTERVAL=1000000",
               "CHECKPOINT_INTERVAL=1000000"],
 }

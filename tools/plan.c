@@ -18,6 +18,8 @@
 #include "plan.h"
 #include "util.h"
 
+const char *const recompute_names[NR_RECOMPUTE] = { "none", "activations", "block" };
+
 void plan_parts(const struct plan *p, struct part parts[PARTS])
 {
 	const struct part all[PARTS] = {
@@ -62,12 +64,27 @@ static bool power_of_two(int n)
 	return n > 0 && !(n & (n - 1));
 }
 
+/* What training would take with each way to recompute. */
+static void plan_recompute(struct report *r)
+{
+	enum recompute configured = r->m.recompute;
+	struct plan plan;
+
+	for (int kind = 0; kind < NR_RECOMPUTE; kind++) {
+		r->m.recompute = kind;
+		model_plan(&r->m, &plan, PHASE_TRAIN, 0);
+		r->arena[kind] = plan.bytes_arena;
+	}
+	r->m.recompute = configured;
+}
+
 static void make_report(struct report *r, int sequences)
 {
 	model_layout(&r->m);
 	r->sequences = sequences;
 	for (int p = 0; p < PHASES; p++)
 		model_plan(&r->m, &r->plan[p], p, sequences);
+	plan_recompute(r);
 	for (int s = 0; s <= NR_SUB; s++)
 		r->flops_decode += step_flops(&r->m, s, T_MAX - 1);
 	r->same_bits = power_of_two(CONFIG_GRADIENT_ACCUMULATION);

@@ -14,6 +14,7 @@ enum { PHASES = 3, PARTS = 7 };
  * @m: laid out, nothing placed
  * @plan: by phase; decode with @sequences
  * @sequences: of the decode phase
+ * @arena: bytes in training with each way to recompute
  * @flops_decode: operations of one decode step at the last position, per sequence
  * @same_bits: ranks that share the micro-batches of a step change no bit
  */
@@ -21,6 +22,7 @@ struct report {
 	struct model m;
 	struct plan plan[PHASES];
 	int sequences;
+	size_t arena[NR_RECOMPUTE];
 	double flops_decode;
 	bool same_bits;
 };
@@ -35,6 +37,8 @@ struct part {
 	const char *name, *key;
 	size_t bytes;
 };
+
+extern const char *const recompute_names[NR_RECOMPUTE];
 
 /** plan_parts() - the parts of a phase's arena, the whole last */
 void plan_parts(const struct plan *p, struct part parts[PARTS]);

@@ -185,6 +185,16 @@ static const char *leaks_of(const struct mixer *x)
 	return x->leaks;
 }
 
+/* {way to recompute: bytes of the arena in training} */
+static json_t *recompute_json(const struct report *r)
+{
+	json_t *o = json_object();
+
+	for (int kind = 0; kind < NR_RECOMPUTE; kind++)
+		json_object_set_new(o, recompute_names[kind], json_integer(r->arena[kind]));
+	return o;
+}
+
 void plan_json(const struct report *r)
 {
 	const struct plan *p = &r->plan[PHASE_TRAIN];
@@ -203,6 +213,8 @@ void plan_json(const struct report *r)
 		"forms", by_mixer(&r->m, form_of),
 		"leaks", by_mixer(&r->m, leaks_of));
 
+	json_object_set_new(o, "recompute", json_string(recompute_names[r->m.recompute]));
+	json_object_set_new(o, "recompute_arena", recompute_json(r));
 	json_object_set_new(o, "train", phase_json(&r->plan[PHASE_TRAIN]));
 	json_object_set_new(o, "eval", phase_json(&r->plan[PHASE_EVAL]));
 	json_object_set_new(o, "decode", phase_json(&r->plan[PHASE_DECODE]));

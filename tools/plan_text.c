@@ -33,6 +33,14 @@ static void print_memory(const struct report *r)
 	       r->sequences, r->sequences == 1 ? "" : "s");
 }
 
+static void print_recompute(const struct report *r)
+{
+	printf("recompute    %s; the arena in training, MiB:", recompute_names[r->m.recompute]);
+	for (int kind = 0; kind < NR_RECOMPUTE; kind++)
+		printf("%s %s %.3f", kind ? "," : "", recompute_names[kind], r->arena[kind] / MIB);
+	putchar('\n');
+}
+
 /* ---- groups ---------------------------------------------------------------- */
 
 static bool is_first(const struct model *m, int n, same_fn *same)
@@ -233,6 +241,7 @@ void plan_text(const struct report *r)
 		printf("             %" PRIu64 " with the last layer's unread tensors, as the published RA-MLA "
 		       "table counts (Documentation/study.md)\n", p->params_published);
 	print_memory(r);
+	print_recompute(r);
 	print_cache(r);
 	printf("FLOPs/token  training step %.4g, forward %.4g, decode at the last position %.4g\n",
 	       p->flops_token, p->flops_token_fwd, r->flops_decode);

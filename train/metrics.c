@@ -14,6 +14,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "arch.h"
 #include "events.h"
 #include "options.h"
 #include "train.h"
@@ -245,7 +246,7 @@ void metrics_step(struct metrics *t, const struct step_row *r)
 			     "\"mfu\": null, \"peak_bytes\": %zu, \"skipped\": %" PRId64 "%s}\n",
 			     r->step, r->tokens, real(loss, r->loss), real(lr, r->lr),
 			     real(norm, r->grad_norm), real(tok_s, r->tok_s), real(ms, r->ms),
-			     peak_rss(), r->skipped, more));
+			     arch_memory_used(NULL), r->skipped, more));
 	free(more);
 }
 

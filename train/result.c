@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "arch.h"
 #include "json.h"
 #include "train.h"
 #include "util.h"
@@ -110,6 +111,7 @@ static void show(const json_t *root)
 	json_int_t steps = json_integer_value(json_object_get(root, "steps"));
 	json_t *loss = json_object_get(root, "val_loss"), *ppl = json_object_get(root, "val_ppl");
 	json_t *bigram = json_object_get(root, "bigram_loss");
+	const char *what;
 
 	if (json_is_number(loss))
 		log_line("result   step %lld, validation loss %.4f, perplexity %.2f per %s",
@@ -121,8 +123,9 @@ static void show(const json_t *root)
 	log_line("         %.0f tok/s (median), weights %.16s",
 		 json_number_value(json_object_get(root, "tok_s")),
 		 json_string_value(json_object_get(root, "weights_sha256")));
-	log_line("memory   %.1f MiB at most in the whole process, with program, libraries and data",
-		 json_integer_value(json_object_get(root, "peak_bytes")) / MIB);
+	arch_memory_used(&what);
+	log_line("memory   %.1f MiB at most %s",
+		 json_integer_value(json_object_get(root, "peak_bytes")) / MIB, what);
 }
 
 void result_write(struct run *r)
@@ -139,7 +142,7 @@ void result_write(struct run *r)
 		die("cannot write %s: %s; make room, then run again", path, file_error(-err));
 	show(root);
 	log_line("         the model's part: %.1f MiB planned, %.1f measured",
-		 r->plan.bytes_arena / MIB, (peak_rss() - r->rss) / MIB);
+		 r->plan.bytes_arena / MIB, (arch_memory_used(NULL) - r->before) / MIB);
 	free(text);
 	free(path);
 	json_decref(root);

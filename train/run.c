@@ -20,7 +20,7 @@ void run_place(struct run *r)
 
 	if (bytes != r->plan.bytes_arena)
 		die_bug("planned %zu bytes, placed %zu", r->plan.bytes_arena, bytes);
-	r->rss = peak_rss();
+	r->before = arch_memory_used(NULL);
 	model_place(&r->m, arch_alloc(bytes), PHASE_TRAIN, 0, extra, &at);
 	accum_place(&r->accum, slots, r->m.param_elems, at);
 	optim_place(&r->optim, &r->m, (char *)at + grads);

@@ -115,7 +115,7 @@ struct late {
  * @target: host [B_MAX][T_MAX]
  * @metrics: open log, NULL where this rank does not lead
  * @saved: step of the last checkpoint, -1 none
- * @rss: peak resident set before the arena was taken
+ * @before: arch_memory_used() before the arena was taken
  * @bigram: data_bigram_loss(), read before anything is written: a small vocabulary's
  *	whole data is looked at once, and a bad token ends the run before it begins
  * @micro: forward and backward into each gradient buffer
@@ -136,7 +136,7 @@ struct run {
 	int32_t *tok, *target;
 	struct metrics *metrics;
 	int64_t saved;
-	size_t rss;
+	size_t before;
 	double bigram;
 	struct arch_graph micro[ACCUM_MAX_SLOTS], merge[ACCUM_MAX_SLOTS][ACCUM_MAX_SLOTS];
 	struct late late;

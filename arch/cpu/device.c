@@ -220,6 +220,13 @@ size_t arch_memory(void)
 	return MIN(kib * 1024, cgroups_free());
 }
 
+size_t arch_memory_used(const char **what)
+{
+	if (what)
+		*what = "in the whole process, with program, libraries and data";
+	return peak_rss();
+}
+
 void *arch_alloc(size_t bytes)
 {
 	char *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

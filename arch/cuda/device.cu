@@ -35,6 +35,7 @@ static struct {
 
 static cudaStream_t stream;
 static char description[256], bits[151];
+static size_t opened, used;	/* free memory when the device was opened; most used since */
 
 cudaStream_t cuda_stream(void)
 {
@@ -87,6 +88,7 @@ void arch_init(int device, int threads)
 	for (int i = 0; i < PUT_SLOTS; i++)
 		CUDA(cudaEventCreateWithFlags(&ring.put_done[i], cudaEventDisableTiming));
 	describe(device);
+	opened = arch_memory();
 }
 
 const char *arch_bits(void)
@@ -107,6 +109,17 @@ size_t arch_memory(void)
 
 	CUDA(cudaMemGetInfo(&there, &all));
 	return there;
+}
+
+size_t arch_memory_used(const char **what)
+{
+	size_t there = arch_memory();
+
+	if (what)
+		*what = "of the device, with libraries and kernels, without the context";
+	if (opened > there)
+		used = MAX(used, opened - there);
+	return used;
 }
 
 void *arch_alloc(size_t bytes)

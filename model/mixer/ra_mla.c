@@ -67,10 +67,8 @@ static void ra_mla_forward(const struct mixer_args *a)
 	proj_fwd(act->qkv[0], a->x, w, n);
 	if (LATENT && a->in[TAP_LATENT_MIX])
 		k_axpby(k, QKV, a->in[TAP_LATENT_MIX], L, n, L, alpha_r, 1);
-	if (LATENT && (a->has & TAP_BIT(LATENT))) {
-		k_axpby((act_t *)act->latent, L, k, QKV, n, L, 1, 0);
-		a->publish[TAP_LATENT] = act->latent;
-	}
+	if (LATENT && (a->has & TAP_BIT(LATENT)))
+		k_axpby(a->out[TAP_LATENT], L, k, QKV, n, L, 1, 0);
 	ra_mla_form_fwd(a);
 	k_attn_fwd(&at);
 	linear_fwd(a->y, ra_mla_out(a), w->out_proj, n, C, C, 1, 0);
@@ -179,6 +177,7 @@ static const struct mixer ra_mla = {
 	.step_tmp_size = sizeof(struct ra_mla_step_tmp),
 	.taps_read = ra_mla_TAPS_READ,
 	.taps_written = ra_mla_TAPS_WRITTEN,
+	.taps_passing = RA_MLA_PASSING,
 	.form = EXPANDED ? "expanded" : "absorbed",
 	.cache = ra_mla_cache_size,
 	.work = ra_mla_work,

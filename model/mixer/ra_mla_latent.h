@@ -49,7 +49,6 @@ enum {
 
 struct ra_mla_act {
 	TENSOR act_t qkv[BT][QKV];
-	TENSOR act_t latent[LATENT * BT][L];	/* k once more: a tap's rows are dense */
 	TENSOR act_t k_heads[KEEP_K * BT][NQ][D];
 	TENSOR act_t q_latent[ABSORBED * BT][H][L];
 	TENSOR act_t o[BT][H][SCORE_WIDTH];	/* gamma sum_u P v_u */

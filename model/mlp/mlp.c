@@ -16,6 +16,9 @@ struct mlp_param {
 
 struct mlp_act {
 	TENSOR act_t pre[BT][F];
+};
+
+struct mlp_again {
 	TENSOR act_t h[BT][F];
 };
 
@@ -47,19 +50,29 @@ static void mlp_rows(const struct mixer_args *a, act_t *pre, act_t *h, int n)
 static void mlp_forward(const struct mixer_args *a)
 {
 	struct mlp_act *act = a->act;
+	struct mlp_again *again = a->again;
 
-	mlp_rows(a, act->pre[0], act->h[0], a->b * a->t);
+	mlp_rows(a, act->pre[0], again->h[0], a->b * a->t);
+}
+
+static void mlp_make_again(const struct mixer_args *a)
+{
+	struct mlp_act *act = a->act;
+	struct mlp_again *again = a->again;
+
+	k_gelu_fwd(again->h[0], act->pre[0], (size_t)a->b * a->t * F);
 }
 
 static void mlp_backward(const struct mixer_args *a)
 {
 	const struct mlp_param *w = a->w;
-	struct mlp_act *act = a->act;
+	const struct mlp_act *act = a->act;
+	const struct mlp_again *again = a->again;
 	struct mlp_tmp *tmp = a->tmp;
 	int n = a->b * a->t;
 
 	linear_dw(GRAD(a->dw, struct mlp_param, c_proj), GRAD(a->dw, struct mlp_param, c_proj_bias),
-		  a->dy, act->h, n, C, F, 1, 0);
+		  a->dy, again->h, n, C, F, 1, 0);
 	linear_dgelu(tmp->dpre[0], act->pre[0], a->dy, w->c_proj, n, C, F);
 	linear_dw(GRAD(a->dw, struct mlp_param, c_fc), GRAD(a->dw, struct mlp_param, c_fc_bias),
 		  tmp->dpre, a->x, n, F, C, 1, 0);
@@ -89,12 +102,14 @@ static const struct mixer mlp = {
 	.nr_params = ARRAY_SIZE(mlp_params),
 	.param_size = sizeof(struct mlp_param),
 	.act_size = sizeof(struct mlp_act),
+	.again_size = sizeof(struct mlp_again),
 	.tmp_size = sizeof(struct mlp_tmp),
 	.step_tmp_size = sizeof(struct mlp_step_tmp),
 	.taps_read = mlp_TAPS_READ,
 	.taps_written = mlp_TAPS_WRITTEN,
 	.work = mlp_work,
 	.forward = mlp_forward,
+	.again = mlp_make_again,
 	.backward = mlp_backward,
 	.step = mlp_step,
 };

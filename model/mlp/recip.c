@@ -56,11 +56,11 @@ static void recip_forward(const struct mixer_args *a)
 {
 	const struct recip_param *w = a->w;
 	struct recip_act *act = a->act;
-	struct hidden s = hidden_call(a, act->x[0], (act_t *)act->c);
+	struct hidden s = hidden_call(a, joined_x(a), a->out[TAP_LATENT_MIX]);
 
 	k_gemm(&(struct gemm){
 		.m = s.n, .n = F, .k = C, .tb = true, .a = a->x, .lda = C, .b = w->c_fc,
-		.ldb = C, .c = act->x[0], .ldc = COLS, .alpha = 1, .ep = GEMM_BIAS_GELU,
+		.ldb = C, .c = s.h, .ldc = COLS, .alpha = 1, .ep = GEMM_BIAS_GELU,
 		.bias = WITH_BIAS(w->c_fc_bias), .aux = act->pre[0], .ldaux = F });
 	if (RECIP_DIRECT)
 		for_each_up(i)
@@ -68,12 +68,24 @@ static void recip_forward(const struct mixer_args *a)
 	joined_fwd(a);
 }
 
+static void recip_make_again(const struct mixer_args *a)
+{
+	const struct recip_act *act = a->act;
+	struct recip_tmp *tmp = a->tmp;
+	act_t *h = tmp->bwd.dh[0];
+	int n = a->b * a->t;
+
+	k_gelu_fwd(h, act->pre[0], (size_t)n * F);
+	k_axpby(joined_x(a), COLS, h, F, n, F, 1, 0);
+	joined_beside(a);
+}
+
 static void recip_backward(const struct mixer_args *a)
 {
 	const struct recip_param *w = a->w;
 	struct recip_act *act = a->act;
 	struct recip_tmp *tmp = a->tmp;
-	struct hidden s = hidden_call(a, act->x[0], (act_t *)act->c);
+	struct hidden s = hidden_call(a, joined_x(a), NULL);
 	act_t *dh = tmp->bwd.dh[0];
 
 	s.dh = dh;
@@ -198,16 +210,19 @@ static const struct mixer recip = {
 	.nr_params = ARRAY_SIZE(recip_params),
 	.param_size = sizeof(struct recip_param),
 	.act_size = sizeof(struct recip_act),
+	.again_size = RECIP_DIRECT ? 0 : sizeof(struct recip_again),
 	.tmp_size = sizeof(struct recip_tmp),
 	.step_tmp_size = sizeof(struct recip_step_tmp),
 	.taps_read = recip_TAPS_READ,
 	.taps_written = recip_TAPS_WRITTEN,
+	.taps_passing = RECIP_DIRECT ? 0 : RA_MLA_PASSING,
 	.form = RECIP_DIRECT ? "direct" : RECIP_OWN ? "joined" : NULL,
 	.leaks = RECIP_SEQUENCE ? leak : NULL,
 	.cache = recip_cache_size,
 	.work = recip_work,
 	.work_step = recip_work_step,
 	.forward = recip_forward,
+	.again = RECIP_DIRECT ? NULL : recip_make_again,
 	.backward = recip_backward,
 	.step = recip_step,
 	.fill = recip_fill,

@@ -73,16 +73,19 @@ struct recip_param {
 
 struct recip_act {
 	TENSOR act_t pre[BT][F];
-	TENSOR act_t x[BT][COLS];		/* h0 | a; direct form: h as O reads it */
-	TENSOR param_t w[RECIP_OWN * ROWS][COLS];	/* the joined matrix */
+	TENSOR act_t x[RECIP_DIRECT * BT][COLS];	/* direct form: h as O reads it */
+	TENSOR param_t below[RECIP_OWN * (ROWS - C)][COLS];	/* of the joined matrix: not c_proj's */
 	TENSOR act_t mixed[RECIP_DIRECT * BT][F];	/* R^ h */
 	TENSOR acc_t z[BT][G];			/* outputs whose sums are wide; then pooled */
-	TENSOR acc_t gamma[RECIP_GATE * BT][H];
 	TENSOR act_t u[BT][N];			/* h0 mlp_down^T */
-	TENSOR act_t c[BT][A];			/* the tap LATENT_MIX */
+};
+
+struct recip_again {
+	TENSOR act_t x[!RECIP_DIRECT * BT][COLS];	/* h0 | a */
 };
 
 struct recip_tmp {
+	TENSOR param_t w[RECIP_OWN * ROWS][COLS];	/* the joined matrix */
 	TENSOR act_t y[RECIP_OWN * BT][ROWS];	/* its product; in backward their gradient */
 	TENSOR param_t map[RECIP_SCALAR * F][A];	/* A_w or M's matrix, from its factors */
 	TENSOR char route[ROUTE_SCRATCH];
@@ -190,9 +193,10 @@ struct hidden {
  * struct recip_part - one mechanism
  * @rows: rows it owns in this call, with @above of them above
  * @cols: columns it owns, behind h0
- * @fill: its rows of the matrix; its columns of the rows above and of x
+ * @beside: its columns of x
+ * @fill: its rows of the matrix; its columns of the rows above
  * @forward: what it does with its columns of y, those of parts above being done
- * @publish: its tap, all parts' forward being done
+ * @write: its tap, all parts' forward being done
  * @backward: its columns of the gradient of y, those of parts above being done; gradients
  *	of tensors that are not in the matrix
  * @chain: from dw those of its tensors (zero where nothing reached them); adds to dw's
@@ -208,14 +212,15 @@ struct hidden {
  * @metrics: at most 3, see struct mixer
  *
  * @row is the part's first row. Any of them may be NULL. Parts are numbered from above:
- * forward, backward and outputs run downwards, publish, chain, hidden and step upwards.
+ * forward, backward and outputs run downwards, write, chain, hidden and step upwards.
  */
 struct recip_part {
 	int (*rows)(const struct mixer_args *a, int above);
 	int (*cols)(const struct mixer_args *a);
+	void (*beside)(const struct joined *j);
 	void (*fill)(const struct joined *j, int row);
 	void (*forward)(const struct joined *j, int row);
-	void (*publish)(const struct joined *j, int row);
+	void (*write)(const struct joined *j, int row);
 	void (*backward)(const struct joined *j, int row);
 	void (*chain)(const struct joined *j, int row);
 	void (*hidden)(const struct hidden *s);
@@ -255,7 +260,9 @@ struct joined joined_shape(const struct mixer_args *a);
  * @y: the caller's [n][C], used where only c_proj has rows
  */
 struct joined joined_call(const struct mixer_args *a, const act_t *y);
-/** joined_fwd() - the caller's y, and taps, from act->x */
+/** joined_beside() - what stands beside h0 in joined_x() */
+void joined_beside(const struct mixer_args *a);
+/** joined_fwd() - the caller's y, and taps, from h0 in joined_x() */
 void joined_fwd(const struct mixer_args *a);
 /**
  * joined_bwd() - gradients of every tensor of the matrix; of h0 into tmp->bwd.dh
@@ -266,12 +273,19 @@ void joined_bwd(const struct mixer_args *a, bool dgelu);
 /* A part's own rows of the matrix, and its columns of y's gradient, to be written. */
 static inline param_t *joined_row(const struct joined *j, int row)
 {
-	return ((struct recip_act *)j->a->act)->w[row];
+	return ((struct recip_tmp *)j->a->tmp)->w[row];
 }
 
 static inline act_t *joined_dy(const struct joined *j, int row)
 {
 	return ((struct recip_tmp *)j->a->tmp)->y[0] + row;
+}
+
+/* [n][COLS], what the joined matrix takes */
+static inline act_t *joined_x(const struct mixer_args *a)
+{
+	return RECIP_DIRECT ? (act_t *)((struct recip_act *)a->act)->x :
+			      (act_t *)((struct recip_again *)a->again)->x;
 }
 
 /**

@@ -44,7 +44,7 @@ static void gate_forward(const struct joined *j, int row)
 	k_widen((acc_t *)act->z, z, (size_t)j->n * G);
 }
 
-static void gate_publish(const struct joined *j, int row)
+static void gate_write(const struct joined *j, int row)
 {
 	const struct mixer_args *a = j->a;
 	const struct recip_param *w = a->w;
@@ -58,9 +58,8 @@ static void gate_publish(const struct joined *j, int row)
 		k_causal_mean_fwd(z, z, a->b, a->t, G);
 	else if (RECIP_SEQUENCE)
 		k_sequence_mean_fwd(z, z, a->b, a->t, G);
-	k_head_gate_fwd((acc_t *)act->gamma, z, (const param_t *)w->gate_to_heads, j->n, H, G,
+	k_head_gate_fwd(a->out[TAP_HEAD_GATE], z, (const param_t *)w->gate_to_heads, j->n, H, G,
 			alpha_g);
-	a->publish[TAP_HEAD_GATE] = act->gamma;
 }
 
 static void gate_backward(const struct joined *j, int row)
@@ -73,7 +72,7 @@ static void gate_backward(const struct joined *j, int row)
 
 	if (!gate_on(a))
 		return;
-	k_head_gate_bwd(dz, RECIP_GRAD(a, gate_to_heads), (acc_t *)act->gamma,
+	k_head_gate_bwd(dz, RECIP_GRAD(a, gate_to_heads), a->out[TAP_HEAD_GATE],
 			a->dout[TAP_HEAD_GATE], (acc_t *)act->z, (const param_t *)w->gate_to_heads,
 			j->n, H, G, alpha_g, tmp->bwd.gate);
 	if (RECIP_CAUSAL)
@@ -152,13 +151,12 @@ static void gate_work_step(struct work *w, const struct mixer_args *a, int pos)
 
 static int gate_metrics(const struct mixer_args *a, struct metric *out)
 {
-	const struct recip_act *act = a->act;
 	struct recip_tmp *tmp = a->tmp;
 	struct stats s;
 
 	if (!gate_on(a))
 		return 0;
-	k_stats_acc(&tmp->log.stats, (const acc_t *)act->gamma, (size_t)a->b * a->t * H);
+	k_stats_acc(&tmp->log.stats, a->out[TAP_HEAD_GATE], (size_t)a->b * a->t * H);
 	arch_get(&s, &tmp->log.stats, sizeof(s));
 	out[0] = (struct metric){ "gate_mean", s.mean };
 	out[1] = (struct metric){ "gate_min", s.min };
@@ -170,7 +168,7 @@ const struct recip_part recip_gate = {
 	.rows = gate_rows,
 	.fill = gate_fill,
 	.forward = gate_forward,
-	.publish = gate_publish,
+	.write = gate_write,
 	.backward = gate_backward,
 	.chain = gate_chain,
 	.outputs = gate_outputs,

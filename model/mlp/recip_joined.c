@@ -42,27 +42,53 @@ struct joined joined_call(const struct mixer_args *a, const act_t *y)
 {
 	struct joined j = joined_shape(a);
 	const struct recip_param *w = a->w;
-	struct recip_act *act = a->act;
 	struct recip_tmp *tmp = a->tmp;
 
-	j.x = act->x[0];
-	j.w = is_c_proj(&j) ? w->c_proj[0] : (const param_t *)act->w;
+	j.x = joined_x(a);
+	j.w = is_c_proj(&j) ? w->c_proj[0] : (const param_t *)tmp->w;
 	j.ldw = is_c_proj(&j) ? F : COLS;
 	j.y = j.rows > C ? (const act_t *)tmp->y : y;
 	j.ldy = j.rows > C ? ROWS : C;
 	return j;
 }
 
-/* Rows of the matrix from the tensors. */
+void joined_beside(const struct mixer_args *a)
+{
+	struct joined j = joined_call(a, NULL);
+
+	for_each_down(i)
+		CALL(i, beside, &j);
+}
+
+static size_t below_bytes(const struct joined *j)
+{
+	return sizeof(param_t) * (j->rows - C) * COLS;
+}
+
+/* Rows of the matrix from the tensors; saved but for c_proj's. */
 static void joined_fill(const struct joined *j)
 {
 	const struct recip_param *w = j->a->w;
+	struct recip_act *act = j->a->act;
 
 	if (is_c_proj(j))
 		return;
 	k_axpby(joined_row(j, 0), COLS, w->c_proj[0], F, C, F, 1, 0);
 	for_each_down(i)
 		CALL_ROW(i, fill, j);
+	arch_copy(act->below, joined_row(j, C), below_bytes(j));
+}
+
+/* The same in backward, but for the columns beside c_proj. */
+static void joined_refill(const struct joined *j)
+{
+	const struct recip_param *w = j->a->w;
+	const struct recip_act *act = j->a->act;
+
+	if (is_c_proj(j))
+		return;
+	k_axpby(joined_row(j, 0), COLS, w->c_proj[0], F, C, F, 1, 0);
+	arch_copy(joined_row(j, C), act->below, below_bytes(j));
 }
 
 /* c_proj's bias; the other rows have none. */
@@ -83,6 +109,7 @@ void joined_fwd(const struct mixer_args *a)
 {
 	struct joined j = joined_call(a, a->y);
 
+	joined_beside(a);
 	joined_fill(&j);
 	k_gemm(&(struct gemm){
 		.m = j.n, .n = j.rows, .k = j.cols, .tb = true, .a = j.x, .lda = COLS, .b = j.w,
@@ -93,7 +120,7 @@ void joined_fwd(const struct mixer_args *a)
 	for_each_down(i)
 		CALL_ROW(i, forward, &j);
 	for_each_up(i)
-		CALL_ROW(i, publish, &j);
+		CALL_ROW(i, write, &j);
 }
 
 /* dw and c_proj_bias's gradient; the other rows' sums are not wanted. */
@@ -117,6 +144,7 @@ void joined_bwd(const struct mixer_args *a, bool dgelu)
 	struct recip_tmp *tmp = a->tmp;
 	grad_t *dc_proj = RECIP_GRAD(a, c_proj);
 
+	joined_refill(&j);
 	j.dw = is_c_proj(&j) ? dc_proj : (grad_t *)tmp->bwd.dw;
 	if (j.rows > C)
 		k_axpby(joined_dy(&j, 0), ROWS, a->dy, C, j.n, C, 1, 0);

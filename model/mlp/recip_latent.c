@@ -108,17 +108,27 @@ static void fill_rows(const struct joined *j, int row)
 	}
 }
 
-static void latent_fill(const struct joined *j, int row)
+static void latent_beside(const struct joined *j)
+{
+	if (latent_cols(j->a))
+		k_axpby(j->x + F, COLS, j->a->in[TAP_LATENT], L, j->n, L, 1, 0);
+}
+
+/* a's columns of the rows above. */
+static void fill_cols(const struct joined *j, int row)
 {
 	struct recip_tmp *tmp = j->a->tmp;
 
-	if (latent_cols(j->a)) {
-		k_axpby(j->x + F, COLS, j->a->in[TAP_LATENT], L, j->n, L, 1, 0);
-		k_gemm(&(struct gemm){
-			.m = row, .n = L, .k = F, .a = j->w, .lda = COLS,
-			.b = up_matrix(j->a, (param_t *)tmp->map), .ldb = L,
-			.c = joined_row(j, 0) + F, .ldc = COLS, .alpha = alpha_r });
-	}
+	k_gemm(&(struct gemm){
+		.m = row, .n = L, .k = F, .a = j->w, .lda = COLS,
+		.b = up_matrix(j->a, (param_t *)tmp->map), .ldb = L,
+		.c = joined_row(j, 0) + F, .ldc = COLS, .alpha = alpha_r });
+}
+
+static void latent_fill(const struct joined *j, int row)
+{
+	if (latent_cols(j->a))
+		fill_cols(j, row);
 	if (latent_rows(j->a, row))
 		fill_rows(j, row);
 }
@@ -128,10 +138,8 @@ static void latent_forward(const struct joined *j, int row)
 {
 	const struct recip_param *w = j->a->w;
 	struct recip_act *act = j->a->act;
-	act_t *c = (act_t *)act->c, *u = (act_t *)act->u;
+	act_t *c = j->a->out[TAP_LATENT_MIX], *u = (act_t *)act->u;
 
-	if (latent_down(j->a))
-		j->a->publish[TAP_LATENT_MIX] = c;
 	if (!latent_rows(j->a, row))
 		return;
 	k_axpby(RECIP_UNTIED ? u : c, latent_rows(j->a, row), j->y + row, j->ldy, j->n,
@@ -190,10 +198,12 @@ static void chain_cols(const struct joined *j, int row)
 		.m = row, .n = F, .k = L, .tb = true, .a = d, .lda = L,
 		.b = up_matrix(a, (param_t *)tmp->map), .ldb = L, .c = j->dw, .ldc = F,
 		.alpha = alpha_r, .beta = 1 });
-	if (a->din[TAP_LATENT])
-		k_gemm(&(struct gemm){
-			.m = j->n, .n = L, .k = row, .a = j->y, .lda = j->ldy, .b = j->w + F,
-			.ldb = COLS, .c = a->din[TAP_LATENT], .ldc = L, .alpha = 1 });
+	if (!a->din[TAP_LATENT])
+		return;
+	fill_cols(j, row);
+	k_gemm(&(struct gemm){
+		.m = j->n, .n = L, .k = row, .a = j->y, .lda = j->ldy, .b = j->w + F, .ldb = COLS,
+		.c = a->din[TAP_LATENT], .ldc = L, .alpha = 1 });
 }
 
 /* M's rows; the coupler adds to what A left. */
@@ -314,6 +324,7 @@ static void latent_work(struct work *w, const struct joined *j, int row, bool ba
 		work_product(w, F, L, row, 1);
 		work_product(w, row, F, L, 1);
 		work_product(w, j->n, L, row, !taps[TAP_LATENT].detached);
+		work_product(w, row, L, F, !taps[TAP_LATENT].detached);
 	} else {
 		work_product(w, row, L, F, 1);
 	}
@@ -347,6 +358,7 @@ static int latent_metrics(const struct mixer_args *a, struct metric *out)
 const struct recip_part recip_latent = {
 	.rows = latent_rows,
 	.cols = latent_cols,
+	.beside = latent_beside,
 	.fill = latent_fill,
 	.forward = latent_forward,
 	.backward = latent_backward,
