@@ -96,16 +96,22 @@ static inline double dot_of(const void *a, const void *b, size_t elem, size_t n)
 	return sum;
 }
 
-/* ||a - b|| <= tol ||b||; 0: the same bits */
+/* ||a - b|| <= tol ||b||; 0: the same bits. What nobody wrote in either is left out. */
 static inline bool agree(const void *a, const void *b, size_t elem, size_t n, double tol)
 {
-	double off = 0;
+	double off = 0, size = 0;
 
 	if (!tol)
 		return !memcmp(a, b, n * elem);
-	for (size_t i = 0; i < n; i++)
-		off += pow(get(a, elem, i) - get(b, elem, i), 2);
-	return off <= tol * tol * dot_of(b, b, elem, n);
+	for (size_t i = 0; i < n; i++) {
+		double x = get(a, elem, i), y = get(b, elem, i);
+
+		if (isnan(x) && isnan(y))
+			continue;
+		off += (x - y) * (x - y);
+		size += y * y;
+	}
+	return off <= tol * tol * size;
 }
 
 static inline double dot(const acc_t *a, const acc_t *b, size_t n)
