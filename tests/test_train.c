@@ -113,7 +113,7 @@ static void accumulate(struct accum *a, int n, bool ranges, grad_t got[ELEMS])
 {
 	struct accum_merge merges[2 * ACCUM_MAX_SLOTS];
 	grad_t leaf[ELEMS];
-	int nr, sum;
+	int nr = 0, sum;
 
 	for (int i = 0; i < n; i++) {
 		int at = accum_leaf(a);
