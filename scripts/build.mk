@@ -126,10 +126,13 @@ nvccflags := -std=c++17 -O3 -lineinfo $(gencode-y) -Xcompiler -Wall -Iinclude \
 	-I$(OBJ)/include -include include/kconfig.h
 endif
 
-cflags := -std=gnu11 -O3 $(if $(CONFIG_CPU_NATIVE),-march=native) $(portable) -fopenmp -g \
+cflags = -std=gnu11 -O3 $(if $(CONFIG_CPU_NATIVE),-march=native) $(portable) -fopenmp -g \
 	-Wall -Wextra -Wno-zero-length-bounds -Iinclude -I$(OBJ)/include $(blas-cflags) \
-	-include include/kconfig.h $(EXTRA_CFLAGS)
+	-include include/kconfig.h $(test-flags) $(EXTRA_CFLAGS)
 ldflags := -fopenmp $(EXTRA_LDFLAGS)
+
+# A test program is compiled once and runs once; what it tests is compiled as for users.
+$(addsuffix .o,$(tests)): private test-flags := -O1
 libs := $(blas-libs) $(cuda-libs) $(call package,--libs zlib jansson) -lm
 
 # A file that changes only when its content does; what depends on it follows.

@@ -1,12 +1,12 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
 # The build, on a copy of the tree: what is rebuilt when, where it goes, what is
-# said. EXTRA_CFLAGS=-O1 because nothing is run for long.
+# said. EXTRA_CFLAGS="-O1 -g0" because nothing is run for long.
 
 src=${TENON_SRC:-$(cd "$(dirname "$0")/.." && pwd)}
 scratch=${TENON_TESTDIR:-$(mktemp -d)}/build-t
 copy=$scratch/src
-export EXTRA_CFLAGS=-O1 LC_ALL=C
+export EXTRA_CFLAGS='-O1 -g0' LC_ALL=C
 export GIT_AUTHOR_NAME=t GIT_AUTHOR_EMAIL=t@t GIT_COMMITTER_NAME=t GIT_COMMITTER_EMAIL=t@t
 unset MAKEFLAGS MFLAGS MAKELEVEL
 

@@ -45,7 +45,7 @@ def test_gpt2():
 def test_opaque():
     """No arithmetic on act_t or param_t outside arch/."""
     for defconfig in ("tiny-gpt2", "tiny-ra-mla-full"):
-        _, error = make("opaque", defconfig, "objects", "EXTRA_CFLAGS=-O1 -DCONFIG_REAL_BF16=1")
+        _, error = make("opaque", defconfig, "objects", "EXTRA_CFLAGS=-O1 -g0 -DCONFIG_REAL_BF16=1")
         t.ok(not error, f"what is outside arch/ compiles with opaque numbers: {defconfig}", error)
 
 

@@ -37,7 +37,7 @@ def build(name, kind):
     tree = os.path.join(t.SCRATCH, "numbers", f"{name}-{kind}")
     os.makedirs(tree, exist_ok=True)
     fragments = [f + ".config" for f in fragments] + TYPES[kind]
-    cmd = ["make", "-s", f"O={tree}", f"defconfig-{defconfig}", *fragments, "build"]
+    cmd = ["make", "-s", "EXTRA_CFLAGS=-g0", f"O={tree}", f"defconfig-{defconfig}", *fragments, "build"]
     done = subprocess.run(cmd, cwd=t.SRC, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           text=True)
     if done.returncode:

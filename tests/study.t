@@ -29,8 +29,8 @@ import study_table    # noqa: E402
 SCRATCH = os.path.join(os.path.dirname(t.SCRATCH), "study")
 CONFIG, RUNS = os.path.join(SCRATCH, ".config"), os.path.join(SCRATCH, "runs")
 
-# For binaries that only refuse.
-QUICK = dict(os.environ, EXTRA_CFLAGS="-O1")
+# All arms are of a few steps.
+os.environ["EXTRA_CFLAGS"] = "-O1 -g0"
 
 # Two layers, three builds, four runs; what is not named is the defconfig's.
 SYMBOLS = {
@@ -224,7 +224,7 @@ def refused(name, symbols, *words, out="x"):
     """make ends with status 2 and one line; of the arms the largest alone is built."""
     configure(**symbols)
     shutil.rmtree(f"{SCRATCH}/arms/arm0", ignore_errors=True)
-    done = run("make", f"O={SCRATCH}", f"OUT={RUNS}/{out}", env=QUICK)
+    done = run("make", f"O={SCRATCH}", f"OUT={RUNS}/{out}")
     errors = [line for line in done.stderr.splitlines() if not line.startswith("make")]
     t.ok(done.returncode == 2 and len(errors) == 1 and all(w in errors[0] for w in words) and
          not os.path.exists(f"{SCRATCH}/arms/arm0") and not os.path.exists(f"{RUNS}/x"),
@@ -258,7 +258,7 @@ def test_too_large():
     """The largest arm alone is built; its plan is refused."""
     configure(BATCH_SIZE=4096, BLOCK_SIZE=65536, RA_MLA_ABLATION_STEPS='"0,2"')
     shutil.rmtree(f"{SCRATCH}/arms/arm0", ignore_errors=True)
-    done = run(*study_command("d"), env=QUICK)
+    done = run(*study_command("d"))
     t.ok(done.returncode == 2 and "CONFIG_BATCH_SIZE" in done.stderr and
          not os.path.exists(f"{SCRATCH}/arms/arm0/tenon"),
          "plan_of_the_largest_arm_is_checked_first", t.said(done))
@@ -267,7 +267,7 @@ def test_too_large():
 def test_leaks():
     """An arm that sees the future says so itself."""
     configure(RA_MLA_MLP_GATE_POOL='"sequence"', MAX_ITERS=2, RA_MLA_ABLATION_STEPS='"0,2"')
-    done = run(*study_command("e"), env=QUICK)
+    done = run(*study_command("e"))
     lines = table_lines(done.stdout)
     t.ok(done.returncode == 0 and " leaks " in lines["2"] and "leaks" not in lines["0"] and
          "arm 2: recip: " in done.stdout, "leaking_arm_is_marked", t.said(done))
@@ -321,7 +321,7 @@ def test_fragments():
     """Any fragments as arms, with the published ones and without."""
     configure(MAX_ITERS=4, EVAL_INTERVAL=4, RA_MLA_ABLATION_STEPS='"0"',
               ABLATION_ARMS=arms("gpt2"))
-    done = run("make", f"O={SCRATCH}", f"OUT={RUNS}/f", env=QUICK)
+    done = run("make", f"O={SCRATCH}", f"OUT={RUNS}/f")
     lines = named_lines(done.stdout)
     rows = {r["arm"]: r for r in json.loads(t.read(RUNS, "f/table.json"))["rows"]}
     change = rows["gpt2"]["val_loss"] - rows[0]["val_loss"]
@@ -330,7 +330,7 @@ def test_fragments():
          "a_fragment_is_an_arm_beside_the_published_ones", t.said(done))
     configure(MAX_ITERS=4, EVAL_INTERVAL=4, RA_MLA_ABLATION_MODE="n",
               ABLATION_ARMS=arms("plain", "gpt2"), ABLATION_SEEDS=2)
-    done = run("make", f"O={SCRATCH}", f"OUT={RUNS}/g", env=QUICK)
+    done = run("make", f"O={SCRATCH}", f"OUT={RUNS}/g")
     lines = named_lines(done.stdout)
     t.ok(done.returncode == 0 and "latent attention, a plain MLP" in lines["plain"] and
          "±" in lines["gpt2"] and os.path.exists(f"{RUNS}/g/plain-seed1338/result.json"),

@@ -2,12 +2,10 @@
 # SPDX-License-Identifier: MIT
 """Every mechanism in every mode: the mixer and model tests, in double, at tiny widths.
 
-54 combinations of gate pool x sparse mode x coupler tying x head average, through
-which the other options turn, then the baseline, the choices of the stack, single
-mechanisms and random configurations. Two object trees at a time; symbols of headers
-(widths, head average, detach) change slowest, so that most combinations compile the
-mechanisms' own files only. Compiled with -O1: make check runs the same programs at -O3
-under the tiny defconfigs.
+27 combinations in which any three of gate pool, sparse mode, coupler tying and head average
+meet, and any two of all options; then the baseline, the choices of the stack, single
+mechanisms and random configurations. Two object trees at a time. Compiled with -Og: make
+check runs the same programs at -O3 under the tiny defconfigs.
 
     tests/sweep.t [WORD...]     only the combinations whose name holds every WORD
 """
@@ -22,7 +20,8 @@ PYTHON = os.environ.get("TENON_PYTHON", "/usr/bin/python3")
 SCRATCH = os.path.join(os.environ.get("TENON_TESTDIR", os.path.join(SRC, "build/check")), "sweep")
 PROGRAMS = ("test_mixer", "test_model")
 TREES = 2
-RANDOM_SEEDS = range(1, 15)
+# Of the first 40 those that together have most pairs of values of all options.
+RANDOM_SEEDS = (3, 5, 7, 11, 18, 23, 25, 29, 36)
 
 BASE = {
     "MODEL_GPT2_RA_MLA": "y", "ARCH_CPU": "y", "REAL_DOUBLE": "y", "GPT2_MODEL_CUSTOM": "y",
@@ -36,45 +35,91 @@ ALL = {"RA_MLA_MLP_ATTN_GATE": "y", "RA_MLA_MLP_GATE_DIM": 3, "RA_MLA_MLP_GATE_A
        "RA_MLA_MLP_CROSS_TOKEN": "y", "RA_MLA_MLP_LATENT_RECIP": "y"}
 
 
-def no_yes(bit):
-    return "ny"[bit & 1]
+# Every three of these that are of different options meet in one of 27 combinations.
+MAIN = {
+    "RA_MLA_MLP_GATE_POOL": ('"causal"', '"token"', '"sequence"'),
+    "RA_MLA_MLP_SPARSE_MODE": ('"none"', '"topk"', '"rms"'),
+    "RA_MLA_MLP_TYING_MODE": ('"untied"', '"tied_transpose"', '"per_head_scalar"'),
+    "RA_MLA_MLP_SPARSE_HEAD_AVERAGE": ("n", "y"),
+}
+# These turn beside them; every two of all options meet. (In this order 27 are enough but for
+# two pairs, which extras() has.)
+BESIDE = {
+    "RA_MLA_RA_WINDOW": (0, 1, 5, 40), "RA_MLA_MLP_SPARSE_K": (1, 3),
+    "BLOCK_SIZE": (SHORT, LONG), "RA_MLA_MLP_LATENT_DETACH": ("n", "y"),
+    "RA_MLA_RA_ALPHA": ('"0.0"', '"0.6"'), "RA_MLA_LATENT_DIM": (EXPANDED, ABSORBED),
+    "RA_MLA_MLP_SPARSE_NORMALIZE": ("n", "y"), "RA_MLA_PER_HEAD_Q_LATENT": ("n", "y"),
+    "RA_MLA_PER_HEAD_V_UP": ("n", "y"),
+}
 
 
-def combination(i, pool, sparse, tying, average):
-    """Name and symbols of one of the 54; i turns the options beside them."""
-    cfg = dict(BASE, **ALL)
-    cfg["RA_MLA_LATENT_DIM"] = ABSORBED if (average == "n") == (tying == "untied") else EXPANDED
-    cfg["BLOCK_SIZE"] = SHORT if average == "n" else LONG
-    cfg["RA_MLA_MLP_GATE_POOL"] = f'"{pool}"'
-    cfg["RA_MLA_MLP_SPARSE_MODE"] = f'"{sparse}"'
-    cfg["RA_MLA_MLP_TYING_MODE"] = f'"{tying}"'
-    cfg["RA_MLA_MLP_SPARSE_HEAD_AVERAGE"] = average
-    cfg["RA_MLA_MLP_SPARSE_NORMALIZE"] = no_yes(i)
-    cfg["RA_MLA_MLP_LATENT_DETACH"] = average
-    cfg["RA_MLA_PER_HEAD_Q_LATENT"] = no_yes(i // 2)
-    cfg["RA_MLA_PER_HEAD_V_UP"] = no_yes(i // 5)
-    cfg["RA_MLA_RA_ALPHA"] = ('"0.0"', '"0.6"')[i // 4 & 1]
-    cfg["RA_MLA_RA_WINDOW"] = (0, 1, 5, 40)[i % 4]
-    if sparse == "topk":
-        cfg["RA_MLA_MLP_SPARSE_K"] = (1, 3)[i & 1]
-    if tying == "untied":
+def fits(row):
+    """Whether its options have a meaning together."""
+    return "RA_MLA_MLP_SPARSE_K" not in row or \
+        row.get("RA_MLA_MLP_SPARSE_MODE", '"topk"') == '"topk"'
+
+
+def tuples(row, n):
+    """Every n of a row's options, with their values."""
+    return set(itertools.combinations(sorted(row.items()), n))
+
+
+def rows():
+    """The 27: beside the main options what brings most pairs that have not met."""
+    met, found = set(), []
+    pool, sparse, tying, average = MAIN.values()
+    for i, j, k in itertools.product(range(3), repeat=3):
+        row = dict(zip(MAIN, (pool[i], sparse[j], tying[k], average[(i + j + k) % 2])))
+        for option, values in BESIDE.items():
+            ways = [w for w in ({**row, option: v} for v in values) if fits(w)]
+            row = max(ways, key=lambda w: len(tuples(w, 2) - met), default=row)
+        met |= tuples(row, 2)
+        found.append(row)
+    return found
+
+
+def full(row):
+    """The configuration of a row."""
+    cfg = {**BASE, **ALL, **row}
+    if row["RA_MLA_MLP_TYING_MODE"] == '"untied"':
         cfg["RA_MLA_MLP_LATENT_DIM"] = 6
-    return f"{pool} {sparse} {tying} average={average}", cfg
+    return cfg
 
 
 def combinations():
-    order = itertools.product("ny", ("untied", "tied_transpose", "per_head_scalar"),
-                              ("none", "topk", "rms"), ("causal", "token", "sequence"))
-    return [combination(i, pool, sparse, tying, average)
-            for i, (average, tying, sparse, pool) in enumerate(order)]
+    """Options of headers change slowest, so that most compile the mechanisms' own files only."""
+    header = ("RA_MLA_MLP_SPARSE_HEAD_AVERAGE", "BLOCK_SIZE", "RA_MLA_LATENT_DIM",
+              "RA_MLA_MLP_LATENT_DETACH")
+    return [(" ".join(str(row[o]).strip('"') for o in MAIN), full(row))
+            for row in sorted(rows(), key=lambda r: [r[o] for o in header])]
+
+
+def never_met(configs):
+    """Pairs of all options, and threes of the main ones, that no configuration has."""
+    every = {**MAIN, **BESIDE}
+    met = set()
+    for cfg in configs:
+        row = {o: cfg[o] for o in every if o in cfg}
+        met |= tuples(row, 2) | tuples(row, 3)
+    wanted = []
+    for options, n in ((every, 2), (MAIN, 3)):
+        for chosen in itertools.combinations(sorted(options), n):
+            values = itertools.product(*(every[o] for o in chosen))
+            wanted += [tuple(zip(chosen, v)) for v in values]
+    return [w for w in wanted if fits(dict(w)) and w not in met]
+
+
+def one(pool, sparse, tying):
+    """The combination of these."""
+    return next(full(r) for r in rows() if list(r.values())[:3] == [
+        f'"{word}"' for word in (pool, sparse, tying)])
 
 
 def extras():
     """The baseline, single mechanisms, odd shapes."""
     plain = dict(BASE, BLOCK_SIZE=SHORT)
-    full = combination(4, "causal", "topk", "tied_transpose", "y")[1]
-    rms = combination(9, "token", "rms", "untied", "y")[1]
-    odd = dict(full, N_LAYER=3, N_HEAD=3, N_EMBD=15, RA_MLA_LATENT_DIM=5, BLOCK_SIZE=SHORT,
+    topk = one("causal", "topk", "tied_transpose")
+    odd = dict(topk, N_LAYER=3, N_HEAD=3, N_EMBD=15, RA_MLA_LATENT_DIM=5, BLOCK_SIZE=SHORT,
                BATCH_SIZE=1, VOCAB_SIZE=64)
     cross = dict(plain, RA_MLA_MLP_CROSS_TOKEN="y")
     return [
@@ -84,8 +129,8 @@ def extras():
         ("cross alone, joined", cross),
         ("cross alone, direct", dict(cross, RA_MLA_MLP_SPARSE_HEAD_AVERAGE="n")),
         ("latent alone", dict(plain, RA_MLA_MLP_LATENT_RECIP="y")),
-        ("few rows, topk", dict(full, BLOCK_SIZE=SHORT)),
-        ("few rows, rms", dict(rms, BLOCK_SIZE=SHORT)),
+        *((f"topk 1, window {n}", dict(topk, RA_MLA_MLP_SPARSE_K=1, RA_MLA_RA_WINDOW=n))
+          for n in (1, 5)),
         ("odd widths", odd),
     ]
 
@@ -104,16 +149,16 @@ def stacks():
     every = {k: v for c in choices.values() for k, v in c.items()}
     both = {"MIXER_MHA": "y", "MLP_MLP": "y"}
     other = dict(both, BLOCK_ALT='"mha mlp"')
-    full = combination(4, "causal", "topk", "tied_transpose", "y")[1]
-    direct = combination(9, "token", "rms", "per_head_scalar", "n")[1]
-    hybrid = dict(full, **other, N_LAYER=4, BLOCK_ALT_LAYERS='"0,2"')
+    joined = dict(one("causal", "topk", "tied_transpose"), RA_MLA_MLP_SPARSE_HEAD_AVERAGE="y")
+    direct = dict(one("token", "rms", "per_head_scalar"), RA_MLA_MLP_SPARSE_HEAD_AVERAGE="n")
+    hybrid = dict(joined, **other, N_LAYER=4, BLOCK_ALT_LAYERS='"0,2"')
     return [
         ("gpt2", gpt2), ("gpt2, widths 15", dict(gpt2, N_HEAD=3, N_EMBD=15)),
         *((f"gpt2, {n}", dict(gpt2, **c)) for n, c in choices.items()),
         ("gpt2, every choice", dict(gpt2, **every)),
         ("two mixers of a kind in a block",
-         dict(full, **both, BLOCK='"mha mlp ra_mla recip"')),
-        ("taps across layers", dict(full, **both, BLOCK='"ra_mla mlp"', BLOCK_ALT='"mha recip"',
+         dict(joined, **both, BLOCK='"mha mlp ra_mla recip"')),
+        ("taps across layers", dict(joined, **both, BLOCK='"ra_mla mlp"', BLOCK_ALT='"mha recip"',
                                     N_LAYER=4, BLOCK_ALT_LAYERS='"1,3"', RA_MLA_LOG_METRICS="y")),
         ("hybrid layers", hybrid), ("hybrid layers, every choice", dict(hybrid, **every)),
         ("hybrid layers, direct, every choice",
@@ -147,7 +192,7 @@ def test(tree, case):
     os.makedirs(obj, exist_ok=True)
     steps = [configure(obj, case),
              ["make", "-s", f"O={obj}", "check-programs", f"PROGRAMS={' '.join(PROGRAMS)}",
-              "EXTRA_CFLAGS=-O1 -g0"]]
+              "EXTRA_CFLAGS=-Og -g0"]]
     steps += [[f"{obj}/tests/{p}"] for p in PROGRAMS]
     for cmd in steps:
         done = run(cmd)
@@ -167,6 +212,10 @@ def main():
     lists = [cases[:half], cases[half:]]
     with ThreadPoolExecutor(TREES) as pool:
         results = sum(pool.map(test_list, range(TREES), lists), [])
+    if not sys.argv[1:]:
+        left = never_met([c for _, c in cases if isinstance(c, dict)])
+        results.append(("any two options meet, and any three of the main ones",
+                        "\n".join(map(str, left))))
     for i, (name, output) in enumerate(results, 1):
         print(f"{'not ' if output else ''}ok {i} - {name}")
         for line in output.splitlines():

@@ -8,6 +8,7 @@ choice of the stack, hybrids, targets that are not scored, batches below capacit
 
     tests/torch.t [WORD...]     only the configurations whose name holds every WORD
 """
+import json
 import os
 import struct
 import subprocess
@@ -139,7 +140,7 @@ def dump(tree, number, cfg):
     (masked if unscored else tokens)(f"{obj}/tokens", b, length, cfg["VOCAB_SIZE"])
     for cmd in ([t.PYTHON, "scripts/kconfig.py", "--config", f"{obj}/.config", "--gen", obj,
                  "defconfig", f"{obj}/defconfig"],
-                ["make", "-s", f"O={obj}", "EXTRA_CFLAGS=-O1 -g0", "build"],
+                ["make", "-s", f"O={obj}", "EXTRA_CFLAGS=-Og -g0", "build"],
                 [f"{obj}/tenon", "dump", "--targets" if unscored else "--tokens",
                  f"{obj}/tokens", "--out", path, "--init", "7", "--batch", str(b), "--length",
                  str(length)],
@@ -151,24 +152,39 @@ def dump(tree, number, cfg):
     return path, ""
 
 
-def torch_ref(python, path, bundle):
-    """Compare a bundle; @path: the one that the plan stands beside."""
-    return run(python, "scripts/torch_ref.py", path + ".json", bundle)
+# One process for all bundles: loading PyTorch takes longer than to compare.
+TORCH_REF = """
+import contextlib, io, json, sys
+sys.path.insert(0, "scripts")
+import torch_ref
+for words in json.load(sys.stdin):
+    sys.argv = ["torch_ref.py", *words]
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
+        status = torch_ref.main()
+    print(json.dumps([status, out.getvalue()]), flush=True)
+"""
+
+
+def torch_ref(python, pairs):
+    """(status, output) for each (bundle that the plan stands beside, bundle to compare)."""
+    words = json.dumps([(path + ".json", bundle) for path, bundle in pairs])
+    done = subprocess.run([python, "-c", TORCH_REF], cwd=t.SRC, input=words, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    said = [json.loads(line) for line in done.stdout.splitlines()]
+    return said + [(done.returncode, done.stderr)] * (len(pairs) - len(said))
 
 
 def dump_list(tree, cases):
     return [dump(tree, number, {**base, **more}) for number, (_, base, more) in cases]
 
 
-def test_altered(python, path):
-    """A relative change of 1e-6 in one number of one gradient is seen."""
+def alter(path):
+    """A bundle with a relative change of 1e-6 in one number of one gradient."""
     blob = bytearray(t.read(path))
     value = struct.unpack("<d", blob[-8:])[0]
     blob[-8:] = struct.pack("<d", value * (1 + 1e-6))
     t.write(bytes(blob), path + ".altered")
-    done = torch_ref(python, path, path + ".altered")
-    t.ok(done.returncode == 1 and "DIFFERS grad.ln_f.bias" in done.stdout,
-         "torch_ref_sees_an_altered_gradient", done.stdout)
+    return path + ".altered"
 
 
 def main():
@@ -181,11 +197,15 @@ def main():
     lists = [cases[i * half:(i + 1) * half] for i in range(TREES)]
     with ThreadPoolExecutor(TREES) as pool:
         bundles = sum(pool.map(dump_list, range(TREES), lists), [])
-    for (_, (name, _, _)), (path, failed) in zip(cases, bundles):
-        done = None if failed else torch_ref(python, path, path)
-        t.ok(done and done.returncode == 0, f"torch_agrees: {name}",
-             failed or done and done.stdout)
-    test_altered(python, bundles[0][0])
+    first = next(path for path, failed in bundles if not failed)
+    compared = iter(torch_ref(python, [(path, path) for path, failed in bundles if not failed] +
+                              [(first, alter(first))]))
+    for (_, (name, _, _)), (_, failed) in zip(cases, bundles):
+        status, said = (None, failed) if failed else next(compared)
+        t.ok(status == 0, f"torch_agrees: {name}", said)
+    status, said = next(compared)
+    t.ok(status == 1 and "DIFFERS grad.ln_f.bias" in said, "torch_ref_sees_an_altered_gradient",
+         said)
     return t.done()
 
 

@@ -80,7 +80,8 @@ def build(name):
         with open(defconfig, "w") as f:
             f.writelines(f"CONFIG_{line}\n" for line in lines)
         kconfig = [PYTHON, "scripts/kconfig.py", "--config", f"{obj}/.config", "--gen", obj]
-        for cmd in (kconfig + ["defconfig", defconfig], ["make", "-s", f"O={obj}", "build"]):
+        for cmd in (kconfig + ["defconfig", defconfig],
+                    ["make", "-s", f"O={obj}", "EXTRA_CFLAGS=-g0", "build"]):
             result = subprocess.run(cmd, cwd=SRC, stdout=subprocess.PIPE,
                                     stderr=subprocess.STDOUT, text=True)
             if result.returncode:
