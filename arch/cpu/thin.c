@@ -23,7 +23,7 @@ enum {
 	WIDE = __BIGGEST_ALIGNMENT__ == 64,
 	FEW_ROWS = 4,
 	COLUMNS_FEW = WIDE ? 4 : 2,	/* beside at most FEW_ROWS of a */
-	COLUMNS_MANY = WIDE ? NARROW ? 3 : 4 : 1,
+	COLUMNS_MANY = WIDE ? (NARROW ? 3 : 4) : 1,
 	NEAR_BYTES = 16 << 10,		/* of a: half of the smallest first cache */
 	AHEAD = 4,			/* rows between what is fetched and what is multiplied */
 };
