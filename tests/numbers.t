@@ -120,8 +120,10 @@ def choices(want, got, layers):
 def test_routes(name, binaries, d):
     for kind in ("double", "bf16"):
         tree = os.path.dirname(binaries[kind])
-        subprocess.run(["make", "-s", f"O={tree}", "check-programs", "PROGRAMS=routes"],
-                       cwd=t.SRC, stdout=subprocess.DEVNULL)
+        made = subprocess.run(["make", "-s", f"O={tree}", "check-programs", "PROGRAMS=routes"],
+                              cwd=t.SRC, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if not t.ok(made.returncode == 0, f"{name}: {kind}: tests/routes.c is built", made.stdout):
+            return
         done = t.tenon(f"{tree}/tests/routes", f"{d}/routes-{kind}", f"{d}/tok", 3, B, T,
                        *[f"{d}/routes-double"] * (kind == "bf16"))
         if not t.ok(done.returncode == 0, f"{name}: {kind} gives its routes", t.said(done)):
