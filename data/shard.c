@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /*
- * Token shards, mapped read-only.
+ * Token shards, kept open and read where a batch wants them: a mapped file that is cut
+ * short meanwhile would end the process with a signal.
  *
  * llm.c's form (github.com/karpathy/llm.c, dev/data): 256 little-endian int32, of which
  * magic, version and token count, then uint16 tokens; a folder or a glob names them, file
@@ -12,7 +13,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -23,6 +24,7 @@ enum {
 	SHARD_MAGIC = 20240520,
 	SHARD_VERSION = 1,
 	SHARD_HEADER = 256 * 4,		/* bytes */
+	AT_ONCE = 4096,			/* tokens of one read */
 };
 
 #define NANOGPT "nanogpt:"
@@ -31,10 +33,10 @@ enum {
 	"to train on text instead, put the lines CONFIG_DATA_TEXT=y and CONFIG_DATA_PATH=\"PATH\" " \
 	"into mine.config and type `make mine.config all`; `make demo` brings its own data"
 
-/* @token: [count], little-endian; @first: its position in the split */
+/* @count tokens, little-endian, behind @head bytes; @first: position of the first in the split */
 struct shard {
 	char *path;
-	const uint8_t *token;
+	int fd, head;
 	uint64_t first, count, bytes;
 };
 
@@ -50,31 +52,58 @@ static uint32_t le32(const uint8_t *p)
 	return p[0] | p[1] << 8 | p[2] << 16 | (uint32_t)p[3] << 24;
 }
 
-/* The file's bytes, read-only; dies where it is missing, empty or no file. */
-static const uint8_t *map_file(const char *path, uint64_t *bytes)
+/* Bytes [@at, @at + @n); dies where they are no longer all there. */
+static void read_bytes(const struct shard *s, uint64_t at, void *buf, size_t n)
 {
-	int fd = file_open(path);
-	struct stat st;
-	void *p;
+	ssize_t got;
 
-	if (fd < 0 || fstat(fd, &st) < 0)
-		die("%s: cannot be opened: %s: " FORM, path, file_error(errno));
+	while (n && (got = pread(s->fd, buf, n, at)) != 0) {
+		if (got < 0 && errno != EINTR)
+			die("%s: cannot be read: %s", s->path, strerror(errno));
+		if (got < 0)
+			continue;
+		buf = (uint8_t *)buf + got;
+		at += got;
+		n -= got;
+	}
+	if (n)
+		die("%s: it had %" PRIu64 " bytes and now ends at %" PRIu64 ": it was cut short "
+		    "while in use; copy or make it again", s->path, s->bytes, at);
+}
+
+/* Dies where the file is missing, empty or no file. */
+static void open_file(struct shard *s)
+{
+	struct stat st;
+
+	s->fd = file_open(s->path);
+	if (s->fd < 0 || fstat(s->fd, &st) < 0)
+		die("%s: cannot be opened: %s: " FORM, s->path, file_error(errno));
 	if (!st.st_size)
-		die("%s: empty: make it again", path);
-	p = mmap(NULL, st.st_size, PROT_READ, MAP_SHARED, fd, 0);
-	if (p == MAP_FAILED)
-		die("%s: cannot be mapped: %s", path, strerror(errno));
-	close(fd);
-	*bytes = st.st_size;
-	return p;
+		die("%s: empty: make it again", s->path);
+	s->bytes = st.st_size;
+}
+
+/* A large set has more shards than a process may open unasked (1024). */
+static void allow_files(void)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit))
+		return;
+	limit.rlim_cur = limit.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &limit);
 }
 
 /* Check the header; a shard that is not what it says is never used. */
-static void check_header(struct shard *s, const uint8_t *p)
+static void check_header(struct shard *s)
 {
+	uint8_t p[12];
+
 	if (s->bytes < SHARD_HEADER)
 		die("%s: %" PRIu64 " bytes are too short for a shard's header of %d", s->path,
 		    s->bytes, SHARD_HEADER);
+	read_bytes(s, 0, p, sizeof(p));
 	if (le32(p) != SHARD_MAGIC)
 		die("%s: wrong magic %" PRIu32 ", a shard has %d (a headerless nanoGPT file is "
 		    "read with '" NANOGPT "FOLDER')", s->path, le32(p), SHARD_MAGIC);
@@ -86,32 +115,31 @@ static void check_header(struct shard *s, const uint8_t *p)
 		die("%s: %" PRIu64 " bytes, but its header says %" PRIu64 " tokens (%" PRIu64
 		    " bytes): copy or make it again", s->path, s->bytes, s->count,
 		    SHARD_HEADER + 2 * s->count);
-	s->token = p + SHARD_HEADER;
+	s->head = SHARD_HEADER;
 }
 
-static void check_plain(struct shard *s, const uint8_t *p)
+static void check_plain(struct shard *s)
 {
 	if (s->bytes % 2)
 		die("%s: %" PRIu64 " bytes are no whole number of uint16 tokens", s->path,
 		    s->bytes);
 	s->count = s->bytes / 2;
-	s->token = p;
+	s->head = 0;
 }
 
 static void add_shard(enum split split, const char *path, bool header)
 {
 	struct shard *list = shards.shard[split], *s;
-	const uint8_t *p;
 
 	list = xrealloc(list, (shards.nr[split] + 1) * sizeof(*list));
 	shards.shard[split] = list;
 	s = &list[shards.nr[split]++];
 	s->path = xstrdup(path);
-	p = map_file(path, &s->bytes);
+	open_file(s);
 	if (header)
-		check_header(s, p);
+		check_header(s);
 	else
-		check_plain(s, p);
+		check_plain(s);
 	s->first = shards.tokens[split];
 	shards.tokens[split] += s->count;
 }
@@ -207,6 +235,7 @@ void source_open(const char *path)
 {
 	if (!*path)
 		die("no data to read: " FORM);
+	allow_files();
 	if (!strncmp(path, NANOGPT, strlen(NANOGPT)))
 		open_nanogpt(path + strlen(NANOGPT));
 	else
@@ -239,24 +268,32 @@ static const struct shard *find_shard(enum split split, uint64_t pos)
 	return &list[lo];
 }
 
+/* @n tokens of one shard from its @at-th on */
+static void read_tokens(const struct shard *s, uint64_t at, int n, int32_t *dst)
+{
+	uint8_t raw[2 * AT_ONCE];
+
+	for (int i = 0; i < n; i++) {
+		if (i % AT_ONCE == 0)
+			read_bytes(s, s->head + 2 * (at + i), raw, 2 * MIN(AT_ONCE, n - i));
+		dst[i] = raw[2 * (i % AT_ONCE)] | raw[2 * (i % AT_ONCE) + 1] << 8;
+		if (dst[i] >= CONFIG_VOCAB_SIZE)
+			die("%s: token %d at position %" PRIu64 " is not below VOCAB_SIZE %d: "
+			    "these shards are of another tokenizer", s->path, dst[i], at + i,
+			    CONFIG_VOCAB_SIZE);
+	}
+}
+
 void source_read(enum split split, uint64_t pos, int n, int32_t *dst)
 {
 	const struct shard *s;
+	int part;
 
 	if (pos > shards.tokens[split] || (uint64_t)n > shards.tokens[split] - pos)
 		die_bug("tokens %" PRIu64 " + %d of %" PRIu64, pos, n, shards.tokens[split]);
-	s = find_shard(split, pos);
-	for (int i = 0; i < n; i++, pos++) {
-		const uint8_t *p;
-
-		if (pos == s->first + s->count)
-			s++;
-		p = s->token + 2 * (pos - s->first);
-		dst[i] = p[0] | p[1] << 8;
-		if (dst[i] >= CONFIG_VOCAB_SIZE)
-			die("%s: token %d at position %" PRIu64 " is not below VOCAB_SIZE %d: "
-			    "these shards are of another tokenizer", s->path, dst[i],
-			    pos - s->first, CONFIG_VOCAB_SIZE);
+	for (s = find_shard(split, pos); n; s++, pos += part, dst += part, n -= part) {
+		part = MIN((uint64_t)n, s->first + s->count - pos);
+		read_tokens(s, pos - s->first, part, dst);
 	}
 }
 

@@ -27,12 +27,13 @@ for verb in $verbs; do
 done
 cat <<'END'
 	esac
-	# what a text is for is mostly a path
+	# what a text is for is mostly a path; a verb is none, though a folder may have its name
 	if [[ $texts == *" ${COMP_WORDS[COMP_CWORD - 1]} "* ]]; then
+		compopt -o filenames 2>/dev/null
 		mapfile -t COMPREPLY < <(compgen -f -- "$word")
 	else
 		mapfile -t COMPREPLY < <(compgen -W "$flags" -- "$word")
 	fi
 }
-complete -o filenames -F _tenon tenon
+complete -F _tenon tenon
 END

@@ -4,11 +4,13 @@
 that make or the shell would read otherwise, goals that are none, objects that a crash left
 empty. And what it installs; and bits that no processor changes."""
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import terminal                                                 # noqa: E402
 import training as t                                            # noqa: E402
 from faults import ENV, MAKE, run, said, snapshot, place       # noqa: E402
 
@@ -134,7 +136,22 @@ def test_install(top, make):
     t.ok(complete(script, "tenon", "pl") == ["plan"], "verbs are completed")
     t.ok(complete(script, "tenon", "train", "--out", f"{top}/ke") == [f"{top}/kept"],
          "paths are completed", complete(script, "tenon", "train", "--out", f"{top}/ke"))
+    test_tab(f"{top}/kept", script)
     shutil.rmtree(f"{top}/kept")
+
+
+def test_tab(folder, script):
+    """The key itself, beside a folder with the name of a verb and one with a space."""
+    if not terminal.exists():
+        t.ok(True, "the tab key # SKIP no terminals here")
+        return
+    for name in ("train", "a run"):
+        os.mkdir(f"{folder}/{name}")
+    for typed, wanted in (("tr\t--thr\t", "train --threads"), ("eval --ch\ta\\ r\t", "a\\ run/")):
+        keys = [f"source {shlex.quote(script)}; PS1=; echo rea''dy\n", f"tenon {typed}", "\x15exit\n"]
+        screen = terminal.drive(["bash", "--norc", "--noprofile", "-i"], keys, cwd=folder)[1]
+        t.ok(wanted in screen.split("ready")[-1], f"the tab key: {typed!r} becomes {wanted!r}",
+             repr(screen))
 
 
 def complete(script, *words):

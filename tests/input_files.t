@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -231,6 +232,29 @@ def test_shards(top, shards):
         t.write(plain[name], data, name)
 
 
+def test_cut_short(top, shards):
+    """A shard that another program shortens under a run: one line, and the run can go on."""
+    good = {"train_0.bin": shard(RAMP), "val_0.bin": shard(RAMP[:100])}
+    data, out = place(f"{top}/data", good), f"{top}/cut"
+    command = [shards, "train", "--data", data, "--out", out, "--threads", "1", "--steps"]
+    for name, end in (("train_0.bin", 1030), ("train_0.bin", 0), ("val_0.bin", 1025)):
+        with subprocess.Popen([*command, "1000000"], stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, text=True) as job:
+            # it stops where nobody reads its lines, far before its last step
+            next(line for line in job.stdout if line.startswith("step "))
+            os.truncate(f"{data}/{name}", end)
+            lines, errors = job.communicate(timeout=120)
+        t.ok(job.returncode == 2 and errors.count("\n") == 1 and
+             errors.startswith(f"tenon: {data}/{name}: ") and "cut short" in errors,
+             f"{name} cut to {end} bytes under a run", lines + errors)
+        t.write(good[name], data, name)
+    step = int(t.steps(out)[-1].split("-")[1])
+    result = run(*command, step + 2, "--allow-config-change")
+    t.ok(result.returncode == 0, "whole again: the run goes on",
+         t.said(result))
+    shutil.rmtree(out)
+
+
 def test_text(top, text):
     path = place(f"{top}/text", b"a text of many words " * 100)
     test_kinds(top, text, path, "text", ["plan", "--check", "--data", path],
@@ -291,6 +315,7 @@ def main():
         t.ok(snapshot(whole) == before, "the run that was copied is as it was")
         shutil.rmtree(whole)
         test_shards(place(f"{top}/d", {}), shards)
+        test_cut_short(place(f"{top}/d", {}), shards)
         test_text(place(f"{top}/d", {}), text)
         test_names(place(f"{top}/d", {}), small, text, shards)
     return t.done()

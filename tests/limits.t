@@ -122,21 +122,61 @@ def ends_well(result, top):
 
 # ---- memory ------------------------------------------------------------------
 
+def in_space(binary, top, kib, threads):
+    """A run of two steps in so much address space: what it said, or None where it hangs."""
+    limit = (kib << 10, kib << 10)
+    try:
+        return t.train(binary, f"{top}/as", "--steps", 2, threads=threads, timeout=60,
+                       preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, limit))
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        shutil.rmtree(f"{top}/as", ignore_errors=True)
+
+
 def test_address_space(binary, top):
     for threads in (1, 2, 4):
         for size in (*range(50, 160, 10), 200, 250, 300, 350):
-            out = f"{top}/as"
-            limit = (size * MIB, size * MIB)
-            try:
-                result = t.train(binary, out, "--steps", 2, threads=threads, timeout=60,
-                                 preexec_fn=lambda limit=limit:
-                                 resource.setrlimit(resource.RLIMIT_AS, limit))
-            except subprocess.TimeoutExpired:
-                t.ok(False, f"{size} MiB of address space, {threads} thread(s): it hangs")
-                continue
-            t.ok(ends_well(result, top), f"{size} MiB of address space, {threads} thread(s): "
-                 "one line or done", t.said(result))
-            shutil.rmtree(out, ignore_errors=True)
+            result = in_space(binary, top, size << 10, threads)
+            t.ok(result and ends_well(result, top), f"{size} MiB of address space, {threads} "
+                 "thread(s): one line or done", t.said(result) if result else "it hangs")
+
+
+def test_edge(binary, top):
+    """Where the least that a run needs lies differs by machine and library: close below it
+    everything is there but the last bit."""
+    short, enough = 50 << 10, 600 << 10
+    while enough - short > 256:
+        middle = (short + enough) // 2
+        result = in_space(binary, top, middle, 1)
+        good = result and ends_well(result, top)
+        t.ok(good, f"{middle} KiB of address space: one line or done",
+             t.said(result) if result else "it hangs")
+        if not good or result.returncode:
+            short = middle
+        else:
+            enough = middle
+    for kib in range(enough - 4096, enough, 512):
+        result = in_space(binary, top, kib, 1)
+        t.ok(result and ends_well(result, top), f"{enough - kib} KiB less than enough: one line",
+             t.said(result) if result else "it hangs")
+
+
+def test_frozen(binary, top):
+    """No more memory from some point of a run on: libraries have what they need by then."""
+    for threads in (1, 2, 4):
+        for line in ("model", "step"):
+            job = subprocess.Popen([binary, "train", "--out", f"{top}/frozen", "--threads",
+                                    str(threads)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                   text=True)
+            next(x for x in job.stdout if x.startswith(line))
+            size = int(t.read(f"/proc/{job.pid}/statm").split()[0]) * resource.getpagesize()
+            resource.prlimit(job.pid, resource.RLIMIT_AS, (size, size))
+            out, errors = job.communicate(timeout=120)
+            result = subprocess.CompletedProcess(job.args, job.returncode, out, errors)
+            t.ok(ends_well(result, top), f"no more memory after the line {line}, {threads} "
+                 "thread(s): one line or done", t.said(result))
+            shutil.rmtree(f"{top}/frozen", ignore_errors=True)
 
 
 def commands(binary, top, whole):
@@ -245,6 +285,8 @@ def main():
         t.train(binary, whole, "--steps", 12)
         shim = build_shim(base)
         test_address_space(binary, top)
+        test_edge(binary, top)
+        test_frozen(binary, top)
         test_file_size(binary, top, whole)
         if shim:
             test_allocations(shim, binary, top, whole)

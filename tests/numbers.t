@@ -9,6 +9,7 @@ weights and tokens. And weights go from a float checkpoint to a bf16 binary and 
 import array
 import math
 import os
+import statistics
 import subprocess
 import sys
 
@@ -26,10 +27,11 @@ B, T, VOCAB = 4, 64, 256
 ROUNDINGS = 16
 UNIT = {"float": 2 ** -24 * 4, "bf16": 2 ** -8, "cuda": 2 ** -8}
 
-# What is gathered along routes: an entry that is chosen otherwise (its weight is that of the
-# k-th but for a rounding) exchanges one of K rows.
+# What is gathered along topk routes: where bf16 chooses another entry, whose weight is that of
+# the k-th but for roundings, another row is gathered. So routing is judged in two parts: the
+# choice by its weights, and gradients with the double build's choice in place of bf16's own.
 ROUTED = ".mlp.cross_proj."
-TOPK = 8
+TOPK = 8                # on a GPU: at most one of K rows is exchanged
 
 
 def build(name, kind):
@@ -86,10 +88,73 @@ def test_gradients(name, binaries, d, length=T, plain=None):
         worst = max((n for n in errors if n not in routed), key=lambda n: errors[n] / bounds[n])
         t.ok(errors[worst] <= bounds[worst], f"{name}: {kind}: gradients are those of double "
              f"(worst {errors[worst]:.2g} of {bounds[worst]:.2g}, {worst})", errors)
-        if routed:
+        if routed and kind == "bf16":
+            test_routes(name, binaries, d)
+        elif routed:
             t.ok(max(routed.values()) <= math.sqrt(2 / TOPK), f"{name}: {kind}: and those of "
                  f"routed values (worst {max(routed.values()):.2g})", routed)
 
+
+# ---- routing -----------------------------------------------------------------
+
+def route_lists(path):
+    """[rows of {entry: weight}] of each sub-layer that routes."""
+    header, data, _ = bundle(path)
+    out = []
+    for name in sorted(n for n in data if n.endswith(".index")):
+        k, weight = header[name]["shape"][-1], name.replace(".index", ".weight")
+        index = array.array("i", data[name])
+        values = array.array("d" if header[weight]["dtype"] == "F64" else "f", data[weight])
+        out.append([{u: w for u, w in zip(index[at:at + k], values[at:at + k]) if u >= 0}
+                    for at in range(0, len(index), k)])
+    return out
+
+
+def choices(want, got, layers):
+    """(rows that chose otherwise, the largest distance of a weight, over what is allowed).
+
+    A weight is the exponential of a score, so its relative error is the score's error: that of
+    as many roundings, relative to the scores' size, for which the spread of a row's kept ones
+    stands. Allowed is twice that. An entry that double did not choose must be as good as its
+    k-th.
+    """
+    spread = [math.log(max(row.values()) / min(row.values())) for row in want]
+    allowed = 2 * math.sqrt(ROUNDINGS * layers) * UNIT["bf16"] * statistics.median(spread)
+    worst = 0
+    for row, mine in zip(want, got):
+        least = min(row.values())
+        worst = max([worst] + [abs(w / row.get(u, least) - 1) for u, w in mine.items()])
+        if len(row) != len(mine):
+            worst = math.inf
+    return sum(row.keys() != mine.keys() for row, mine in zip(want, got)), worst / allowed
+
+
+def test_routes(name, binaries, d):
+    for kind in ("double", "bf16"):
+        tree = os.path.dirname(binaries[kind])
+        made = subprocess.run(["make", "-s", f"O={tree}", "check-programs", "PROGRAMS=routes"],
+                              cwd=t.SRC, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if not t.ok(made.returncode == 0, f"{name}: {kind}: tests/routes.c is built", made.stdout):
+            return
+        done = t.tenon(f"{tree}/tests/routes", f"{d}/routes-{kind}", f"{d}/tok", 3, B, T,
+                       *[f"{d}/routes-double"] * (kind == "bf16"))
+        if not t.ok(done.returncode == 0, f"{name}: {kind} gives its routes", t.said(done)):
+            return
+    want, layers = numbers(f"{d}/routes-double")
+    got, _ = numbers(f"{d}/routes-bf16")
+    for at, rows in enumerate(zip(route_lists(f"{d}/routes-double"),
+                                  route_lists(f"{d}/routes-bf16"))):
+        other, worst = choices(*rows, layers)
+        t.ok(worst <= 1, f"{name}: bf16: {other} of {len(rows[0])} rows of route {at} choose "
+             f"otherwise, as well as double but for roundings (worst {worst:.2g} of 1)")
+    bound = math.sqrt(ROUNDINGS * layers) * UNIT["bf16"]
+    errors = {n: distance(got[n], x) for n, x in want.items()}
+    worst = max(errors, key=errors.get)
+    t.ok(errors[worst] <= bound, f"{name}: bf16: with double's choice gradients are those of "
+         f"double (worst {errors[worst]:.2g} of {bound:.2g}, {worst})", errors)
+
+
+# ---- weights -----------------------------------------------------------------
 
 def val_loss(done):
     return float(done.stdout.split("val loss ")[1].split()[0]) if not done.returncode else 0

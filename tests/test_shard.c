@@ -156,12 +156,66 @@ static void shard_refuses(void)
 	   "shard_refuses a token beyond the vocabulary");
 }
 
+static void cut_and_read(const void *bytes)
+{
+	int32_t tok[20];
+
+	shard_open(scratch("cut"));
+	shard_read(SPLIT_TRAIN, 0, 20, tok);
+	file_truncate(scratch("cut/train.bin"), *(const uint64_t *)bytes);
+	shard_read(SPLIT_TRAIN, 0, 2, tok);
+	shard_read(SPLIT_TRAIN, 17, 3, tok);
+}
+
+/* A file that another program shortens while it is in use. */
+static void shard_cut_short(void)
+{
+	static const uint64_t ends[] = { SHARD_HEADER + 38, SHARD_HEADER + 39, SHARD_HEADER + 1, 7, 0 };
+	char words[80];
+
+	dir_make(scratch("cut"));
+	put_good("cut/val.bin", 0, 20);
+	for (size_t i = 0; i < ARRAY_SIZE(ends); i++) {
+		put_good("cut/train.bin", 0, 20);
+		snprintf(words, sizeof(words), "cut/train.bin: it had %d bytes and now ends at %d",
+			 SHARD_HEADER + 40, (int)MAX(ends[i], SHARD_HEADER));
+		ok(dies(cut_and_read, &ends[i], words), "shard_cut_short to %d bytes", (int)ends[i]);
+	}
+}
+
+/* More tokens than one read takes. */
+static void shard_long(void)
+{
+	enum { N = 3 * AT_ONCE + 5 };
+	static uint8_t file[2 * N];
+	static int32_t tok[N];
+	char path[600];
+	int wrong = 0;
+
+	for (int i = 0; i < N; i++) {
+		file[2 * i] = i;
+		file[2 * i + 1] = i >> 8;
+	}
+	dir_make(scratch("l"));
+	put_file(scratch("l/train.bin"), file, sizeof(file));
+	put_file(scratch("l/val.bin"), file, 2);
+	snprintf(path, sizeof(path), "nanogpt:%s", scratch("l"));
+	shard_open(path);
+	shard_read(SPLIT_TRAIN, 3, N - 3, tok);
+	for (int i = 0; i < N - 3; i++)
+		wrong += tok[i] != i + 3;
+	ok(!wrong, "shard_long: %d tokens in one piece", N - 3);
+	forget();
+}
+
 int main(void)
 {
 	scratch_open();
 	shard_folder();
 	shard_nanogpt();
 	shard_refuses();
+	shard_cut_short();
+	shard_long();
 	scratch_close();
 	return tap_done();
 }

@@ -153,7 +153,7 @@ def test_terminal(binary, tmp):
         status, text = on_terminal(width, binary, "train", "--out", f"{tmp}/pty{width}",
                                    "--threads", "1")
         drawn = [piece for line in text.split("\r\n") for piece in line.split("\r\033[K")
-                 if piece.startswith("step ")]
+                 if piece.startswith(("step ", "eval "))]
         stay = [line.rpartition("\r\033[K")[2] for line in text.split("\r\n")]
         shown = re.findall(r"^step (\d+)/60  loss [\d.]+", "\n".join(stay), re.M)
         t.ok(status == 0 and shown == ["1"] + [str(i) for i in range(5, 61, 5)],

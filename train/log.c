@@ -4,6 +4,7 @@
  * one that is written over for the steps between.
  */
 #include <inttypes.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -34,6 +35,18 @@ static void wipe(void)
 	if (progress.shown)
 		printf("\r\033[K");
 	progress.shown = false;
+}
+
+/* The longest line that the terminal does not wrap; 0 where stdout is none. */
+static int columns(void)
+{
+	struct winsize w;
+
+	if (!isatty(STDOUT_FILENO))
+		return 0;
+	if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &w) < 0 || !w.ws_col)
+		return WIDTH - 1;
+	return MAX((int)w.ws_col, WIDTH_MIN) - 1;
 }
 
 void log_line(const char *fmt, ...)
@@ -97,18 +110,6 @@ static const char *span(char text[32], double seconds)
 	return text;
 }
 
-/* The longest line that the terminal does not wrap; 0 where stdout is none. */
-static int columns(void)
-{
-	struct winsize w;
-
-	if (!isatty(STDOUT_FILENO))
-		return 0;
-	if (ioctl(STDOUT_FILENO, TIOCGWINSZ, &w) < 0 || !w.ws_col)
-		return WIDTH - 1;
-	return MAX((int)w.ws_col, WIDTH_MIN) - 1;
-}
-
 /* One step, without line feed, cut at @width (0: not at all). */
 static void print_step(const struct run *r, const struct step_row *row, int width)
 {
@@ -118,6 +119,21 @@ static void print_step(const struct run *r, const struct step_row *row, int widt
 			 "eta %s", row->step, r->st.total, row->loss, row->lr, row->grad_norm,
 			 row->tok_s, span(eta, left(r)));
 	printf("%.*s", width ? width : (int)strlen(text), text);
+	free(text);
+}
+
+void log_eval(const struct run *r, double loss)
+{
+	int width = columns();
+	char *text;
+
+	if (!dist_leads())
+		return;
+	wipe();
+	text = xasprintf("eval     step %" PRId64 "  val loss %.4f  ppl %.2f per %s%s", r->st.step, loss,
+			 exp(loss), data_unit(), r->st.best_step == r->st.step ? "  (best)" : "");
+	printf("%.*s\n", width ? width : (int)strlen(text), text);
+	fflush(stdout);
 	free(text);
 }
 

@@ -40,8 +40,7 @@ static bool evaluate(struct run *r)
 		r->st.best_loss = loss;
 	}
 	metrics_eval(r->metrics, r->st.step, "val", loss);
-	log_line("eval     step %" PRId64 "  val loss %.4f  ppl %.2f per %s%s", r->st.step, loss,
-		 exp(loss), data_unit(), r->st.best_step == r->st.step ? "  (best)" : "");
+	log_eval(r, loss);
 	return true;
 }
 

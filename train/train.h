@@ -221,6 +221,8 @@ bool eval_loss(struct model *m, enum split s, int count, double *loss);
 void log_start(const struct run *r, int64_t from);
 /** log_step() - every LOG_INTERVAL steps a line; on a terminal the steps between in one line */
 void log_step(const struct run *r, const struct step_row *row);
+/** log_eval() - a line of an evaluation; on a terminal cut at its width, as steps are */
+void log_eval(const struct run *r, double loss);
 /** log_skip() - a skipped update */
 void log_skip(const struct run *r, const struct step_row *row, const char *tensor);
 /** log_line() - a whole line on stdout, under the progress line; of the rank that leads */

@@ -70,10 +70,12 @@ static struct step step_at(const struct attn_step *a, acc_t *scratch, int parts,
 static void step_products_apart(struct step *w, const struct attn_step *a, int i,
 				const act_t *k, int nu)
 {
+	long ld = a->dk;
+	const acc_t *q = tile_widen(a->q + i * a->q_row, &ld, a->heads, a->dk, w->left);
+
 	for (int u = 0; u < nu; u += NEAR)
 		for (int h = 0; h < a->heads; h++)
-			thin_gemm(1, MIN(NEAR, nu - u), a->dk, a->scale,
-				  a->q + i * a->q_row + h * a->dk, a->dk,
+			thin_gemm(1, MIN(NEAR, nu - u), a->dk, a->scale, q + h * ld, ld,
 				  k + u * a->k_row + h * a->k_head, a->k_row, 0,
 				  w->s + (long)h * TILE + u, TILE);
 }
@@ -136,21 +138,39 @@ static void step_softmax(struct step *w, const struct attn_step *a, int h, int n
 		o[e] *= fix;
 }
 
-/* Outputs of heads that share no value, as step_products_apart() reads keys. */
+/* o[e] += sum of p[u] x[u][e] over @nu values in order, for @n elements */
+static inline void output_add(acc_t *o, const acc_t *p, const act_t *x, long ld, int nu, int n)
+{
+	tile_vec sum;
+
+	if (n < LANES) {
+		for (int u = 0; u < nu; u++, x += ld)
+			for (int e = 0; e < n; e++)
+				o[e] += p[u] * load(x[e]);
+		return;
+	}
+	memcpy(&sum, o, sizeof(sum));
+	for (int u = 0; u < nu; u++, x += ld) {
+		__builtin_prefetch(x + NEAR * ld);
+		sum += p[u] * tile_load(x);
+	}
+	memcpy(o, &sum, sizeof(sum));
+}
+
+/*
+ * Outputs of heads that share no value, as step_products_apart() reads keys; those of one
+ * head are in registers while a few values are added.
+ */
 static void step_outputs_apart(struct step *w, const struct attn_step *a, const act_t *v, int nu)
 {
-	for (int u0 = 0; u0 < nu; u0 += NEAR)
+	for (int u0 = 0; u0 < nu; u0 += NEAR, v += NEAR * a->v_row)
 		for (int h = 0; h < a->heads; h++) {
+			const acc_t *p = w->s + (long)h * TILE + u0;
 			acc_t *o = w->o + (long)h * a->dv;
+			const act_t *x = v + h * a->v_head;
 
-			for (int u = u0; u < MIN(u0 + NEAR, nu); u++) {
-				const act_t *x = v + u * a->v_row + h * a->v_head;
-				acc_t p = w->s[(long)h * TILE + u];
-
-#pragma omp simd simdlen(LANES_WIDE)
-				for (int e = 0; e < a->dv; e++)
-					o[e] += p * load(x[e]);
-			}
+			for (int e = 0; e < a->dv; e += LANES, x += LANES, o += LANES)
+				output_add(o, p, x, a->v_row, MIN(NEAR, nu - u0), MIN(LANES, a->dv - e));
 		}
 }
 

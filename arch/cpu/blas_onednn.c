@@ -24,10 +24,13 @@ int blas_threads(void)
 	return 0;
 }
 
-/* what a call packs: a few MiB on every processor that it knows */
+/*
+ * What a call packs, a few MiB on every processor that it knows; and the code that it makes
+ * at its first call, for lack of which it would crash.
+ */
 size_t blas_thread_bytes(void)
 {
-	return 16 << 20;
+	return 24 << 20;
 }
 
 const char *blas_name(void)

@@ -21,6 +21,7 @@ enum {
 	WARM_ROWS = 1024,	/* as many as a block of gemm.c */
 	WARM_COLUMNS = 768,	/* more than a BLAS packs at a time */
 	WARM_INNER = 512,	/* the same */
+	WARM_SMALL = 32,	/* too few to be packed */
 	COPY_BLOCK = 1 << 20,	/* bytes that one thread copies at a time */
 };
 
@@ -29,11 +30,13 @@ enum {
  * of its own, and what a run will use of it is resident before the arena is. To leave
  * no other trace in the process's peak, the operands are pages that are never written,
  * and the results are in one place that stays: all threads store the same zeros there.
+ * Then each kind of product, large and small: oneDNN makes code for each at its first
+ * call, and ends with a signal where there is no memory for it.
+ * @x: WARM_ROWS * WARM_INNER zeros
  */
-static void warm_blas(void)
+static void warm_blas(const act_t *x)
 {
 	static acc_t c[WARM_ROWS * WARM_COLUMNS];
-	act_t *x = xcalloc((size_t)WARM_ROWS * WARM_INNER, sizeof(*x));
 
 	blas_init();
 #pragma omp parallel
@@ -42,7 +45,11 @@ static void warm_blas(void)
 		blas_gemm(false, true, WARM_ROWS, WARM_COLUMNS, WARM_INNER, 1, x, WARM_INNER, x,
 			  WARM_INNER, 0, c, WARM_COLUMNS);
 	}
-	free(x);
+	for (int kind = 0; kind < 16; kind++) {
+		int n = kind & 8 ? WARM_INNER : WARM_SMALL;
+
+		blas_gemm(kind & 1, kind & 2, n, n, n, 1, x, n, x, n, kind & 4 ? 1 : 0, c, n);
+	}
 }
 
 /*
@@ -106,6 +113,8 @@ static void try_threads(int n)
 
 void arch_init(int device, int threads)
 {
+	act_t *x;
+
 	if (device)
 		die("device %d: the cpu is device 0 only; leave --device out", device);
 	if (threads < 0)
@@ -115,8 +124,11 @@ void arch_init(int device, int threads)
 	omp_set_dynamic(0);
 	omp_set_num_threads(threads);
 	mallopt(M_ARENA_MAX, 1);	/* each thread's own would take 64 MiB */
+	/* before the trial: what is found free there must not be taken by this */
+	x = xcalloc((size_t)WARM_ROWS * WARM_INNER, sizeof(*x));
 	try_threads(threads);
-	warm_blas();
+	warm_blas(x);
+	free(x);
 }
 
 /* Whether the compiler made one rounding of a product and a sum. */

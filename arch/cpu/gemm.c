@@ -22,7 +22,7 @@ enum {
 	BLOCK_AREA_MIN = 48 * 1024,	/* results of a block of a large product */
 	COLUMN_STEP = 16,		/* blocks start on a cache line of c */
 	ROW_STEP = 8,
-	THIN_COLUMNS = 256,		/* columns of a block of a thin product */
+	THIN_COLUMNS = 64,		/* columns of a block of a thin product */
 	BATCH_MANY = 8,			/* products enough without cutting them */
 	STRIP = 64,			/* columns that one thread sums */
 	GROUP = 64,			/* rows summed in acc_t; the groups in double */
@@ -133,14 +133,24 @@ static bool is_thin(const struct gemm *g)
 	return g->m <= THIN_ROWS && g->tb && !g->ta;
 }
 
-/* Where the sums of a block run whose result is @c, or with the GELU @aux before it. */
-static struct sums sums_of(const struct gemm *g, act_t *c, act_t *aux, int m, int n, bool apart)
+/* Where the sums of a block run: in @own, or in the result @c, or in the GELU's @aux. */
+static struct sums sums_of(const struct gemm *g, act_t *c, act_t *aux, int m, int n, acc_t *own)
 {
 	bool gelu = g->ep == GEMM_BIAS_GELU;
 
-	if (apart)
-		return (struct sums){ tile_scratch((size_t)m * n), n, m, n };
+	if (own)
+		return (struct sums){ own, n, m, n };
 	return (struct sums){ (acc_t *)(gelu ? aux : c), gelu ? g->ldaux : g->ldc, m, n };
+}
+
+/* A block of few rows; @wide: room for them as acc_t */
+static void thin(const struct gemm *g, const act_t *a, int m, const act_t *b, int n, double beta,
+		 const struct sums *s, acc_t *wide)
+{
+	long lda = g->lda;
+	const acc_t *left = tile_widen(a, &lda, m, g->k, wide);
+
+	thin_gemm(m, n, g->k, g->alpha, left, lda, b, g->ldb, beta, s->x, s->ld);
 }
 
 /* Block @at of the grid: the product and its epilogue. */
@@ -156,11 +166,13 @@ static void block(const struct gemm *g, const struct cut *cut, int at, bool wide
 	act_t *aux = g->aux ? g->aux + i * g->ldaux + j : NULL;
 	const param_t *bias = g->bias ? g->bias + j : NULL;
 	bool apart = NARROW && !wide;
-	struct sums s = sums_of(g, c, aux, m, n, apart);
+	size_t area = apart ? (size_t)m * n : 0;
+	acc_t *own = tile_scratch(area + (is_thin(g) ? tile_left(m, g->k) : 0));
+	struct sums s = sums_of(g, c, aux, m, n, apart ? own : NULL);
 	double beta = apart ? 0 : g->beta;
 
 	if (is_thin(g))
-		thin_gemm(m, n, g->k, g->alpha, a, g->lda, b, g->ldb, beta, s.x, s.ld);
+		thin(g, a, m, b, n, beta, &s, own + area);
 	else
 		blas_gemm(g->ta, g->tb, m, n, g->k, g->alpha, a, g->lda, b, g->ldb, beta, s.x,
 			  s.ld);

@@ -1,34 +1,51 @@
 // SPDX-License-Identifier: MIT
 /*
- * A few rows times a weight: several rows of b at a time against all rows of a, so that
- * b streams from memory once and each of its vectors is multiplied m times while it is
- * in a register. An element is LANES chains over k, halved until they are one.
+ * A few rows times a weight: rows of b against all rows of a, so that b streams from
+ * memory once and each of its vectors is multiplied m times while it is in a register.
+ * An element is LANES chains over k, halved until they are one.
  */
 #include "thin.h"
 #include "tile.h"
 
 typedef tile_vec vec;
+typedef acc_t loose __attribute__((vector_size(__BIGGEST_ALIGNMENT__), may_alias,
+				   aligned(sizeof(acc_t))));
 typedef acc_t half __attribute__((vector_size(__BIGGEST_ALIGNMENT__ / 2)));
 typedef acc_t quarter __attribute__((vector_size(__BIGGEST_ALIGNMENT__ / 4)));
 
 /*
- * Rows of b in a block: its sums are enough chains to hide the latency of a
- * multiply-add, and leave registers for the operands, of which there are 32 where
- * vectors have 64 bytes, else 16.
+ * Rows of b in a block. While all of a is in the first cache one row at a time is best: b
+ * is then one stream, which the processor's own prefetching follows. Else rows of b share
+ * what is read of a; their sums are registers, of which there are 32 where vectors have
+ * 64 bytes, else 16.
  */
 enum {
 	WIDE = __BIGGEST_ALIGNMENT__ == 64,
 	FEW_ROWS = 4,
 	COLUMNS_FEW = WIDE ? 4 : 2,	/* beside at most FEW_ROWS of a */
-	COLUMNS_MANY = WIDE ? 2 : 1,
-	AHEAD = 1,			/* blocks between what is fetched and what is multiplied */
+	COLUMNS_MANY = WIDE ? (NARROW ? 3 : 4) : 1,
+	NEAR_BYTES = 16 << 10,		/* of a: half of the smallest first cache */
+	AHEAD = NARROW ? 8 : 4,		/* rows between what is fetched and what is multiplied */
 };
 
-/* The elements behind the last whole vector, then zeros. */
-static inline vec rest_of(const act_t *x, int n)
+/* LANES elements, or the last @n and zeros. */
+static inline vec left(const acc_t *x, int n)
 {
 	vec v = {};
 
+	if (!n)
+		return (vec)*(const loose *)x;
+	for (int e = 0; e < n; e++)
+		v[e] = x[e];
+	return v;
+}
+
+static inline vec right(const act_t *x, int n)
+{
+	vec v = {};
+
+	if (!n)
+		return tile_load(x);
 	for (int e = 0; e < n; e++)
 		v[e] = load(x[e]);
 	return v;
@@ -51,7 +68,8 @@ static inline acc_t add_lanes(vec v)
 
 /* All rows of a, @m of them, times @columns rows of b. */
 struct thin {
-	const act_t *a, *b;
+	const acc_t *a;
+	const act_t *b;
 	long lda, ldb;
 	int k;
 };
@@ -63,11 +81,11 @@ multiply(const struct thin *t, int m, int columns, int l, int rest, vec sum[][CO
 	vec y[COLUMNS_FEW], x;
 
 	for (int j = 0; j < columns; j++)
-		__builtin_prefetch(t->b + (j + AHEAD * columns) * t->ldb + l);
+		__builtin_prefetch(t->b + (j + AHEAD) * t->ldb + l);
 	for (int j = 0; j < columns; j++)
-		y[j] = rest ? rest_of(t->b + j * t->ldb + l, rest) : tile_load(t->b + j * t->ldb + l);
+		y[j] = right(t->b + j * t->ldb + l, rest);
 	for (int i = 0; i < m; i++) {
-		x = rest ? rest_of(t->a + i * t->lda + l, rest) : tile_load(t->a + i * t->lda + l);
+		x = left(t->a + i * t->lda + l, rest);
 		for (int j = 0; j < columns; j++)
 			sum[i][j] += x * y[j];
 	}
@@ -106,12 +124,15 @@ rows(struct thin t, int m, int columns, int n, acc_t alpha, acc_t beta, acc_t *c
 /* One instance for each number of rows, so that the sums are registers. */
 #define CASE(m) \
 	case m: \
+		if (near) \
+			return rows(t, m, 1, n, alpha, beta, c, ldc); \
 		return rows(t, m, m <= FEW_ROWS ? COLUMNS_FEW : COLUMNS_MANY, n, alpha, beta, c, ldc)
 
-void thin_gemm(int m, int n, int k, acc_t alpha, const act_t *a, long lda, const act_t *b,
+void thin_gemm(int m, int n, int k, acc_t alpha, const acc_t *a, long lda, const act_t *b,
 	       long ldb, acc_t beta, acc_t *c, long ldc)
 {
 	const struct thin t = { a, b, lda, ldb, k };
+	bool near = (size_t)m * k * sizeof(*a) <= NEAR_BYTES;
 
 	switch (m) {
 	CASE(1);

@@ -21,7 +21,7 @@ enum { THIN_ROWS = 8 };		/* most rows; beyond them packing pays */
  *
  * An element is a function of its own row and column alone: the same bits at any @m.
  */
-void thin_gemm(int m, int n, int k, acc_t alpha, const act_t *a, long lda, const act_t *b,
+void thin_gemm(int m, int n, int k, acc_t alpha, const acc_t *a, long lda, const act_t *b,
 	       long ldb, acc_t beta, acc_t *c, long ldc);
 
 #endif

@@ -130,14 +130,22 @@ void tile_mul(const struct tile_mul *p)
 	}
 }
 
+const acc_t *tile_widen(const act_t *a, long *ld, int rows, int cols, acc_t *buf)
+{
+	if (!NARROW)
+		return (const acc_t *)a;
+	for (int r = 0; r < rows; r++, a += *ld)
+		for (int c = 0; c < cols; c++)
+			buf[(long)r * cols + c] = load(a[c]);
+	*ld = cols;
+	return buf;
+}
+
 void tile_mul_act(struct tile_mul *p, const act_t *a, long ld, acc_t *buf)
 {
-	p->a = NARROW ? buf : (const acc_t *)a;
-	p->a_row = NARROW ? p->k : ld;
+	p->a = tile_widen(a, &ld, p->m, p->k, buf);
+	p->a_row = ld;
 	p->a_col = 1;
-	for (int r = 0; NARROW && r < p->m; r++, a += ld)
-		for (int c = 0; c < p->k; c++)
-			buf[(long)r * p->k + c] = load(a[c]);
 	tile_mul(p);
 }
 

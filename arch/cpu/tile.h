@@ -10,6 +10,10 @@
 #ifndef TENON_CPU_TILE_H
 #define TENON_CPU_TILE_H
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
 #include "real.h"
 #include "util.h"
 
@@ -41,7 +45,10 @@ typedef acc_t tile_memory __attribute__((vector_size(__BIGGEST_ALIGNMENT__), may
 /** tile_load() - LANES elements at any address, exactly */
 static inline tile_vec tile_load(const act_t *x)
 {
-#ifdef CONFIG_REAL_BF16
+#if defined(CONFIG_REAL_BF16) && defined(__AVX512F__)
+	/* GCC 12 makes six instructions of what follows */
+	return (tile_vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(*(const __m256i_u *)x), 16);
+#elif defined(CONFIG_REAL_BF16)
 	return (tile_vec)(__builtin_convertvector(*(const tile_memory *)x, tile_words) << 16);
 #else
 	return *(const tile_memory *)x;
@@ -100,6 +107,16 @@ void tile_mul(const struct tile_mul *p);
  * @buf: tile_left(m, k) elements
  */
 void tile_mul_act(struct tile_mul *p, const act_t *a, long ld, acc_t *buf);
+
+/**
+ * tile_widen() - a left operand of activations as acc_t
+ * @a: [rows][cols]
+ * @ld: row stride, afterwards that of the result
+ * @buf: tile_left(rows, cols) elements
+ *
+ * Returns: @a itself where the types are one, else @buf.
+ */
+const acc_t *tile_widen(const act_t *a, long *ld, int rows, int cols, acc_t *buf);
 
 /** tile_left() - elements that a left operand of activations, [rows][k], takes as acc_t */
 static inline long tile_left(int rows, int k)
