@@ -73,11 +73,11 @@ static inline void fill_param(const struct param *p, void *w, const char *name)
  * Two ways to one sum of at most F terms differ by about sqrt(F) eps per layer; 1e-11
  * in double and 2e-4 in float leave two decades. Relative to the largest value. In bf16
  * a sum that ends near the middle between two values is rounded to either, and what
- * follows carries that on: a handful of activations on the way through each of NL
- * layers, each off by two roundings at most, adding up as their root.
+ * follows carries that on: four activations on the way through each sub-layer, each off
+ * by two roundings at most, adding up as their root.
  */
 #define SAME_TOL (IS_ENABLED(CONFIG_REAL_DOUBLE) ? 1e-11 : \
-		  ACT == ACC ? 2e-4 : 2 * ACT_ROUND * sqrt(8 * NL))
+		  ACT == ACC ? 2e-4 : 2 * ACT_ROUND * sqrt(4 * NR_SUB))
 
 /*
  * What is made again in backward is what forward left, bit for bit; but a GPU's library
