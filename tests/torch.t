@@ -21,6 +21,7 @@ from bundle import masked, tokens    # noqa: E402
 
 SCRATCH = os.path.join(os.path.dirname(t.SCRATCH), "torch")
 TREES = 2
+os.environ["TENON_OBJECTS"] = ""        # what its two trees share, they share by themselves
 VOCAB = 70                   # padded to 128: columns that must not win
 SHORT, LONG = 12, 33         # positions: fewer and more than a block of the kernels
 

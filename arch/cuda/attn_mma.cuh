@@ -34,15 +34,6 @@ static __device__ __forceinline__ void ldmatrix_t(uint32_t (&r)[4], const bf16 *
 		     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at) : "memory");
 }
 
-static __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
-					   uint32_t b1)
-{
-	asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-	    "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-	    : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-	    : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
 /* Address of chunk @c (8 elements) of row @r. */
 template <int W> static __device__ __forceinline__ int tile_at(int r, int c)
 {
@@ -70,11 +61,7 @@ static __device__ __forceinline__ void tile_load(bf16 *s, const struct head_view
 		bool inside = pos + r < t && e < width;
 
 		if (vec) {
-			uint32_t at = (uint32_t)__cvta_generic_to_shared(dst);
-
-			asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-				     :: "r"(at), "l"(inside ? src : v.p), "r"(inside ? 16 : 0)
-				     : "memory");
+			copy16(dst, inside ? src : v.p, inside);
 		} else {
 			bf16 x[8];
 

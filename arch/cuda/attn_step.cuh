@@ -109,14 +109,6 @@ static __device__ struct step_at step_place(const struct step_run &p)
 	return w;
 }
 
-/* Sixteen bytes to shared memory, 0 where not @inside. */
-static __device__ __forceinline__ void copy16(uint4 *dst, const bf16 *src, bool inside)
-{
-	asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-		     :: "r"((uint32_t)__cvta_generic_to_shared(dst)), "l"(src),
-		     "r"(inside ? 16 : 0) : "memory");
-}
-
 /* Starts copying the rows of keys from @u on; rows of at most LANES * 8 elements. */
 template <int LANES>
 static __device__ __forceinline__ void step_fetch(uint4 (&to)[2 * BATCH][32],

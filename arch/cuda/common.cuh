@@ -155,6 +155,24 @@ static inline __device__ float exp2_fast(float x)
 	return y;
 }
 
+/* c[16][8] += a[16][16] b[16][8] by a warp, laid out as PTX has mma.m16n8k16 */
+static __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+					   uint32_t b1)
+{
+	asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+	    "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+	    : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+	    : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/* Sixteen bytes to shared memory, asynchronously; 0 where not @inside. */
+static __device__ __forceinline__ void copy16(void *dst, const void *src, bool inside = true)
+{
+	asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+		     :: "r"((uint32_t)__cvta_generic_to_shared(dst)), "l"(src),
+		     "r"(inside ? 16 : 0) : "memory");
+}
+
 /* Copies by cp.async: this thread's since the last commit are a group. */
 static __device__ __forceinline__ void copy_commit(void)
 {

@@ -78,16 +78,6 @@ static __device__ __forceinline__ uint4 piece(const bf16 *p, long ld, int row, i
 	return row < rows && l < k ? *(const uint4 *)(p + row * ld + l) : uint4{};
 }
 
-/* sum += 16 rows of x times 8 columns of w, over 16 of the inner dimension */
-static __device__ __forceinline__ void mma(float (&sum)[4], uint32_t x0, uint32_t x1, uint32_t x2,
-					   uint32_t x3, uint32_t w0, uint32_t w1)
-{
-	asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
-	    "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-	    : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-	    : "r"(x0), "r"(x1), "r"(x2), "r"(x3), "r"(w0), "r"(w1));
-}
-
 /* N pieces of the weights of columns @j0.. from inner index @l on. */
 template <int N>
 static __device__ __forceinline__ void weights(uint4 (&w)[N], const struct gemm &g, int j0, int l)
@@ -136,8 +126,8 @@ static __device__ __forceinline__ void multiply(float (&sum)[4], const struct ge
 		for (int n = 0; n < HALF; n++) {
 			const uint4 &v = w[n0 + n];
 
-			mma(sum, x[n].x, y[n].x, x[n].y, y[n].y, v.x, v.y);
-			mma(sum, x[n].z, y[n].z, x[n].w, y[n].w, v.z, v.w);
+			mma(sum, { x[n].x, y[n].x, x[n].y, y[n].y }, v.x, v.y);
+			mma(sum, { x[n].z, y[n].z, x[n].w, y[n].w }, v.z, v.w);
 		}
 	}
 }

@@ -29,12 +29,6 @@ static __device__ __forceinline__ int column(int k)
 	return (k * 32 + threadIdx.x % 32) * WIDE;
 }
 
-static __device__ __forceinline__ void copy16(uint4 *dst, const bf16 *src)
-{
-	asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
-		     :: "r"((uint32_t)__cvta_generic_to_shared(dst)), "l"(src) : "memory");
-}
-
 /* Starts copying row @i, if it is before @end; a group of copies either way. */
 template <int HOLD>
 static __device__ __forceinline__ void fetch(struct stage<HOLD> &to, const struct norm_bwd &n,
