@@ -97,7 +97,7 @@ def blas_seconds(plan, threads):
     products, best = step_products(plan), (None, float("inf"))
     for name, sgemm, set_threads in load_libraries():
         pool, calls = bind_all(sgemm, products)
-        empty = bind(sgemm, (0, 0, 0), [ctypes.byref(pool)] * 3)
+        empty = bind(sgemm, (0, 1, 1), [ctypes.byref(pool)] * 3)
         overhead = timed([empty] * len(calls))
         for inside in (1, threads):
             set_threads(ctypes.c_int(inside))

@@ -10,8 +10,13 @@
 typedef tile_vec vec;
 typedef acc_t loose __attribute__((vector_size(__BIGGEST_ALIGNMENT__), may_alias,
 				   aligned(sizeof(acc_t))));
-typedef acc_t half __attribute__((vector_size(__BIGGEST_ALIGNMENT__ / 2)));
-typedef acc_t quarter __attribute__((vector_size(__BIGGEST_ALIGNMENT__ / 4)));
+/* Two doubles of SSE2 have halves of one, and no quarters. */
+enum {
+	HALF = __BIGGEST_ALIGNMENT__ / 2,
+	QUARTER = HALF > sizeof(acc_t) ? HALF / 2 : HALF,
+};
+typedef acc_t half __attribute__((vector_size(HALF)));
+typedef acc_t quarter __attribute__((vector_size(QUARTER)));
 
 /*
  * Rows of b in a block. While all of a is in the first cache one row at a time is best: b
@@ -59,8 +64,9 @@ static inline acc_t add_lanes(vec v)
 
 	memcpy(h, &v, sizeof(h));
 	h[0] += h[1];
-	memcpy(q, &h[0], sizeof(q));
-	q[0] += q[1];
+	memcpy(q, &h[0], sizeof(h[0]));
+	if (QUARTER < HALF)
+		q[0] += q[1];
 	for (size_t e = 0; e < sizeof(quarter) / sizeof(acc_t); e++)
 		sum += q[0][e];
 	return sum;
