@@ -14,40 +14,16 @@
 #include "kernels.h"
 #include "math.h"
 #include "util.h"
+#include "../optim_scalars.h"
 
 enum {
 	BLOCK = 16384,		/* elements of one step of work */
 	SPLIT_MIN = 32768,	/* below, threads cost more than they gain */
-	NORMS_MIN = 10,		/* norms that a z-score needs */
-	TREE_SLOTS = 32,	/* of a counter of int values */
 };
-
-#define WARM_FLOOR 1e-3		/* smallest factor of the warmup after a reset */
-#define SPIKE_M 0.5		/* what a spike leaves of the first moments */
-#define SPIKE_V 0.9		/* and of the second */
 
 void k_loss_tree(double *dst, const double *x, int n)
 {
-	double slot[TREE_SLOTS], sum = 0;
-	unsigned int full = 0;	/* bit j: slot j holds a sum */
-
-	for (int i = 0; i < n; i++) {
-		double carry = x[i];
-		int j = 0;
-
-		for (; full & 1u << j; j++) {
-			carry = slot[j] + carry;
-			full &= ~(1u << j);
-		}
-		slot[j] = carry;
-		full |= 1u << j;
-	}
-	for (int j = 0, some = 0; j < TREE_SLOTS; j++)
-		if (full & 1u << j) {
-			sum = some ? slot[j] + sum : slot[j];
-			some = 1;
-		}
-	*dst = sum / n;
+	*dst = loss_tree(x, n);
 }
 
 /* ---- walking a span ---------------------------------------------------------- */
@@ -71,14 +47,6 @@ static size_t next_piece(const struct optim_span *s, int *r, size_t *at, size_t 
 }
 
 /* ---- norm -------------------------------------------------------------------- */
-
-/* Where an element g is clipped: g^2 > clip v, in g's own scale. 0: nowhere. */
-static double clip_of(const struct adam_hyper *hp, const struct adam_state *st)
-{
-	if (!hp->theta || st->count < MAX(hp->clip_after, 1))
-		return 0;
-	return hp->theta / ((1 - pow(hp->beta2, st->count)) * hp->inv_accum * hp->inv_accum);
-}
 
 /*
  * An infinite gradient is left as it is: it must show in the norm, so that the update is
@@ -172,102 +140,15 @@ void k_optim_guard(struct optim_state *st, const double *partial, size_t nr, con
 
 	for (size_t i = 0; i < nr; i++)
 		sum += partial[i];
-	st->norm = sqrt(sum);
-	st->loss = *loss;
-	st->skip = !isfinite(st->norm) || !isfinite(*loss);
-	st->skipped += st->skip;
-	st->skipped_row = st->skip ? st->skipped_row + 1 : 0;
-	st->applied += !st->skip;
-}
-
-/* How many population deviations @norm is from the window's mean. */
-static double z_score(const struct adam_state *st, double norm)
-{
-	double mean = 0, var = 0;
-
-	if (st->nr_norms < NORMS_MIN)
-		return 0;
-	for (int i = 0; i < st->nr_norms; i++)
-		mean += st->norms[i];
-	mean /= st->nr_norms;
-	for (int i = 0; i < st->nr_norms; i++)
-		var += (st->norms[i] - mean) * (st->norms[i] - mean);
-	var /= st->nr_norms;
-	return var > 0 ? (norm - mean) / sqrt(var) : 0;
-}
-
-static void window_push(struct adam_state *st, double norm)
-{
-	st->norms[st->head] = norm;
-	st->head = (st->head + 1) % ADAM_WINDOW;
-	st->nr_norms = MIN(st->nr_norms + 1, ADAM_WINDOW);
-}
-
-/* Factor of the learning rate; counts the warmup on. */
-static double warm_factor(struct adam_state *st, int warmup)
-{
-	double f = 1;
-
-	if (st->warm) {
-		f = fmax(WARM_FLOOR, 0.5 * (1 - cos(M_PI * st->warm / warmup)));
-		st->warm = st->warm < warmup ? st->warm + 1 : 0;
-	}
-	return f;
+	guard(st, sum, *loss);
 }
 
 void k_adam_decide(struct adam_state *st, const double *lr, const struct adam_hyper *hp)
 {
-	double norm = st->common.norm, clip = 1;
-
-	if (st->common.skip) {
-		st->z = 0;
-		st->spike_now = 0;
-		st->reset_now = 0;
-		return;
-	}
-	st->clip = clip_of(hp, st);
-	st->z = z_score(st, norm);
-	st->spike_now = hp->spike > 0 && st->z > hp->spike;
-	st->spikes += st->spike_now;
-	window_push(st, norm);
-	if (hp->grad_clip > 0 && norm > hp->grad_clip)
-		clip = hp->grad_clip / norm;
-	st->gscale = hp->inv_accum * clip;
-	st->count++;
-	st->corr1 = 1 - pow(hp->beta1, st->count);
-	st->corr2 = 1 - pow(hp->beta2, st->count);
-	st->lr = *lr * warm_factor(st, hp->warmup);
-	st->reset_now = hp->interval && st->common.applied % hp->interval == 0;
-	if (st->reset_now) {
-		st->resets++;
-		st->count = 0;
-		st->warm = hp->warmup > 0;
-	}
+	decide(st, *lr, hp);
 }
 
 /* ---- update ------------------------------------------------------------------ */
-
-/* The scalars of one update, rounded once. */
-struct adam {
-	grad_t clip, gscale, keep_m, keep_v, take_m, take_v, step, inv_corr2, epsilon;
-	bool reset;
-};
-
-static struct adam adam_of(const struct adam_hyper *hp, const struct adam_state *st)
-{
-	return (struct adam) {
-		.clip = st->clip,
-		.gscale = st->gscale,
-		.keep_m = hp->beta1 * (st->spike_now ? SPIKE_M : 1),
-		.keep_v = hp->beta2 * (st->spike_now ? SPIKE_V : 1),
-		.take_m = 1 - hp->beta1,
-		.take_v = 1 - hp->beta2,
-		.step = st->lr / st->corr1,
-		.inv_corr2 = 1 / st->corr2,
-		.epsilon = hp->epsilon,
-		.reset = st->reset_now,
-	};
-}
 
 static inline void update(grad_t *w, const grad_t *g, grad_t *m, grad_t *v, size_t n,
 			  const struct adam *s, grad_t decay, bool clip)

@@ -9,32 +9,6 @@ enum {
 	BLOCK = 4 * THREADS * GROUP,	/* elements of a thread block */
 };
 
-#define SPIKE_M 0.5		/* what a spike leaves of the first moments */
-#define SPIKE_V 0.9		/* and of the second */
-
-/* The scalars of one update, rounded once. */
-struct adam {
-	float clip, gscale, keep_m, keep_v, take_m, take_v, step, inv_corr2, epsilon;
-	bool reset;
-};
-
-static __device__ struct adam adam_of(const struct adam_hyper &hp, const struct adam_state *st)
-{
-	struct adam a;
-
-	a.clip = st->clip;
-	a.gscale = st->gscale;
-	a.keep_m = hp.beta1 * (st->spike_now ? SPIKE_M : 1);
-	a.keep_v = hp.beta2 * (st->spike_now ? SPIKE_V : 1);
-	a.take_m = 1 - hp.beta1;
-	a.take_v = 1 - hp.beta2;
-	a.step = st->lr / st->corr1;
-	a.inv_corr2 = 1 / st->corr2;
-	a.epsilon = hp.epsilon;
-	a.reset = st->reset_now;
-	return a;
-}
-
 static __device__ __forceinline__ void update(const struct adam &a, float decay, float &w, float g,
 					      float &m, float &v)
 {
@@ -93,7 +67,7 @@ adamw_kernel(struct adam_buffers x, struct optim_span s, struct adam_hyper hp,
 	if (st->common.skip)
 		return;
 	if (threadIdx.x == 0)
-		a = adam_of(hp, st);
+		a = adam_of(&hp, st);
 	__syncthreads();
 	each_piece(s, from, end, [&](const struct optim_range *r, size_t at, size_t to) {
 		const struct adam own = a;

@@ -10,38 +10,11 @@
 
 #include "optim.cuh"
 
-enum {
-	THREADS = 1024,
-	NORMS_MIN = 10,		/* norms that a z-score needs */
-	TREE_SLOTS = 32,	/* of a counter of int values */
-};
-
-#define WARM_FLOOR 1e-3		/* smallest factor of the warmup after a reset */
+enum { THREADS = 1024 };
 
 static __global__ void loss_tree_kernel(double *dst, const double *x, int n)
 {
-	double slot[TREE_SLOTS], sum = 0;
-	unsigned int full = 0;	/* bit j: slot j holds a sum */
-	bool some = false;
-
-	for (int i = 0; i < n; i++) {
-		double carry = x[i];
-		int j = 0;
-
-		for (; full & 1u << j; j++) {
-			carry = slot[j] + carry;
-			full &= ~(1u << j);
-		}
-		slot[j] = carry;
-		full |= 1u << j;
-	}
-	for (int j = 0; j < TREE_SLOTS; j++) {
-		if (!(full & 1u << j))
-			continue;
-		sum = some ? slot[j] + sum : slot[j];
-		some = true;
-	}
-	*dst = sum / n;
+	*dst = loss_tree(x, n);
 }
 
 void k_loss_tree(double *dst, const double *x, int n)
@@ -96,7 +69,7 @@ norm_kernel(double *partial, int32_t *bad, struct adam_buffers x, struct optim_s
 	int least = INT_MAX;
 
 	if (threadIdx.x == 0) {
-		clip = clip_of(hp, st);
+		clip = clip_of(&hp, st);
 		first = INT_MAX;
 	}
 	__syncthreads();
@@ -139,12 +112,7 @@ guard_kernel(struct optim_state *st, const double *partial, size_t nr, const dou
 	sum = block_sum(sum, part);
 	if (threadIdx.x)
 		return;
-	st->norm = sqrt(sum);
-	st->loss = *loss;
-	st->skip = !isfinite(st->norm) || !isfinite(*loss);
-	st->skipped += st->skip;
-	st->skipped_row = st->skip ? st->skipped_row + 1 : 0;
-	st->applied += !st->skip;
+	guard(st, sum, *loss);
 }
 
 void k_optim_guard(struct optim_state *st, const double *partial, size_t nr, const double *loss)
@@ -153,70 +121,10 @@ void k_optim_guard(struct optim_state *st, const double *partial, size_t nr, con
 	CUDA_LAUNCHED();
 }
 
-/* How many population deviations @norm is from the window's mean. */
-static __device__ double z_score(const struct adam_state *st, double norm)
-{
-	double mean = 0, var = 0;
-
-	if (st->nr_norms < NORMS_MIN)
-		return 0;
-	for (int i = 0; i < st->nr_norms; i++)
-		mean += st->norms[i];
-	mean /= st->nr_norms;
-	for (int i = 0; i < st->nr_norms; i++)
-		var += (st->norms[i] - mean) * (st->norms[i] - mean);
-	var /= st->nr_norms;
-	return var > 0 ? (norm - mean) / sqrt(var) : 0;
-}
-
-static __device__ void window_push(struct adam_state *st, double norm)
-{
-	st->norms[st->head] = norm;
-	st->head = (st->head + 1) % ADAM_WINDOW;
-	st->nr_norms = MIN(st->nr_norms + 1, (int64_t)ADAM_WINDOW);
-}
-
-/* Factor of the learning rate; counts the warmup on. */
-static __device__ double warm_factor(struct adam_state *st, int warmup)
-{
-	double f = 1;
-
-	if (st->warm) {
-		f = fmax(WARM_FLOOR, 0.5 * (1 - cos(M_PI * st->warm / warmup)));
-		st->warm = st->warm < warmup ? st->warm + 1 : 0;
-	}
-	return f;
-}
-
 static __global__ void decide_kernel(struct adam_state *st, const double *lr,
 				     struct adam_hyper hp)
 {
-	double norm = st->common.norm, clip = 1;
-
-	if (st->common.skip) {
-		st->z = 0;
-		st->spike_now = 0;
-		st->reset_now = 0;
-		return;
-	}
-	st->clip = clip_of(hp, st);
-	st->z = z_score(st, norm);
-	st->spike_now = hp.spike > 0 && st->z > hp.spike;
-	st->spikes += st->spike_now;
-	window_push(st, norm);
-	if (hp.grad_clip > 0 && norm > hp.grad_clip)
-		clip = hp.grad_clip / norm;
-	st->gscale = hp.inv_accum * clip;
-	st->count++;
-	st->corr1 = 1 - pow(hp.beta1, (double)st->count);
-	st->corr2 = 1 - pow(hp.beta2, (double)st->count);
-	st->lr = *lr * warm_factor(st, hp.warmup);
-	st->reset_now = hp.interval && st->common.applied % hp.interval == 0;
-	if (st->reset_now) {
-		st->resets++;
-		st->count = 0;
-		st->warm = hp.warmup > 0;
-	}
+	decide(st, *lr, &hp);
 }
 
 void k_adam_decide(struct adam_state *st, const double *lr, const struct adam_hyper *hp)

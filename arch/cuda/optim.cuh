@@ -9,16 +9,9 @@
 
 #include "kernels.h"
 #include "rows.cuh"
+#include "../optim_scalars.h"
 
 enum { GROUP = 4 };	/* elements that a thread takes at a time, 16 bytes */
-
-/** clip_of() - where an element g is clipped: g^2 > clip v, in g's own scale; 0: nowhere */
-static __device__ inline double clip_of(const struct adam_hyper &hp, const struct adam_state *st)
-{
-	if (!hp.theta || st->count < MAX(hp.clip_after, 1))
-		return 0;
-	return hp.theta / ((1 - pow(hp.beta2, (double)st->count)) * hp.inv_accum * hp.inv_accum);
-}
 
 /**
  * clipped() - an element of the gradient, clipped
