@@ -58,16 +58,17 @@ static inline bool file_holds(const char *path, const void *want, size_t n)
 static inline void child_leave(int status, void *unused)
 {
 	(void)unused;
+	fflush(NULL);
 	_exit(status);
 }
 
 /*
- * Run fn(arg) in a child. Returns: true where it ends with EXIT_INPUT and one line on
- * stderr that contains @words.
+ * Run fn(arg) in a child; @text gets what it writes to file @to (1, 2), up to size - 1
+ * bytes. Returns: how it ended, as waitpid() says; 0 where fn() returns.
  */
-static inline bool dies(void (*fn)(const void *), const void *arg, const char *words)
+static inline int child_says(void (*fn)(const void *), const void *arg, int to, char *text,
+			     size_t size)
 {
-	char line[4096] = "";
 	size_t n = 0;
 	ssize_t got;
 	int fd[2], status;
@@ -77,17 +78,31 @@ static inline bool dies(void (*fn)(const void *), const void *arg, const char *w
 	if (pipe(fd) || (pid = fork()) < 0)
 		die("no child for a test");
 	if (!pid) {
-		dup2(fd[1], 2);
+		dup2(fd[1], to);
 		close(fd[0]);
 		on_exit(child_leave, NULL);
 		fn(arg);
 		_exit(0);
 	}
 	close(fd[1]);
-	while ((got = read(fd[0], line + n, sizeof(line) - 1 - n)) > 0)
+	while ((got = read(fd[0], text + n, size - 1 - n)) > 0)
 		n += got;
+	text[n] = 0;
 	close(fd[0]);
 	waitpid(pid, &status, 0);
+	return status;
+}
+
+/*
+ * Run fn(arg) in a child. Returns: true where it ends with EXIT_INPUT and one line on
+ * stderr that contains @words.
+ */
+static inline bool dies(void (*fn)(const void *), const void *arg, const char *words)
+{
+	char line[4096];
+	int status = child_says(fn, arg, 2, line, sizeof(line));
+	size_t n = strlen(line);
+
 	if (WIFEXITED(status) && WEXITSTATUS(status) == EXIT_INPUT && n &&
 	    strchr(line, '\n') == line + n - 1 && strstr(line, words))
 		return true;

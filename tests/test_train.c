@@ -205,29 +205,9 @@ static void evaluation_is_logged_once(void)
 	   rows_again(&before) == (size_t)before.log.bytes, "evaluation_is_logged_once");
 }
 
-/* stderr of metrics_open() in a child; how it ended. */
-static int open_in_child(const struct ckpt_state *st, char *said, size_t size)
+static void open_rows(const void *state)
 {
-	int fd[2], status;
-	ssize_t got;
-	size_t n = 0;
-	pid_t pid;
-
-	fflush(stdout);
-	if (pipe(fd) || (pid = fork()) < 0)
-		die("no child for a test");
-	if (!pid) {
-		dup2(fd[1], 2);
-		metrics_close(metrics_open(scratch("rows"), st));
-		_exit(0);
-	}
-	close(fd[1]);
-	while ((got = read(fd[0], said + n, size - 1 - n)) > 0)
-		n += got;
-	said[n] = 0;
-	close(fd[0]);
-	waitpid(pid, &status, 0);
-	return status;
+	metrics_close(metrics_open(scratch("rows"), state));
 }
 
 /*
@@ -249,7 +229,7 @@ static void damaged_log_is_named(void)
 		dir_remove(scratch("rows"));
 		dir_make(scratch("rows"));
 		put_file(scratch("rows/metrics.jsonl"), whole, cut);
-		ok(!open_in_child(&st, said, sizeof(said)) && strchr(said, '\n') &&
+		ok(!child_says(open_rows, &st, 2, said, sizeof(said)) && strchr(said, '\n') &&
 		   !strchr(said, '\n')[1] && strstr(said, "metrics.jsonl.old-1") &&
 		   log_size("metrics.jsonl.old-1") == (size_t)cut &&
 		   log_size("metrics.jsonl") == (size_t)(cut / ROW * ROW),
@@ -262,14 +242,14 @@ static void damaged_log_is_named(void)
 		dir_remove(scratch("rows"));
 		dir_make(scratch("rows"));
 		put_file(scratch("rows/metrics.jsonl"), bad, SIZE);
-		ok(!open_in_child(&st, said, sizeof(said)) && strchr(said, '\n') &&
+		ok(!child_says(open_rows, &st, 2, said, sizeof(said)) && strchr(said, '\n') &&
 		   !strchr(said, '\n')[1] && strstr(said, "altered") &&
 		   log_size("metrics.jsonl.old-1") == SIZE && log_size("metrics.jsonl") <= want,
 		   "log altered at byte %d: %s", at, said);
 	}
 	dir_remove(scratch("rows"));
 	dir_make(scratch("rows"));
-	ok(!open_in_child(&st, said, sizeof(said)) && strstr(said, "missing"),
+	ok(!child_says(open_rows, &st, 2, said, sizeof(said)) && strstr(said, "missing"),
 	   "log that is missing: %s", said);
 }
 
