@@ -34,16 +34,19 @@ ROUTED = ".mlp.cross_proj."
 TOPK = 8                # on a GPU: at most one of K rows is exchanged
 
 
+def make(tree, *goals):
+    return subprocess.run(["make", "-s", "EXTRA_CFLAGS=-g0", f"O={tree}", *goals], cwd=t.SRC,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
 def build(name, kind):
     defconfig, *fragments = name.split("+")
     tree = os.path.join(t.SCRATCH, "numbers", f"{name}-{kind}")
     os.makedirs(tree, exist_ok=True)
     fragments = [f + ".config" for f in fragments] + TYPES[kind]
-    cmd = ["make", "-s", "EXTRA_CFLAGS=-g0", f"O={tree}", f"defconfig-{defconfig}", *fragments, "build"]
-    done = subprocess.run(cmd, cwd=t.SRC, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          text=True)
+    done = make(tree, f"defconfig-{defconfig}", *fragments, "build")
     if done.returncode:
-        print("Bail out!", " ".join(cmd), "failed")
+        print("Bail out!", " ".join(done.args), "failed")
         sys.exit(done.stdout)
     return os.path.join(tree, "tenon")
 
@@ -132,8 +135,7 @@ def choices(want, got, layers):
 def test_routes(name, binaries, d):
     for kind in ("double", "bf16"):
         tree = os.path.dirname(binaries[kind])
-        made = subprocess.run(["make", "-s", f"O={tree}", "check-programs", "PROGRAMS=routes"],
-                              cwd=t.SRC, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        made = make(tree, "check-programs", "PROGRAMS=routes")
         if not t.ok(made.returncode == 0, f"{name}: {kind}: tests/routes.c is built", made.stdout):
             return
         done = t.tenon(f"{tree}/tests/routes", f"{d}/routes-{kind}", f"{d}/tok", 3, B, T,
