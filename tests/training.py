@@ -69,8 +69,10 @@ def done():
 
 
 def build(name):
-    """Path of one binary of VARIANTS. The tests share one object tree, in turn."""
-    obj, binary = os.path.join(SCRATCH, "tree"), os.path.join(SCRATCH, "tenon-" + name)
+    """Path of one binary of VARIANTS. The tests share object trees, in turn: one for "small",
+    which most of them build, and one for all others."""
+    obj = os.path.join(SCRATCH, "small" if name == "small" else "tree")
+    binary = os.path.join(SCRATCH, "tenon-" + name)
     os.makedirs(obj, exist_ok=True)
     changed = {line.split("=")[0] for line in VARIANTS[name]}
     lines = [s for s in SMALL if s.split("=")[0] not in changed] + VARIANTS[name]
