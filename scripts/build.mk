@@ -221,9 +221,12 @@ test-objects := $(filter-out $(OBJ)/tools/main.o,$(objects)) $(test-only)
 model-objects := $(filter $(addprefix $(OBJ)/,lib/% arch/% model/% dist/% train/optim.o \
 	train/adam% train/accum.o),$(test-objects))
 model-tests := $(filter $(addprefix $(OBJ)/tests/,$(model-test-y)),$(tests))
+dump-objects := $(filter $(addprefix $(OBJ)/,ckpt/% data/% tools/dump.o tools/plan%),$(test-objects))
+dump-tests := $(filter $(addprefix $(OBJ)/tests/,$(dump-test-y)),$(tests))
 
-$(model-tests): $(model-objects)
-$(filter-out $(model-tests),$(tests)): $(test-objects)
+$(model-tests) $(dump-tests): $(model-objects)
+$(dump-tests): $(dump-objects)
+$(filter-out $(model-tests) $(dump-tests),$(tests)): $(test-objects)
 $(tests): %: %.o $(OBJ)/link.flags
 	$(call say,LD,tests/$(@F))
 	$(Q)$(CC) $(ldflags) -o $@ $(filter %.o,$^) $(libs)

@@ -13,15 +13,13 @@ import os
 import struct
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import training as t    # noqa: E402
 from bundle import masked, tokens    # noqa: E402
 
 SCRATCH = os.path.join(os.path.dirname(t.SCRATCH), "torch")
-TREES = 2
-os.environ["TENON_OBJECTS"] = ""        # what its two trees share, they share by themselves
+os.environ["TENON_OBJECTS"] = ""        # one object tree; what it can keep, it keeps by itself
 VOCAB = 70                   # padded to 128: columns that must not win
 SHORT, LONG = 12, 33         # positions: fewer and more than a block of the kernels
 
@@ -129,10 +127,10 @@ def run(*cmd):
                           text=True)
 
 
-def dump(tree, number, cfg):
+def dump(number, cfg):
     """Build, plan and dump one configuration; (bundle, what failed). The plan stands
     beside the bundle."""
-    obj, path = os.path.join(SCRATCH, str(tree)), os.path.join(SCRATCH, f"{number}.safetensors")
+    obj, path = os.path.join(SCRATCH, "tree"), os.path.join(SCRATCH, f"{number}.safetensors")
     os.makedirs(obj, exist_ok=True)
     unscored = cfg.pop(MASKED, False)
     with open(f"{obj}/defconfig", "w") as f:
@@ -141,11 +139,12 @@ def dump(tree, number, cfg):
     (masked if unscored else tokens)(f"{obj}/tokens", b, length, cfg["VOCAB_SIZE"])
     for cmd in ([t.PYTHON, "scripts/kconfig.py", "--config", f"{obj}/.config", "--gen", obj,
                  "defconfig", f"{obj}/defconfig"],
-                ["make", "-s", f"O={obj}", "EXTRA_CFLAGS=-Og -g0", "build"],
-                [f"{obj}/tenon", "dump", "--targets" if unscored else "--tokens",
+                ["make", "-s", f"O={obj}", "EXTRA_CFLAGS=-Og -g0", "check-programs",
+                 "PROGRAMS=dumps"],
+                [f"{obj}/tests/dumps", "dump", "--targets" if unscored else "--tokens",
                  f"{obj}/tokens", "--out", path, "--init", "7", "--batch", str(b), "--length",
                  str(length)],
-                [f"{obj}/tenon", "plan", "--json"]):
+                [f"{obj}/tests/dumps", "plan", "--json"]):
         done = run(*cmd)
         if done.returncode:
             return path, f"{' '.join(cmd)}\n{done.stdout}"
@@ -175,10 +174,6 @@ def torch_ref(python, pairs):
     return said + [(done.returncode, done.stderr)] * (len(pairs) - len(said))
 
 
-def dump_list(tree, cases):
-    return [dump(tree, number, {**base, **more}) for number, (_, base, more) in cases]
-
-
 def alter(path):
     """A bundle with a relative change of 1e-6 in one number of one gradient."""
     blob = bytearray(t.read(path))
@@ -194,10 +189,7 @@ def main():
         print("1..0 # SKIP PyTorch is not installed (Debian: python3-torch)")
         return 0
     cases = [(i, c) for i, c in enumerate(CASES) if all(w in c[0] for w in sys.argv[1:])]
-    half = (len(cases) + 1) // TREES
-    lists = [cases[i * half:(i + 1) * half] for i in range(TREES)]
-    with ThreadPoolExecutor(TREES) as pool:
-        bundles = sum(pool.map(dump_list, range(TREES), lists), [])
+    bundles = [dump(number, {**base, **more}) for number, (_, base, more) in cases]
     first = next(path for path, failed in bundles if not failed)
     compared = iter(torch_ref(python, [(path, path) for path, failed in bundles if not failed] +
                               [(first, alter(first))]))
