@@ -96,22 +96,26 @@ check-dir = $(OBJ)/check
 # Why the programs do not run on a GPU, empty where they do; tests/cuda.t looks for itself.
 no-gpu = $(eval no-gpu := $$(shell sh tests/gpu.sh))$(no-gpu)
 check-configs = $(check-config-y) $(if $(no-gpu),,$(check-config-gpu))
-check-programs-of = $(foreach c,$(check-configs),$(addprefix $(check-dir)/$(c)/tests/,$(test-y)))
+programs-of = $(filter-out $(if $(filter-out $(firstword $(check-configs)),$(1)),$(plain-test-y)),$(test-y))
+check-programs-of = $(foreach c,$(check-configs),$(addprefix $(check-dir)/$(c)/tests/,$(call programs-of,$(c))))
 # The same text is compiled once for all object trees: tests/bin/gcc.
 compile-once = TENON_OBJECTS=$(abspath $(check-dir))/scratch/objects PATH="$(CURDIR)/tests/bin:$$PATH"
 one-check-tree = $(compile-once) $(MAKE) O=$(check-dir)/$(1) $(jobs) EXTRA_CFLAGS='-g0 $(EXTRA_CFLAGS)' \
 	defconfig-$(firstword $(subst +, ,$(1))) \
-	$(addsuffix .config,$(wordlist 2,9,$(subst +, ,$(1)))) check-programs
-# The longest scripts first, so that no processor waits for one at the end.
-check-first := $(addprefix tests/,docs.t sweep.t study.t torch.t cuda.t)
-check-order = $(filter $(check-first),$(1)) $(filter-out $(check-first),$(1))
+	$(addsuffix .config,$(wordlist 2,9,$(subst +, ,$(1)))) \
+	check-programs PROGRAMS='$(call programs-of,$(1))'
+# The longest scripts first, so that no processor waits for one at the end; and one more than
+# there are processors, for some sleep in a terminal.
+check-first := $(addprefix tests/,sweep.t docs.t cuda.t study.t torch.t plan.t)
+check-order = $(filter $(1),$(check-first)) $(filter-out $(check-first),$(1))
+check-jobs = $(shell echo $$(($$(nproc) + 1)))
 
 check: setup
 	$(Q)rm -rf $(check-dir)/scratch && mkdir -p $(check-dir)/scratch/objects
 	$(Q)+set -e; $(foreach c,$(check-configs),$(call one-check-tree,$(c));)
 	@$(if $(no-gpu),echo 'not run: the tests on a GPU: $(no-gpu)',:)
 	$(Q)$(afresh) $(compile-once) TENON_SRC=$(CURDIR) TENON_TESTDIR=$(abspath $(check-dir))/scratch \
-		prove --jobs $(shell nproc) --exec 'sh tests/run.sh' \
+		prove --jobs $(check-jobs) --exec 'sh tests/run.sh' \
 		$(or $(call cmdline,TESTS),$(call check-order,$(wildcard tests/*.t)) $(check-programs-of)) </dev/null
 
 # Cleaning

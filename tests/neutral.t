@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """The core knows no mechanism and no number format: a GPT-2 build depends on no symbol and
-links no kernel of a family that it does not use, and what is outside arch/ compiles with
-parameters and activations that are structs."""
+links no kernel of a family that it does not use, what is outside arch/ compiles with
+parameters and activations that are structs, and lib/ and its tests know no symbol at all."""
 import os
 import re
 import sys
@@ -11,6 +11,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import training as t            # noqa: E402
 from faults import run          # noqa: E402
 
+SYMBOL = re.compile(r"include/config/\w+")
 FAMILY = re.compile(r"include/config/RA_MLA_\w+")
 # Kernels that ra_mla and recip alone select.
 FOREIGN = re.compile(r"\bk_(?:route|couple|head_gate|causal_mean|sequence_mean|stats)\w*")
@@ -30,13 +31,26 @@ def dependencies(tree):
             for base, _, names in os.walk(tree) for name in names if name.endswith(".d")}
 
 
+def plain_tests():
+    """What make check runs under the first configuration alone."""
+    lines = t.read(t.SRC, "tests/Makefile").decode().splitlines()
+    return next(x for x in lines if x.startswith("plain-test-y := ")).split()[2:]
+
+
 def test_gpt2():
-    tree, error = make("gpt2", "gpt2-124m", "build", "EXTRA_CFLAGS=-O1 -g0")
+    plain = plain_tests()
+    tree, error = make("gpt2", "gpt2-124m", "build", "check-programs", f"PROGRAMS={' '.join(plain)}",
+                       "EXTRA_CFLAGS=-O1 -g0")
     t.ok(not error, "gpt2-124m builds", error)
     found = dependencies(tree)
     users = {path: sorted(set(FAMILY.findall(text))) for path, text in found.items()
              if FAMILY.search(text)}
     t.ok(len(found) > 40 and not users, "none of its objects depends on an RA_MLA symbol", users)
+    # lib/ikconfig.c is .config itself
+    users = {path: SYMBOL.findall(text) for path, text in found.items()
+             if path.startswith(("lib/", "tests/")) and path != "lib/ikconfig.d"}
+    t.ok(set(users) > {f"tests/{name}.d" for name in plain} and not any(users.values()),
+         "neither lib/ nor a test that runs under one configuration alone names a symbol", users)
     names = run("nm", f"{tree}/tenon").stdout
     foreign = FOREIGN.findall(names)
     t.ok("k_attn_fwd" in names and not foreign, "it links no kernel of another family", foreign)
