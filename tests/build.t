@@ -231,7 +231,7 @@ test_trees() {
 }
 
 test_flags() {
-	run make EXTRA_CFLAGS='-O1 -DOTHER' build
+	run make EXTRA_CFLAGS='-O1 -g0 -Iother' build
 	ok 'other flags rebuild' both says 'CC      model/model' says 'CC      lib/util'
 	run make EXTRA_CFLAGS=-ffast-math build
 	ok '-ffast-math is refused' both status_is 2 says 'EXTRA_CFLAGS'

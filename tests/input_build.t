@@ -190,7 +190,7 @@ def main():
         make = MAKE + [f"O={tree}"]
         short = place(f"{top}/short.config", b"CONFIG_MAX_ITERS=2\nCONFIG_EVAL_SAMPLES=1\n")
         for command in (make + ["defconfig-tiny-gpt2", short, "build"],
-                        ["make", "-s", "EXTRA_CFLAGS=-O2", f"O={portable}", "defconfig-tiny-gpt2",
+                        ["make", "-s", "EXTRA_CFLAGS=-O2 -g0", f"O={portable}", "defconfig-tiny-gpt2",
                          "portable-bits.config", "build"]):
             result = run(*command)
             t.ok(result.returncode == 0, f"{command[-1]} of {command[3]}", t.said(result))
