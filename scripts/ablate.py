@@ -215,7 +215,9 @@ def run_study(one, args, cpus):
     one.record["machine"] = machine(one.record["arms"][0]["compiler"])
     runs, places = runs_of(one, cpus, args.data)
     one.save()
-    todo = [run for run in runs if run.state["state"] not in ("done", "stopped")]
+    # Seed by seed, so that pairs are whole early; the longest first, so that none is left at the end.
+    todo = sorted((run for run in runs if run.state["state"] not in ("done", "stopped")),
+                  key=lambda run: (run.seed, -run.arm.flops))
     if len(todo) < len(runs):
         say(f"{len(runs) - len(todo)} of {len(runs)} runs are there")
     Scheduler(todo, places, one.save, settled(one, runs)).loop()
