@@ -28,14 +28,20 @@ def write(path, text):
 
 
 def check_repeats(found):
-    """[(line, whether it is a failure)]"""
+    """[(line, whether it is a failure)]: one for each arm and twin that agree, one for each
+    seed in which they do not."""
+    same = {}
     for run, twin, difference in found.repeats():
         if difference:
             yield f"check: {run.name} is NOT identical to {twin.name}: {difference}", True
         else:
-            yield (f"check: {run.name} is identical to {twin.name}: loss and gradient norm of every "
-                   f"step, hash of the final weights ({run.info['threads']} against "
-                   f"{twin.info['threads']} threads)"), False
+            same.setdefault((run.arm.title, twin.arm.title), []).append((run, twin))
+    for (title, other), pairs in same.items():
+        run, twin = pairs[0]
+        seeds = f" in {len(pairs)} seeds" if len(pairs) > 1 else ""
+        yield (f"check: {title} is identical to {other}{seeds}: loss and gradient norm of every "
+               f"step, hash of the final weights ({run.info['threads']} against "
+               f"{twin.info['threads']} thread{'s' * (twin.info['threads'] > 1)})"), False
 
 
 def lede(found, rows):
@@ -45,9 +51,14 @@ def lede(found, rows):
     counted = [f"{words.count(word)} {said}" for word, said in
                (("better", "better"), ("worse", "worse"), ("same", "the same"), ("open", "open"),
                 ("not finite", "not finite")) if word in words]
-    text = "No run is finished yet." if not rows else \
-        f"Against {found.baseline}: {', '.join(counted)}." if counted else \
+    if not rows:
+        return "No run is finished yet."
+    text = f"Against {found.arms[found.baseline].title}: {', '.join(counted)}." if counted else \
         "There is no verdict: it takes two seeds of the baseline and of another arm."
+    ranked = [r for r in rows if r["val_loss"] is not None and not found.arms[r["arm"]].leaks]
+    if ranked:
+        best = min(ranked, key=lambda r: r["val_loss"])
+        text += f" The lowest loss is that of {found.arms[best['arm']].title}, {best['val_loss']:.4f}."
     if leaking:
         text += f" {leaking} arm{'s see' if leaking > 1 else ' sees'} the future and " \
             f"{'are' if leaking > 1 else 'is'} not ranked."

@@ -130,9 +130,13 @@ def change(test):
     return minus(f'{test["mean"]:+.4f}{between}')
 
 
-def verdict(word):
-    kind = word.split(":")[0].replace("not finite", "worse").replace("leaks", "worse")
-    return word and f'<span class="pill {kind}">{text(word)}</span>'
+def verdict(word, test):
+    """A word in its colour; p, and seeds that would settle it, under it."""
+    kind = {"not finite": "worse", "leaks": "worse"}.get(word, word)
+    more = [f"p {study_table.p_value(test['holm'])}", study_table.seeds_words(test)] \
+        if test and test["verdict"] else []
+    return word and f'<span class="pill {kind}">{text(word)}</span>' + \
+        "".join(f"<small>{line}</small>" for line in more if line)
 
 
 def arm_name(arm, color):
@@ -145,10 +149,9 @@ def arm_name(arm, color):
 def main_table(found, rows):
     by_arm, color = {r["arm"]: r for r in rows}, colors(found)
     scale = reach([r["test"] for r in rows])
-    heads = [("arm", ""), ("val loss", "num"), ("change", "num"), ("", ""), ("p", "num"),
+    heads = [("arm", ""), ("val loss", "num"), ("change", "num"), (f"± {scale:.2g}", "scale"),
              ("verdict", ""), ("parameters", "num"), ("FLOPs/" + found.unit, "num"),
-             ("cache B/" + found.unit, "num"), ("peak MiB", "num"), ("tok/s", "num"),
-             ("decode tok/s", "num")]
+             ("cache B/" + found.unit, "num"), ("peak MiB", "num"), ("tok/s, decode", "num")]
     return table(heads, [main_line(found, arm, by_arm.get(arm.name), color[arm.name][0], scale)
                          for arm in found.compared()], "cards")
 
@@ -164,18 +167,18 @@ def main_line(found, arm, row, color, scale):
         under += [f"{done} of {len(arm.runs)} seeds"] if done < len(arm.runs) else []
         word = "baseline" if arm.name == found.baseline else row["verdict"]
         cells += [cell("val loss", loss + "".join(f"<small>{u}</small>" for u in under)),
-                  cell("change", change(test)), cell("", interval(test, scale, color), ""),
-                  cell("p", study_table.p_value(test["holm"]) if test and test["verdict"] else ""),
-                  cell("verdict", verdict(word), "verdict")]
+                  cell("change", change(test)),
+                  cell(f"± {scale:.2g}", interval(test, scale, color), ""),
+                  cell("verdict", verdict(word.split(":")[0], test), "verdict")]
     else:
         states = ", ".join(sorted({run.state for run in arm.runs}))
-        cells += [cell("val loss", f"<small>{text(states)}</small>")] + [cell("", "")] * 4
+        cells += [cell("val loss", f"<small>{text(states)}</small>")] + [cell("", "")] * 3
+    decode = f"<small>{arm.decode:,.0f}</small>" if arm.decode else ""
     cells += [cell("parameters", f"{plan['params']:,}"),
               cell(f"FLOPs/{found.unit}", si(plan["flops_token"])),
               cell(f"cache B/{found.unit}", f"{plan['cache_token']:,}"),
               cell("peak MiB", f"{row['peak_bytes'] / 2**20:.1f}" if row else ""),
-              cell("tok/s", f"{row['tok_s']:,.0f}" if row else ""),
-              cell("decode tok/s", f"{arm.decode:,.0f}" if arm.decode else "")]
+              cell("tok/s, decode", (f"{row['tok_s']:,.0f}" if row else "") + decode)]
     return kind, cells
 
 
@@ -186,34 +189,28 @@ def ways_table(found, ways):
             "of another arm that sees no future.</p>"
     color = colors(found)
     names = [n for n in next(w["arms"] for w in ways.values() if w["budget"]) if n != found.baseline]
-    scale = reach([w["arms"][n]["test"] for w in ways.values() if w["budget"] for n in names])
+    scale = {axis: reach([e["test"] for e in w["arms"].values()]) for axis, w in ways.items()}
     heads = [("arm", "")] + [
-        (f"{words}: {AMOUNT[axis](ways[axis]['budget'])}" if ways[axis]["budget"] else words, "")
-        for axis, words in WAYS.items()]
+        (f"{words}: {AMOUNT[axis](ways[axis]['budget'])}, ± {scale[axis]:.2g}"
+         if ways[axis]["budget"] else words, "") for axis, words in WAYS.items()]
     lines = [("", [cell("arm", arm_name(found.arms[name], color[name][0]), "wide")] +
-              [cell(heads[i + 1][0], way_cell(ways[axis], name, axis, scale, color[name][0]), "wide")
+              [cell(heads[i + 1][0],
+                    way_cell(ways[axis]["arms"].get(name), AMOUNT[axis], scale[axis],
+                             color[name][0]), "wide")
                for i, axis in enumerate(WAYS)]) for name in names]
     return table(heads, lines, "cards")
 
 
-def way_cell(way, name, axis, scale, color):
-    entry = way["arms"].get(name)
+def way_cell(entry, amount, scale, color):
     if not entry or not entry["test"]:
         return '<span class="soft">no evaluation within the budget</span>'
-    test = entry["test"]
+    test, at = entry["test"], entry["crossings"]
     word = study_table.test_words(test)
-    return interval(test, scale, color) + change(test) + \
-        (f"<small>p {study_table.p_value(test['holm'])}, <span class=\"{word.split(':')[0]}\">"
-         f"{word}</span></small>" if word else "") + \
-        f"<small>{crossing_words(entry['crossings'], AMOUNT[axis], axis)}</small>"
-
-
-def crossing_words(found, amount, axis):
-    unit = {"tokens": " tokens", "flops": " FLOPs", "seconds": ""}[axis]
-    if not found:
-        return "curves do not cross"
-    times = "crosses" if len(found) == 1 else f"crosses {len(found)} times, last"
-    return f"{times} at {amount(found[-1])}{unit}"
+    judged = f'<small>p {study_table.p_value(test["holm"])}, <span class="{test["verdict"]}">' \
+        f"{word}</span></small>" if word else ""
+    times = f"{len(at)} times, last " if len(at) > 1 else ""
+    crossing = f"crosses {times}at {amount(at[-1])}" if at else "does not cross"
+    return f"{interval(test, scale, color)}{change(test)}{judged}<small>{crossing}</small>"
 
 
 def choice(kind, key, options, first):
@@ -356,7 +353,7 @@ def page(found, rows, ways, lede, notes, checks):
         f'{"seed" if len(j["seeds"]) == 1 else "paired seeds"}, rendered '
         f'{time.strftime("%Y-%m-%d %H:%M")}</p>',
         f'<p class="lede">{text(lede)}</p>', progress(found),
-        *(f'<p class="{"banner" if bad else "small soft"}">{text(line)}</p>' for line, bad in checks),
+        *(f'<p class="banner">{text(line)}</p>' for line, bad in checks if bad),
         "<h2>Verdict</h2>", main_table(found, rows),
         *(f'<p class="small soft">{text(line)}</p>' for line in notes),
         curves(found),
@@ -365,7 +362,9 @@ def page(found, rows, ways, lede, notes, checks):
         "that is stopped early by a budget has not finished its schedule of learning rates, which "
         "counts against it. Times are of runs that share a machine.</p>",
         ways_table(found, ways), pareto(found), layer_statistics(found, data), differences(found),
-        "<h2>What was run, and how to run it again</h2>", facts(found), runs_table(found)]
+        "<h2>What was run, and how to run it again</h2>", facts(found),
+        *(f'<p class="small soft">{text(line)}</p>' for line, bad in checks if not bad),
+        runs_table(found)]
     parts = {}
     for name, file in (("style", "style.css"), ("script", "report.js"), ("page", "page.html")):
         with open(os.path.join(PARTS, file), encoding="utf-8") as f:

@@ -76,7 +76,7 @@ def judge(rows, base, leaking):
         r["verdict"] = verdict(r, base, leaking, test)
         if test and test.verdict:
             r["text_change"] = f"{test.mean:+.4f}"
-        elif r["arm"] in leaking:
+        elif r["arm"] in leaking or r["arm"] == base:
             r["text_change"] = "-"
 
 
@@ -91,11 +91,14 @@ def verdict(r, base, leaking, test):
 
 def test_words(test):
     """The verdict of Test.figures(); where it is open, how many seeds would settle it."""
+    return ": ".join(filter(None, (test["verdict"], seeds_words(test))))
+
+
+def seeds_words(test):
     if test["verdict"] != "open":
-        return test["verdict"]
+        return ""
     needed = test["needed"]
-    return f"open: about {needed:,} seeds" if needed else \
-        f"open: over {study_stats.MOST_SEEDS:,} seeds"
+    return f"about {needed:,} seeds" if needed else f"over {study_stats.MOST_SEEDS:,} seeds"
 
 
 def table(runs, base=None):

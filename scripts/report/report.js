@@ -166,8 +166,8 @@ function lines(figure, spec) {
 	if (!points.length)
 		return nothing(figure, spec.none || "no data yet");
 	const range = extent(points.map(p => p[0]), 0);
-	// The first tenth, where a loss only falls, does not decide what is seen of the rest.
-	const seen = spec.whole ? points : points.filter(p => p[0] >= range[0] + (range[1] - range[0]) / 10);
+	// The first fifth, where a loss only falls, does not decide what is seen of the rest.
+	const seen = spec.whole ? points : points.filter(p => p[0] >= range[0] + (range[1] - range[0]) / 5);
 	const f = frame(figure, { ...spec, x: range, y: extent((seen.length ? seen : points)
 		.flatMap(p => p.slice(1)), .06) });
 	const clip = `clip-${figure.dataset.figure}`;
@@ -280,13 +280,18 @@ function pareto(figure, choice) {
 
 	f.root.append(svg("polyline", { fill: "none", class: "rule", points: front.map((a, i) =>
 		(i ? `${f.x(a[key])},${f.y(front[i - 1].loss)} ` : "") + `${f.x(a[key])},${f.y(a.loss)}`).join(" ") }));
+	const taken = [];
 	for (const a of arms) {
 		const x = f.x(a[key]), y = f.y(a.loss), end = x > f.box.right - 90;
+		let at = y - 7;
 
+		while (taken.some(t => Math.abs(t[0] - x) < 60 && Math.abs(t[1] - at) < 14))
+			at -= 14;
+		taken.push([x, at]);
 		f.root.append(svg("line", { x1: x, x2: x, y1: f.y(a.low), y2: f.y(a.high), stroke: a.color, "stroke-width": 1.5 }),
 			      svg("circle", { cx: x, cy: y, r: 5.5, fill: a.leaks ? "var(--paper)" : a.color, stroke: a.color,
 				"stroke-width": 2 }),
-			      svg("text", { class: "name", x: x + (end ? -10 : 10), y: y - 7, style: `color:${a.color}`,
+			      svg("text", { class: "name", x: x + (end ? -10 : 10), y: at, style: `color:${a.color}`,
 				"text-anchor": end ? "end" : "start" }, a.name + (a.leaks ? " (leaks)" : "")));
 	}
 	place(figure, f, arms.length);
