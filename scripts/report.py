@@ -70,7 +70,7 @@ def notes(found, rows):
     runs = found.finished()
     lines = study_table.notes(runs, rows, base=found.baseline) + study_table.one_seed(found.runs) \
         if runs else []
-    if len(runs) < len(found.runs):
+    if found.goes_on():
         lines.insert(0, f"{len(runs)} of {len(found.runs)} runs are finished; the table is of those")
     if found.json["early_stop"]:
         lines.append(f"runs were stopped early, as asked for: {found.json['early_stop']}")

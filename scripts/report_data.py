@@ -74,20 +74,24 @@ class Study:
     def __init__(self, out):
         self.out = out
         self.json = load(os.path.join(out, "study.json"))
-        self.unit, self.baseline = self.json["unit"], self.json["baseline"]
-        self.arms = {a["name"]: SimpleNamespace(
-            name=a["name"], title=a["title"], label=a["what"], twin=a["twin"],
+        self.unit, self.baseline = self.json["unit"], word(self.json["baseline"])
+        self.arms = {word(a["name"]): SimpleNamespace(
+            name=word(a["name"]), title=a["title"], label=a["what"], twin=word(a["twin"]),
             leaks=a["leaks"], plan=a["plan"], decode=a["decode_tok_s"], json=a, runs=[])
             for a in self.json["arms"]}
         self.runs = []
         for info in self.json["runs"]:
-            arm = self.arms[info["arm"]]
+            arm = self.arms[word(info["arm"])]
             run = Run(out, info, arm, self.json["seeds"][0])
             arm.runs.append(run)
             self.runs.append(run)
 
     def finished(self):
         return [run for run in self.runs if run.result]
+
+    def goes_on(self):
+        """Whether there are runs that have not come to an end."""
+        return any(run.state in ("waiting", "running") for run in self.runs)
 
     def compared(self):
         """Arms that are no repeats, in order."""
@@ -104,6 +108,11 @@ class Study:
             twin = by_key.get((run.arm.twin, run.seed))
             if twin:
                 yield run, twin, study.first_difference(run.folder, twin.folder)
+
+
+def word(name):
+    """An arm's name: the published ones are numbers."""
+    return None if name is None else str(name)
 
 
 def load(path):

@@ -65,6 +65,7 @@ def figure_data(found, rows, ways):
     """What report.js reads."""
     by_arm, color = {r["arm"]: r for r in rows}, colors(found)
     return {"unit": found.unit, "baseline": found.baseline, "ways": ways,
+            "depth": max((layer for run in found.runs for _, _, layer in run.statistics), default=0),
             "arms": [arm_data(arm, by_arm.get(arm.name), *color[arm.name])
                      for arm in found.compared()]}
 
@@ -264,7 +265,7 @@ def layer_statistics(found, data):
                     figure(f"layers-{i}", "layers", "", statistic=name) + "</div>"
                     for i, name in enumerate(names))
     return '<h2>Inside the layers</h2><p class="soft small">Gates and mixing by layer, from the ' \
-        "first (pale) to the last (dark): mean over finished seeds at the steps that were logged.</p>" \
+        "first (faint) to the last (strong): mean over finished seeds at the steps that were logged.</p>" \
         f'<div class="bar">{choice("layers", "arm", [(n, n) for n in arms], most)}</div>' \
         f'<div class="many">{plots}</div>'
 
@@ -303,7 +304,7 @@ def runs_table(found):
         lines.append(("", [
             cell("run", f"<code>{text(run.path)}</code>", "wide"), cell("seed", run.seed),
             cell("state", run.state, ""), cell("steps", f"{run.steps:,}"),
-            cell("time", duration(seconds) if seconds else ""), cell("threads", run.info["threads"]),
+            cell("time", duration(seconds) if seconds else ""), cell("threads", run.info["threads"] or ""),
             cell("val loss", loss),
             cell("weights", f"<code>{result.get('weights_sha256', '')[:HASH]}</code>" if result else "", ""),
             cell("note", text(run.info["note"] or ""), "wide")]))
@@ -313,14 +314,14 @@ def runs_table(found):
 def facts(found):
     """Where and from what the study was run, as a list of definitions."""
     j = found.json
-    machine = j["machine"]
+    machine = j["machine"] or {}
     results = [run.result for run in found.finished()]
     named = [("command", f"<code>{text(j['command'])}</code>"),
              ("base", f"<code>{text(j['base'])}</code>"),
              ("data", text(results[0]["data"]) if results else ""),
-             ("machine", ", ".join(filter(None, (text(machine["cpu"]), f"{machine['cores']} cores",
-                                                 text(machine["gpu"] or ""), text(machine["os"]))))),
-             ("compiler", text(machine["compiler"])),
+             ("machine", machine and text(", ".join(filter(None, (
+                 machine["cpu"], f"{machine['cores']} cores", machine["gpu"], machine["os"]))))),
+             ("compiler", machine and text(machine["compiler"])),
              ("version", f"<code>{text(j['git']['commit'])}</code>" +
               (" with local changes" if j["git"]["dirty"] else "")),
              ("begun", text(j["created"])),
@@ -336,7 +337,7 @@ def progress(found):
     bad = [run for run in found.runs if run.state in ("failed", "stopped")]
     lines = "".join(f'<p class="banner">{text(run.name)} {run.state} at step {run.steps:,}'
                     f'{": " + text(run.info["note"]) if run.info["note"] else ""}</p>' for run in bad)
-    if done == total:
+    if not found.goes_on():
         return lines
     return f'{lines}<p class="banner">{done} of {total} runs are finished, and the figures are of ' \
         "those; <code>make report</code> renders again.<br>" \

@@ -17,6 +17,8 @@ from study import StudyError
 HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{28}\b")        # a commit; twelve digits are shown
 DIGEST = re.compile(r",? sha256 (?:of names and sizes )?[0-9a-f]{64}")
 
+ASK = object()               # no baseline was given: the study's own rule finds one
+
 
 def number(x, form="{:.4f}"):
     return "not finite" if x is None or not math.isfinite(x) else form.format(x)
@@ -101,16 +103,16 @@ def seeds_words(test):
     return f"about {needed:,} seeds" if needed else f"over {study_stats.MOST_SEEDS:,} seeds"
 
 
-def table(runs, base=None):
+def table(runs, base=ASK):
     """[row] in the order of the arms. A repeat is a check, not a result: it has none.
 
-    base: the arm that the others are compared with, instead of study.reference()."""
+    base: the arm that the others are compared with, or None; study.reference() where not given."""
     arms, results = {}, {}
     for run in runs:
         if getattr(run.entry, "twin", None) is None:
             arms[run.entry.name] = run
             results.setdefault(run.entry.name, {})[run.seed] = study.load_result(run.folder)
-    base = study.reference(list(results)) if base is None else base
+    base = study.reference(list(results)) if base is ASK else base
     rows = [row(name, run.entry.label + (" leaks" if run.arm.leaks else ""), results[name],
                 results.get(base), run.arm.decode)
             for name, run in arms.items()]
@@ -188,9 +190,9 @@ def baseline(rows, results):
             f"{bigram:.4f}{verdict}"]
 
 
-def meaning(rows, seeds, unit, base=None):
+def meaning(rows, seeds, unit, base=ASK):
     """What loss, change, ± and intervals are of."""
-    first = study.reference([r["arm"] for r in rows]) if base is None else base
+    first = study.reference([r["arm"] for r in rows]) if base is ASK else base
     text = f"val loss in nats per {unit}"
     if first is not None and any(r["change"] is not None for r in rows):
         text += f", change against arm {first}, seed by seed"
@@ -224,7 +226,7 @@ def one_seed(runs):
         if len({run.seed for run in runs}) == 1 else []
 
 
-def notes(runs, rows, advice="start the study again with RESTART=1", base=None):
+def notes(runs, rows, advice="start the study again with RESTART=1", base=ASK):
     """Lines under the table."""
     results = [study.load_result(run.folder) for run in runs]
     same_data(runs, results, advice)

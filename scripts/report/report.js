@@ -304,13 +304,13 @@ function pareto(figure, choice) {
 	});
 }
 
-// One statistic of one arm, a line for each layer, from pale to dark with depth.
+// One statistic of one arm, a line for each layer, from faint to strong with depth.
 function layers(figure, choice) {
 	const arm = study.arms.find(a => a.name === choice.arm);
-	const layer = arm?.statistics[figure.dataset.statistic] || {};
-	const names = Object.keys(layer), last = Math.max(1, names.length - 1);
-	const series = names.map((n, i) => ({ name: `layer ${n}`, points: layer[n],
-		color: `color-mix(in oklab, var(--c1) ${Math.round(35 + 65 * i / last)}%, var(--paper))` }));
+	const strength = layer => Math.round(40 + 60 * layer / (study.depth || 1));
+	const series = Object.entries(arm?.statistics[figure.dataset.statistic] || {}).map(([layer, points]) =>
+		({ name: `layer ${layer}`, points,
+		   color: `color-mix(in oklab, var(--c1) ${strength(layer)}%, var(--paper))` }));
 
 	lines(figure, { series, whole: true, height: 220, left: 52, labelX: "step", labelY: "", formatX: si,
 		headX: x => `step ${x}`, formatY: y => +y.toPrecision(4) + "", none: "this arm has none",
