@@ -73,7 +73,10 @@ def notes(found, rows):
     if found.goes_on():
         lines.insert(0, f"{len(runs)} of {len(found.runs)} runs are finished; the table is of those")
     if found.json["early_stop"]:
-        lines.append(f"runs were stopped early, as asked for: {found.json['early_stop']}")
+        stopped = sum(run.state == "stopped" for run in found.runs)
+        rule = ", ".join(f"{k} {v}" for k, v in found.json["early_stop"].items())
+        lines.append(f"early stop was asked for ({rule}), and {stopped} runs were: a p that was looked "
+                     "at until it was small is smaller than the chance of an error")
     return lines
 
 

@@ -325,7 +325,6 @@ def facts(found):
              ("version", f"<code>{text(j['git']['commit'])}</code>" +
               (" with local changes" if j["git"]["dirty"] else "")),
              ("begun", text(j["created"])),
-             ("stopped early", text(json.dumps(j["early_stop"])) if j["early_stop"] else ""),
              ("one run again", f"<code>make repro RUN={text(os.path.join(found.out, found.runs[0].path))}"
               "</code> builds the exact binary and checks the first steps bit for bit"
               if found.runs else "")]
@@ -334,7 +333,8 @@ def facts(found):
 
 def progress(found):
     done, total = len(found.finished()), len(found.runs)
-    bad = [run for run in found.runs if run.state in ("failed", "stopped")]
+    bad = [run for run in found.runs if run.state == "failed" or
+           run.state == "stopped" and not found.json["early_stop"]]
     lines = "".join(f'<p class="banner">{text(run.name)} {run.state} at step {run.steps:,}'
                     f'{": " + text(run.info["note"]) if run.info["note"] else ""}</p>' for run in bad)
     if not found.goes_on():

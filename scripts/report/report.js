@@ -182,7 +182,8 @@ function lines(figure, spec) {
 			const edge = s.points.map(p => `${f.x(p[0]).toFixed(1)},${f.y(p[3]).toFixed(1)}`).concat(
 				s.points.map(p => `${f.x(p[0]).toFixed(1)},${f.y(p[2]).toFixed(1)}`).reverse());
 
-			inside.append(svg("polygon", { points: edge.join(" "), fill: s.color, opacity: .16 }));
+			inside.append(svg("polygon", { points: edge.join(" "), fill: s.color,
+				opacity: Math.min(.16, .6 / series.length) }));
 		}
 		inside.append(svg("polyline", { points: path, fill: "none", stroke: s.color, "stroke-width": 2,
 			"stroke-dasharray": s.dash || "", "stroke-linejoin": "round" }));
@@ -200,7 +201,7 @@ function lines(figure, spec) {
 	onPointer(figure, f, (px, py) => nearest(figure, f, series, spec, px, py));
 }
 
-// Names at the right ends, moved apart where they would overlap.
+// Names at the right ends, moved apart where they would overlap; long ones differ at their ends.
 function nameEnds(f, series) {
 	const ends = series.map(s => ({ s, y: f.y(s.points.at(-1)[1]) })).sort((a, b) => a.y - b.y);
 
@@ -209,7 +210,7 @@ function nameEnds(f, series) {
 		ends[i].y = Math.min(ends[i].y, floor);
 	for (const e of ends)
 		f.root.append(svg("text", { class: "name", x: f.box.right + 8, y: e.y + 4,
-			style: `color:${e.s.color}` }, e.s.name.length > 15 ? e.s.name.slice(0, 14) + "…" : e.s.name));
+			style: `color:${e.s.color}` }, e.s.name.length > 14 ? "…" + e.s.name.slice(-13) : e.s.name));
 }
 
 function nearest(figure, f, series, spec, px, py) {
