@@ -4,8 +4,8 @@
 
 # Goals run in the order in which they were typed: make defconfig-tiny-gpt2 all
 .NOTPARALLEL:
-.PHONY: all train build objects kernels check-programs install demo check bench table report setup \
-	help clean mrproper FORCE
+.PHONY: all train build objects kernels check-programs install demo check bench table setup help clean mrproper \
+	FORCE
 all:
 
 include scripts/common.mk
@@ -86,6 +86,7 @@ table:
 	$(Q)$(PYTHON) scripts/table.py $(addprefix --out ,$(call cmdline,OUT)) $(call cmdline,RUNS)
 
 # Of a study, while it runs or after.
+.PHONY: report
 report:
 	$(if $(call cmdline,OUT),,$(error make report: say of which study: make report OUT=runs/NAME))
 	@sh scripts/setup.sh report
