@@ -106,6 +106,13 @@ table:
 	$(if $(call cmdline,RUNS),,$(error make table: say which runs: make table RUNS="runs/a runs/b"))
 	$(Q)$(PYTHON) scripts/table.py $(addprefix --out ,$(call cmdline,OUT)) $(call cmdline,RUNS)
 
+# Of a study, while it runs or after.
+.PHONY: report
+report:
+	$(if $(call cmdline,OUT),,$(error make report: say of which study: make report OUT=runs/NAME))
+	@sh scripts/setup.sh report
+	$(Q)$(PYTHON) scripts/report.py $(call cmdline,OUT)
+
 bench:
 	@sh scripts/setup.sh bench
 	$(Q)$(afresh) $(PYTHON) scripts/bench.py --objtree $(OBJ)/bench \

@@ -146,16 +146,10 @@ def check_twins(runs):
                f"thread{'s' * (twin.threads > 1)})")
 
 
-def one_seed(runs):
-    """What to say where a change has no interval."""
-    return ["one seed: a change has no spread to be judged by; set CONFIG_ABLATION_SEEDS"] \
-        if len({run.seed for run in runs}) == 1 else []
-
-
 def report(runs, out):
     """Print and write the table; then the repeats."""
     rows = study_table.table(runs)
-    below = study_table.notes(runs, rows) + one_seed(runs)
+    below = study_table.notes(runs, rows) + study_table.one_seed(runs)
     text = study_table.format_table(rows, below, study.load_result(runs[0].folder)["unit"])
     sys.stdout.write("\n" + text)
     checks, failure = [], None

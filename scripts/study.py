@@ -115,20 +115,19 @@ def load_result(folder):
         return None
 
 
-def training_rows(folder):
-    """[(step, loss, grad_norm)] of metrics.jsonl, without a torn last line."""
-    rows = []
+def metric_rows(folder):
+    """The rows of metrics.jsonl, without a torn last line."""
     try:
         with open(os.path.join(folder, "metrics.jsonl"), encoding="utf-8") as f:
-            for line in f:
-                if not line.endswith("\n"):
-                    break
-                row = json.loads(line)
-                if "grad_norm" in row:
-                    rows.append((row["step"], row["loss"], row["grad_norm"]))
+            return [json.loads(line) for line in f if line.endswith("\n")]
     except FileNotFoundError:
-        pass
-    return rows
+        return []
+
+
+def training_rows(folder):
+    """[(step, loss, grad_norm)] of metrics.jsonl."""
+    return [(row["step"], row["loss"], row["grad_norm"]) for row in metric_rows(folder)
+            if "grad_norm" in row]
 
 
 def last_row(folder):
