@@ -12,8 +12,9 @@ CONFIG_ABLATION_ARMS; or the words of --arms (study_arms.py). Arms 4 and 5 run t
 and 3 once more with another number of threads and must agree with them bit for bit. The
 largest published arm is built first, and says whether memory, data and output folder are
 there, before the others are built. Binaries, configurations and OUT/study.json make a folder
-that can be moved; runs go to OUT/NAME (further seeds: OUT/NAME-seedS), the table to
-OUT/table.txt and table.json. Running again resumes what is unfinished.
+that can be moved; runs go to OUT/NAME (further seeds: OUT/NAME-seedS), what came of them to
+OUT/report.html, summary.md, results.csv and table.json. Running again resumes what is
+unfinished.
 """
 import argparse
 import json
@@ -25,13 +26,13 @@ import sys
 from collections import namedtuple
 
 import curve
+import report as report_files
 import study
 import study_status
-import study_table
 from plain import plain
 from study import StudyError
 from study_runs import Run, Scheduler, columns, say
-from study_state import Study, gpus, machine, replace
+from study_state import Study, gpus, machine
 
 DECODE_STEPS = 100           # that the decode speed is the median of
 PICTURE = 100                # columns of a picture of losses, at most
@@ -131,41 +132,14 @@ def measure_decodes(one, runs, cpus):
         one.save()
 
 
-def check_twins(runs):
-    """Every repeat against the run that it repeats: the same bits."""
-    by_key = {(run.entry.name, run.seed): run for run in runs}
-    for run in runs:
-        twin = by_key.get((run.entry.twin, run.seed))
-        if not twin:
-            continue
-        difference = study.first_difference(run.folder, twin.folder)
-        if difference:
-            raise StudyError(f"{run.name} is not identical to {twin.name}: {difference}", 1)
-        yield (f"check: {run.name} is identical to {twin.name}: loss and gradient norm of every "
-               f"step, hash of the final weights ({run.threads} against {twin.threads} "
-               f"thread{'s' * (twin.threads > 1)})")
-
-
-def report(runs, out):
-    """Print and write the table; then the repeats."""
-    rows = study_table.table(runs)
-    below = study_table.notes(runs, rows) + study_table.one_seed(runs)
-    text = study_table.format_table(rows, below, study.load_result(runs[0].folder)["unit"])
-    sys.stdout.write("\n" + text)
-    checks, failure = [], None
-    try:
-        for line in check_twins(runs):
-            say(line)
-            checks.append(line)
-    except StudyError as error:
-        failure = error
-        checks.append(str(error))
-    replace(os.path.join(out, "table.txt"), text + "".join(c + "\n" for c in checks))
-    replace(os.path.join(out, "table.json"),
-            json.dumps({"rows": rows, "notes": below, "checks": checks}, indent=1) + "\n")
-    say(f"table: {out}/table.txt, with hashes and every seed {out}/table.json")
-    if failure:
-        raise failure
+def report(out):
+    """Render and print; a repeat that is not its twin fails the study."""
+    found = report_files.render(out)
+    sys.stdout.write("\n" + found.text)
+    say(f"report: {out}/report.html; table: {out}/summary.md, with hashes and every seed "
+        f"{out}/table.json and results.csv")
+    if found.failure:
+        raise StudyError(found.failure, 1)
 
 
 def picture(runs):
@@ -216,7 +190,8 @@ def run_study(one, args, cpus):
         say(f"{len(runs) - len(todo)} of {len(runs)} runs are there")
     Scheduler(todo, places, one.save, settled(one, runs)).loop()
     measure_decodes(one, runs, cpus)
-    report([r for r in runs if study.load_result(r.folder)], one.out)
+    one.save()
+    report(one.out)
     picture(runs)
     held.close()
 

@@ -4,27 +4,23 @@
 
     report.py OUT
 
-Reads OUT/study.json and what the runs wrote; writes OUT/report.html, OUT/summary.md and
-OUT/results.csv, and prints the summary. Exit status 1 where a repeat is not identical to
-the run that it repeats.
+Reads OUT/study.json and what the runs wrote; writes OUT/report.html, OUT/summary.md,
+OUT/results.csv and OUT/table.json, and prints the summary. Exit status 1 where a repeat
+is not identical to the run that it repeats.
 """
 import csv
 import io
+import json
 import os
 import sys
+from types import SimpleNamespace
 
 import report_data
 import report_html
 import study_table
 from plain import plain
 from study import StudyError
-
-
-def write(path, text):
-    """Under a temporary name, then renamed."""
-    with open(path + ".new", "w", encoding="utf-8") as f:
-        f.write(text)
-    os.replace(path + ".new", path)
+from study_state import replace
 
 
 def check_repeats(found):
@@ -33,7 +29,7 @@ def check_repeats(found):
     same = {}
     for run, twin, difference in found.repeats():
         if difference:
-            yield f"check: {run.name} is NOT identical to {twin.name}: {difference}", True
+            yield f"check: {run.name} is not identical to {twin.name}: {difference}", True
         else:
             same.setdefault((run.arm.title, twin.arm.title), []).append((run, twin))
     for (title, other), pairs in same.items():
@@ -116,20 +112,24 @@ def results_csv(found, rows):
 
 
 def render(out):
-    """Write the three files. (what a terminal prints, whether all repeats agree)"""
+    """Write the files; text: what a terminal prints, failure: the first repeat that is not one."""
     found = report_data.Study(out)
     rows = study_table.table(found.finished(), found.baseline)
     ways = report_data.three_ways(found)
     below, checks = notes(found, rows), list(check_repeats(found))
     first, table = lede(found, rows), study_table.table_lines(rows, found.unit) if rows else []
     more = list(way_lines(found, ways)) + [line for line, _ in checks]
-    write(os.path.join(out, "report.html"),
-          report_html.page(found, rows, ways, first, below, checks))
-    write(os.path.join(out, "results.csv"), results_csv(found, rows))
-    write(os.path.join(out, "summary.md"), "\n".join(
+    replace(os.path.join(out, "report.html"),
+            report_html.page(found, rows, ways, first, below, checks))
+    replace(os.path.join(out, "results.csv"), results_csv(found, rows))
+    replace(os.path.join(out, "table.json"), json.dumps(
+        {"rows": rows, "notes": below, "checks": [line for line, _ in checks]}, indent=1) + "\n")
+    replace(os.path.join(out, "summary.md"), "\n".join(
         [f"# {found.json['name']}", "", first, "", *table, "",
          *(f"- {line}" for line in below + more)]) + "\n")
-    return "\n".join([*table, *below, *more]) + "\n", not any(bad for _, bad in checks)
+    failures = [line.removeprefix("check: ") for line, bad in checks if bad]
+    return SimpleNamespace(text="\n".join([*table, *below, *more]) + "\n",
+                           failure=failures[0] if failures else None)
 
 
 def main():
@@ -137,7 +137,7 @@ def main():
         sys.exit(__doc__)
     out = sys.argv[1]
     try:
-        text, good = render(out)
+        done = render(out)
     except (StudyError, OSError) as error:
         print(plain(f"tenon: {error}"), file=sys.stderr)
         return 2
@@ -145,9 +145,9 @@ def main():
         print(plain(f"tenon: {out}: a file of it without {error}; run the study again with this "
                     "version"), file=sys.stderr)
         return 2
-    sys.stdout.write(text)
+    sys.stdout.write(done.text)
     print(f"report: {out}/report.html, {out}/summary.md, {out}/results.csv")
-    return 0 if good else 1
+    return 1 if done.failure else 0
 
 
 if __name__ == "__main__":

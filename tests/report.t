@@ -205,7 +205,7 @@ def test_ways(out):
 
 def test_without_scipy(out):
     with mock.patch.object(study_stats, "stats", None):
-        text, _ = report.render(out)
+        text = report.render(out).text
     t.ok("setup.sh report" in text and "better" not in text and "-0.19" in text,
          "without_scipy_the_means_stay_and_a_line_says_what_is_missing", text)
 
@@ -246,7 +246,7 @@ def test_repeats():
     lines[2] = json.dumps({**row, "loss": math.nextafter(row["loss"], 9)}) + "\n"
     t.write("".join(lines).encode(), path)
     status, text, _ = render(out)
-    t.ok(status == 1 and f"arm 4 seed 8 is NOT identical to arm 1 seed 8: training step {row['step']}: "
+    t.ok(status == 1 and f"arm 4 seed 8 is not identical to arm 1 seed 8: training step {row['step']}: "
          "loss" in text and "training step" in t.read(out, "report.html").decode(),
          "a_repeat_that_differs_fails_and_names_the_step", text)
 

@@ -88,15 +88,15 @@ def test_table():
                    re.M), "date_version_and_tokens_are_said", done.stdout)
     t.ok("estimated total time" in done.stdout, "total_time_is_estimated")
     t.ok("check: arm 4 is identical to arm 2" in done.stdout, "repeat_is_a_check")
-    t.ok(lines["0"] in t.read(RUNS, "a/table.txt").decode(), "table_is_written")
+    t.ok(lines["0"] in t.read(RUNS, "a/summary.md").decode(), "table_is_written")
     table = json.loads(t.read(RUNS, "a/table.json"))
     rows = {r["arm"]: r for r in table["rows"]}
-    paired = rows[2]["val_loss"] - rows[0]["val_loss"]
-    t.ok(rows[2]["change"] == paired and f"{paired:+.4f}" in lines["2"],
+    paired = rows["2"]["val_loss"] - rows["0"]["val_loss"]
+    t.ok(rows["2"]["change"] == paired and f"{paired:+.4f}" in lines["2"],
          "change_is_against_arm_0", lines)
-    t.ok(rows[2]["parameters"] > rows[0]["parameters"] and rows[0]["cache_token"] <
-         min(rows[2]["cache_token"], rows["gpt2"]["cache_token"]), "arms_are_different_models", rows)
-    result = rows[0]["seeds"]["1337"]
+    t.ok(rows["2"]["parameters"] > rows["0"]["parameters"] and rows["0"]["cache_token"] <
+         min(rows["2"]["cache_token"], rows["gpt2"]["cache_token"]), "arms_are_different_models", rows)
+    result = rows["0"]["seeds"]["1337"]
     t.ok("sha256" in result["data"] and len(result["weights_sha256"]) == 64 and table["checks"] and
          result["label"] == "arm 0: latent attention, no mechanism", "the_json_has_the_hashes",
          result)
@@ -336,7 +336,7 @@ def test_difference():
 
 def test_restart():
     done = run(*study_command("b", "--restart"))
-    t.ok(done.returncode == 0 and os.path.exists(f"{RUNS}/b.old-1/table.txt") and
+    t.ok(done.returncode == 0 and os.path.exists(f"{RUNS}/b.old-1/summary.md") and
          "arm 4 is identical to arm 2" in done.stdout, "restart_moves_the_old_study_aside",
          t.said(done))
 
@@ -484,9 +484,9 @@ def test_fragments():
     done = run("make", f"O={SCRATCH}", f"OUT={RUNS}/f")
     lines = named_lines(done.stdout)
     rows = {r["arm"]: r for r in json.loads(t.read(RUNS, "f/table.json"))["rows"]}
-    change = rows["gpt2"]["val_loss"] - rows[0]["val_loss"]
+    change = rows["gpt2"]["val_loss"] - rows["0"]["val_loss"]
     t.ok(done.returncode == 0 and {"0", "gpt2"} <= set(lines) and
-         rows["gpt2"]["parameters"] != rows[0]["parameters"] and f"{change:+.4f}" in lines["gpt2"],
+         rows["gpt2"]["parameters"] != rows["0"]["parameters"] and f"{change:+.4f}" in lines["gpt2"],
          "a_fragment_is_an_arm_beside_the_published_ones", t.said(done))
     configure(MAX_ITERS=4, EVAL_INTERVAL=4, RA_MLA_ABLATION_MODE="n",
               ABLATION_ARMS=arms("plain", "gpt2"), ABLATION_SEEDS=2)
@@ -513,7 +513,7 @@ def test_table_of_runs():
     done = table_of("f/arm0", "f/gpt2")
     lines = named_lines(done.stdout)
     rows = {r["arm"]: r for r in json.loads(t.read(RUNS, "f/table.json"))["rows"]}
-    change = rows["gpt2"]["val_loss"] - rows[0]["val_loss"]
+    change = rows["gpt2"]["val_loss"] - rows["0"]["val_loss"]
     t.ok(done.returncode == 0 and f"{change:+.4f}" in lines["gpt2"] and "data: " in done.stdout and
          "arm0" in lines, "finished_runs_make_a_table", t.said(done))
     done = table_of("f/arm0", "g/plain-seed1338")
