@@ -222,7 +222,7 @@ def probability(text):
 def arguments():
     parser = argparse.ArgumentParser(description="run the ablation study of a configuration")
     parser.add_argument("--config", help="the .config")
-    parser.add_argument("--base", help="a defconfig or its file, instead of --config")
+    parser.add_argument("--base", help="a defconfig, fragments behind it, instead of --config")
     parser.add_argument("--objtree", help="arms are built below it")
     parser.add_argument("--arms", help="instead of those of the configuration")
     parser.add_argument("--seeds", type=whole(1, 10**6, "SEEDS"), help="seeds of every arm")

@@ -16,6 +16,7 @@ from kconf import fragment
 from study import Entry, StudyError
 
 ASSIGN = re.compile(r"(?:CONFIG_)?([A-Z][A-Z0-9_]*)=(.*)", re.S)
+NUMBER = re.compile("[0-9]+")
 BARE = re.compile(r"y|n|[+-]?[0-9.]+(e[+-]?[0-9]+)?|\".*\"", re.S)    # needs no quotes in a file
 
 
@@ -58,12 +59,8 @@ def combine(terms):
 
 def arms(word):
     """[Entry] of one word."""
-    if re.fullmatch("[0-9]+", word):
-        try:
-            return [Entry.numbered(n) for n in study.parse_numbers(word)]
-        except ValueError:
-            raise StudyError(f"ARMS: {word}: no arm of the published study has this number, or it "
-                             "repeats one: name a fragment, or 0 to 3") from None
+    if NUMBER.fullmatch(word):
+        return [Entry.numbered(int(word))]
     parts = [word] if fragment.find(word) else split(word, re.compile(r"\+"))
     return [combine(terms) for terms in itertools.product(*(term(word, p) for p in parts))]
 
@@ -71,6 +68,12 @@ def arms(word):
 def parse(text):
     """[Entry] of ARMS, which has at least one."""
     words = [w for w in split(text, re.compile(r"\s")) if w]
+    numbers = [w for w in words if NUMBER.fullmatch(w)]
+    try:
+        study.parse_numbers(",".join(numbers) or "0")
+    except ValueError:
+        raise StudyError(f"ARMS: {' '.join(numbers)}: the arms of the published study are 0 to 5, 4 "
+                         "with the 2 and 5 with the 3 that it repeats") from None
     found = [entry for word in words for entry in arms(word)]
     if not found:
         raise StudyError('ARMS: name the arms: ARMS="a.config SYMBOL=1,2"')

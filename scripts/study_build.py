@@ -106,7 +106,7 @@ def base_config(args):
     tree = os.path.join(args.objtree, BASE)
     os.makedirs(tree, exist_ok=True)
     path = os.path.join(tree, ".config")
-    kconfig(path, tree, "defconfig", args.base, what=f"BASE={args.base}")
+    kconfig(path, tree, "defconfig", *args.base.split(), what=f"BASE={args.base}")
     return path
 
 

@@ -264,9 +264,10 @@ def test_words():
         ("RA_MLA_MLP_SPARSE_MODE-rms", {"RA_MLA_MLP_SPARSE_MODE": '"rms"'})],
          "quotes_keep_a_value_together")
     t.ok([e.name for e in study_arms.parse("0 ra-mla-arm1+N_LAYER=2")] ==
-         [0, "ra-mla-arm1+N_LAYER=2"], "numbers_and_fragments_are_arms")
+         [0, "ra-mla-arm1+N_LAYER=2"] and [e.twin for e in study_arms.parse("2 4")] == [None, 2],
+         "numbers_and_fragments_are_arms")
     for text, words in {"none": "none is no fragment", "N_LAYER=": "N_LAYER lacks a value",
-                        '"a': "not closed", "N_LAYER=1,1": "two arms", "4": "no arm",
+                        '"a': "not closed", "N_LAYER=1,1": "two arms", "4": "with the 2", "9": "are 0 to 5",
                         " ": "name the arms", "ra-mla-arm1+": "nothing is no fragment"}.items():
         try:
             study_arms.parse(text)
