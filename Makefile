@@ -4,7 +4,8 @@
 
 # Goals run in the order in which they were typed: make defconfig-tiny-gpt2 all
 .NOTPARALLEL:
-.PHONY: all train build objects kernels check-programs install demo check bench table setup help clean mrproper \
+.PHONY: all train build objects kernels check-programs install demo check bench table \
+	ablate ablate-status repro setup help clean mrproper \
 	FORCE
 all:
 
@@ -80,10 +81,37 @@ demo:
 	$(Q)$(MAKE) defconfig-tiny-ra-mla-full
 	$(Q)$(MAKE) all
 
+# A study of any arms: BASE, or .config, with each of ARMS on top (scripts/study_arms.py).
+as-word = '$(subst ','\'',$(call typed,$(1)))'
+flag = $(if $(call typed,$(2)),--$(1)=$(call as-word,$(2)))
+ablate-flags = $(call flag,base,BASE) $(call flag,arms,ARMS) $(call flag,seeds,SEEDS) \
+	$(call flag,early-stop,EARLY_STOP) $(call flag,out,OUT) $(call flag,threads,THREADS) \
+	$(if $(call cmdline,RESTART),--restart) $(if $(filter only,$(call typed,BUILD)),--build-only)
+
+ablate:
+	$(if $(call typed,BASE),,$(have-config))
+	$(Q)$(afresh) $(PYTHON) scripts/ablate.py --config $(CONF) --objtree $(OBJ)/ablate $(ablate-flags)
+
+ablate-status:
+	$(Q)$(PYTHON) scripts/ablate.py --status $(if $(call typed,OUT),$(call as-word,OUT),$(error make \
+		ablate-status: say which study: OUT=DIR))
+
+# The binary of a run of a study once more, and its first steps.
+repro:
+	$(Q)$(afresh) $(PYTHON) scripts/repro.py --objtree $(OBJ)/repro $(call flag,steps,STEPS) \
+		$(if $(call typed,RUN),$(call as-word,RUN),$(error make repro: say which run: RUN=FOLDER))
+
 # Finished runs side by side, whatever binary made them.
 table:
 	$(if $(call cmdline,RUNS),,$(error make table: say which runs: make table RUNS="runs/a runs/b"))
 	$(Q)$(PYTHON) scripts/table.py $(addprefix --out ,$(call cmdline,OUT)) $(call cmdline,RUNS)
+
+# Of a study, while it runs or after.
+.PHONY: report
+report:
+	$(if $(call cmdline,OUT),,$(error make report: say of which study: make report OUT=runs/NAME))
+	@sh scripts/setup.sh report
+	$(Q)$(PYTHON) scripts/report.py $(call cmdline,OUT)
 
 bench:
 	@sh scripts/setup.sh bench

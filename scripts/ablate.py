@@ -1,85 +1,44 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""The ablation study behind `make`.
+"""The ablation study behind `make` and `make ablate`.
 
-    ablate.py --config FILE --objtree DIR [--out DIR] [--restart] [--threads N] [--link FILE]
+    ablate.py --config FILE|--base NAME --objtree DIR [--arms WORDS] [--out DIR] ...
+    ablate.py --run OUT         run what was built, here or on another machine
+    ablate.py --status OUT      how far it is
 
-One binary per arm, built in DIR/arms/NAME from the configuration and a fragment: plain GPT-2,
-the published arms of CONFIG_RA_MLA_ABLATION_STEPS, defconfigs/ra-mla-armN.config, then the
-fragments of CONFIG_ABLATION_ARMS. Arms 4 and 5 run the builds of 2 and 3 once more with
-another number of threads and must agree with them bit for bit. The largest published arm
-is built first, and says whether memory, data and output folder are there, before the
-others are built. Runs go to OUT/NAME (further seeds: OUT/NAME-seedS), the table to
-OUT/table.txt and table.json. Running again resumes unfinished arms.
+One binary per arm, built in DIR/arms/NAME from the configuration with fragments and symbols
+on top: plain GPT-2, the published arms of CONFIG_RA_MLA_ABLATION_STEPS, then the fragments of
+CONFIG_ABLATION_ARMS; or the words of --arms (study_arms.py). Arms 4 and 5 run the builds of 2
+and 3 once more with another number of threads and must agree with them bit for bit. The
+largest published arm is built first, and says whether memory, data and output folder are
+there, before the others are built. Binaries, configurations and OUT/study.json make a folder
+that can be moved; runs go to OUT/NAME (further seeds: OUT/NAME-seedS), what came of them to
+OUT/report.html, summary.md, results.csv and table.json. Running again resumes what is
+unfinished.
 """
 import argparse
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
-import time
+from collections import namedtuple
 
 import curve
+import report as report_files
 import study
-import study_table
-from dotconfig import DotConfig
+import study_status
 from plain import plain
 from study import StudyError
-from study_runs import Run, Scheduler, columns, read, say
+from study_runs import Run, Scheduler, columns, say
+from study_state import Study, gpus, machine
 
 DECODE_STEPS = 100           # that the decode speed is the median of
 PICTURE = 100                # columns of a picture of losses, at most
+PAIRS = 3                    # seeds before a comparison can be settled
 
-
-class Arm:
-    """One binary: the base configuration with a fragment on top."""
-
-    def __init__(self, entry, args):
-        self.title, self.fragment = entry.title, entry.fragment
-        self.tree = os.path.join(args.objtree, "arms", entry.build)
-        self.config = os.path.join(self.tree, ".config")
-        self.binary = os.path.join(self.tree, "tenon")
-        self.flops, self.arena, self.leaks = 1.0, 0, {}
-        self.iters, self.decode = 0, None
-
-    def configure(self, base):
-        """Write the arm's .config."""
-        os.makedirs(self.tree, exist_ok=True)
-        draft = self.config + ".new"
-        with open(base, encoding="utf-8") as src, open(draft, "w", encoding="utf-8") as dst:
-            dst.write(src.read())
-        run_quiet([sys.executable, "scripts/kconfig.py", "--config", draft, "--gen", self.tree,
-                   "merge", self.fragment])
-        if not os.path.exists(self.config) or read(draft) != read(self.config):
-            os.replace(draft, self.config)
-        else:
-            os.unlink(draft)
-        self.iters = DotConfig.load(self.config).i("MAX_ITERS")
-
-    def build(self, cpus):
-        run_quiet(["make", "-s", f"-j{cpus}", f"O={self.tree}", "build"])
-
-    def plan(self, flags):
-        """The figures of `tenon plan`; dies where a run could not begin."""
-        done = subprocess.run([self.binary, "--called-by-make", "plan", "--check", "--json",
-                               *flags], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        if done.returncode:
-            raise StudyError(f"{self.title}: {done.stderr.strip().removeprefix('tenon: ')}",
-                             done.returncode)
-        plan = json.loads(done.stdout)
-        self.flops, self.leaks = plan["flops_token"], plan["leaks"]
-        self.arena = plan["train"]["arena"]
-        return plan
-
-
-    def measure_decode(self, cpus):
-        """Tokens/s of one sequence through the decode caches; a leaking arm has none."""
-        if self.leaks or "--decode" not in output([self.binary, "bench", "--help"]):
-            return
-        times = json.loads(output([self.binary, "bench", "--decode", "--json", "--steps",
-                                   str(DECODE_STEPS), "--threads", str(cpus)]))
-        self.decode = times["sequences"] / times["step"]
+Slot = namedtuple("Slot", "gpu")     # where a run can be: a number for CUDA, or None
 
 
 def output(command):
@@ -91,100 +50,96 @@ def output(command):
     return done.stdout
 
 
-def run_quiet(command):
-    """Run a command; show its output only where it fails."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        sys.stderr.write(done.stdout)
-        raise StudyError(f"`{' '.join(command)}` failed", 2)
+# ---- what runs at a time
 
 
-def build_order(entries):
-    """One entry for each binary: the largest published arm, which has every mechanism, first."""
-    builds = {}
-    for entry in entries:
-        builds.setdefault(entry.build, entry)
-    last = max((e.build for e in entries if e.published), default=None)
-    return sorted(builds.values(), key=lambda e: e.build != last)
+def visible_gpus():
+    """The GPUs that runs may take, by the names that CUDA_VISIBLE_DEVICES has for them."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [g for g in chosen.split(",") if g] if chosen else \
+        [str(i) for i in range(len(gpus()))]
 
 
-def prepare(arms, base, cpus, check):
-    """Build all arms; plan, data and folder of the first decide whether to go on."""
-    began = time.monotonic()
-    for arm in arms:
-        say(f"building {arm.title}")
-        arm.configure(base)
-        arm.build(cpus)
-        plan = arm.plan(check if arm is arms[0] else [])
-        if arm is arms[0]:
-            say(f"{arm.title}: {plan['params']:,} parameters, {arm.arena / 2**20:.1f} MiB, fits")
-            memory = plan["memory_available"]
-    say(f"{len(arms)} binaries built in {time.monotonic() - began:.0f} s")
-    return memory
-
-
-def concurrency(cpus, runs, memory, arms):
-    """(runs at a time, threads of each): one cpu each, as many as memory holds."""
+def slots(one, cpus, runs):
+    """(slots, threads of each run): a run a GPU; else one cpu each, as many as memory holds."""
+    arms = list(one.arms.values())
+    if arms[0].config.y("ARCH_CUDA"):
+        found = visible_gpus() or ["0"]
+        return [Slot(g) for g in found[:runs]], max(1, cpus // len(found))
+    memory = json.loads(output([arms[0].binary, "plan", "--json"]))["memory_available"]
     fit = max(1, memory // max(arm.arena for arm in arms))
     jobs = max(1, min(cpus, runs, fit))
-    return jobs, max(1, cpus // jobs)
+    return [Slot(None)] * jobs, max(1, cpus // jobs)
 
 
-def measure_decodes(runs, out, cpus):
-    """Decode speeds, with the machine for each arm alone; those of an old table stay with
-    runs that were finished already."""
-    try:
-        old = {r["arm"]: r["decode_tok_s"] for r in json.loads(read(f"{out}/table.json"))["rows"]}
-    except (OSError, ValueError, KeyError):
-        old = {}
-    for run in runs:
-        if run.entry.twin is None and run.arm.decode is None:
-            run.arm.decode = None if run.trained else old.get(run.entry.name)
-            if run.arm.decode is None:
-                run.arm.measure_decode(cpus)
+def runs_of(one, cpus, data):
+    """([Run], slots) of a study, with the threads that each gets."""
+    states = one.record["runs"]
+    places, threads = slots(one, cpus, len(states))
+    first = one.record["seeds"][0]
+    for state in states:
+        state["threads"] = threads + (one.arms[state["arm"]].twin is not None)
+    return [Run(one.arms[s["arm"]], s, one.path(s), s["seed"] == first, data)
+            for s in states], places
 
 
-def check_twins(runs):
-    """Every repeat against the run that it repeats: the same bits."""
-    by_key = {(run.entry.name, run.seed): run for run in runs}
-    for run in runs:
-        twin = by_key.get((run.entry.twin, run.seed))
-        if not twin:
+def settled(one, runs):
+    """For --early-stop: why a run need not start any more; see Documentation/study.md."""
+    rule = one.record["early_stop"]
+    if not rule:
+        return lambda run: None
+    from scipy import stats    # asked for, so needed
+    base = one.record["baseline"]
+    others = max(1, sum(a.twin is None for a in one.arms.values()) - 1)
+
+    def losses(name):
+        return {r.seed: study.load_result(r.folder)["val_loss"] for r in runs
+                if r.arm.name == name and study.load_result(r.folder)}
+
+    def reason(run):
+        if base is None or run.arm.name == base or run.arm.twin is not None:
+            return None
+        mine, theirs = losses(run.arm.name), losses(base)
+        pairs = [s for s in mine if s in theirs and None not in (mine[s], theirs[s])]
+        if len(pairs) < PAIRS:
+            return None
+        p = stats.ttest_rel([mine[s] for s in pairs], [theirs[s] for s in pairs]).pvalue
+        if not p * others < rule["p"]:
+            return None
+        word = "worse" if sum(mine[s] - theirs[s] for s in pairs) > 0 else "better"
+        return f"settled, {word} than arm {base} after {len(pairs)} seeds (p {p:.1g}, " \
+               f"times {others} comparisons below {rule['p']})"
+
+    return reason
+
+
+# ---- what comes of it
+
+
+def measure_decodes(one, runs, cpus):
+    """
+    Tokens/s of one sequence through the decode caches, with the machine for each arm alone; a
+    leaking arm has none. What was measured stays while nothing is trained again.
+    """
+    again = {run.arm.name for run in runs if run.trained}
+    for arm in one.arms.values():
+        if arm.twin is not None or arm.leaks or (arm.decode and arm.name not in again) or \
+                "--decode" not in output([arm.binary, "bench", "--help"]):
             continue
-        difference = study.first_difference(run.folder, twin.folder)
-        if difference:
-            raise StudyError(f"{run.name} is not identical to {twin.name}: {difference}", 1)
-        yield (f"check: {run.name} is identical to {twin.name}: loss and gradient norm of every "
-               f"step, hash of the final weights ({run.threads} against {twin.threads} "
-               f"thread{'s' * (twin.threads > 1)})")
+        times = json.loads(output([arm.binary, "bench", "--decode", "--json", "--steps",
+                                   str(DECODE_STEPS), "--threads", str(cpus)]))
+        arm.decode = times["sequences"] / times["step"]
+        one.save()
 
 
-def one_seed(runs):
-    """What to say where a change has no interval."""
-    return ["one seed: a change has no spread to be judged by; set CONFIG_ABLATION_SEEDS"] \
-        if len({run.seed for run in runs}) == 1 else []
-
-
-def report(runs, out):
-    """Print and write the table; then the repeats."""
-    rows = study_table.table(runs)
-    below = study_table.notes(runs, rows) + one_seed(runs)
-    text = study_table.format_table(rows, below, study.load_result(runs[0].folder)["unit"])
-    sys.stdout.write("\n" + text)
-    checks, failure = [], None
-    try:
-        for line in check_twins(runs):
-            say(line)
-            checks.append(line)
-    except StudyError as error:
-        failure = error
-        checks.append(str(error))
-    write(os.path.join(out, "table.txt"), text + "".join(c + "\n" for c in checks))
-    write(os.path.join(out, "table.json"),
-          json.dumps({"rows": rows, "notes": below, "checks": checks}, indent=1) + "\n")
-    say(f"table: {out}/table.txt, with hashes and every seed {out}/table.json")
-    if failure:
-        raise failure
+def report(out):
+    """Render and print; a repeat that is not its twin fails the study."""
+    found = report_files.render(out)
+    sys.stdout.write("\n" + found.text)
+    say(f"report: {out}/report.html; table: {out}/summary.md, with hashes and every seed "
+        f"{out}/table.json and results.csv")
+    if found.failure:
+        raise StudyError(found.failure, 1)
 
 
 def picture(runs):
@@ -200,16 +155,17 @@ def picture(runs):
                                 min(columns(), PICTURE)))
 
 
-def leave(run, out, link):
+def leave(one, build, link):
     """What goes on from here: the binary of an arm, and the checkpoint that it finds."""
-    best = os.path.join(os.path.basename(run.folder), os.readlink(os.path.join(run.folder, "best")))
-    replace_link(best, os.path.join(out, "best"))
-    binary = run.arm.binary
+    folder = build.entry.folder
+    best = os.path.join(folder, os.readlink(os.path.join(one.out, folder, "best")))
+    replace_link(best, os.path.join(one.out, "best"))
+    binary = build.binary
     if link:
         replace_link(binary, link)
         binary = f"./{link}"
-    say(f"{binary} is the binary of {run.entry.title}, {out}/best the checkpoint it is to use:\n"
-        f"    {binary} generate --checkpoint {out} --prompt 'static int '\n"
+    say(f"{binary} is the binary of {build.entry.title}, {one.out}/best the checkpoint it is to "
+        f"use:\n    {binary} generate --checkpoint {one.out} --prompt 'static int '\n"
         f"    {binary} plan")
 
 
@@ -220,70 +176,101 @@ def replace_link(target, path):
     os.replace(path + ".new", path)
 
 
-def write(path, text):
-    """Under a temporary name, then renamed."""
-    with open(path + ".new", "w", encoding="utf-8") as f:
-        f.write(text)
-    os.replace(path + ".new", path)
-
-
-def move_aside(out):
-    """OUT becomes OUT.old-1, -2, ...: the first free one."""
-    if not os.path.exists(out):
-        return
-    n = 1
-    while os.path.exists(f"{out}.old-{n}"):
-        n += 1
-    os.rename(out, f"{out}.old-{n}")
-    say(f"the old study is now {out}.old-{n}")
-
-
-def run_study(args):
-    cfg = DotConfig.load(args.config)
-    entries = study.entries(cfg)
-    if not entries:
-        raise StudyError(f"{args.config} is no study: set CONFIG_RA_MLA_ABLATION_MODE=y, or "
-                         "fragments as CONFIG_ABLATION_ARMS")
-    cpus = args.threads or len(os.sched_getaffinity(0))
-    arms = {e.build: Arm(e, args) for e in build_order(entries)}
-    out = args.out or os.path.join("runs", cfg.s("RUN_NAME"))
-    check = ["--out", out] + (["--data", cfg.s("DATA_PATH")] if cfg.s("DATA_PATH") else [])
-    memory = prepare(list(arms.values()), args.config, cpus, check)
-
-    if args.restart:
-        move_aside(out)
-    os.makedirs(out, exist_ok=True)
-    first = cfg.i("SEED")
-    seeds = [first + i for i in range(max(1, cfg.i("ABLATION_SEEDS")))]
-    jobs, threads = concurrency(cpus, len(entries) * len(seeds), memory, arms.values())
-    runs = [Run(arms[e.build], e, seed, out, threads + (e.twin is not None), first)
-            for seed in seeds for e in entries]
-    Scheduler(sorted(runs, key=lambda r: -r.arm.flops), jobs).loop()
-    measure_decodes(runs, out, cpus)
-    report(runs, out)
+def run_study(one, args, cpus):
+    """Train what is not trained yet, then measure and report."""
+    held = one.lock()
+    one.refresh()
+    one.record["machine"] = machine(one.record["arms"][0]["compiler"])
+    runs, places = runs_of(one, cpus, args.data)
+    one.save()
+    # Seed by seed, so that pairs are whole early; the longest first, so that none is left at the end.
+    todo = sorted((run for run in runs if run.state["state"] not in ("done", "stopped")),
+                  key=lambda run: (run.seed, -run.arm.flops))
+    if len(todo) < len(runs):
+        say(f"{len(runs) - len(todo)} of {len(runs)} runs are there")
+    Scheduler(todo, places, one.save, settled(one, runs)).loop()
+    measure_decodes(one, runs, cpus)
+    one.save()
+    report(one.out)
     picture(runs)
-    leave(next(r for r in runs if r.arm is next(iter(arms.values()))), out, args.link)
+    held.close()
 
 
-def processors(text):
-    """A number of them; said in the words of make, which was typed."""
-    if not text.isdecimal() or not 1 <= int(text) <= 4096:
-        print(plain(f"tenon: THREADS={text}: give a whole number from 1 to 4096"), file=sys.stderr)
-        sys.exit(2)
-    return int(text)
+def whole(low, high, what):
+    """A type of argparse: a whole number, said in the words of make, which was typed."""
+    def convert(text):
+        if not text.isdecimal() or not low <= int(text) <= high:
+            print(plain(f"tenon: {what}={text}: give a whole number from {low} to {high}"),
+                  file=sys.stderr)
+            sys.exit(2)
+        return int(text)
+    return convert
+
+
+def probability(text):
+    """EARLY_STOP: the p-value at which a comparison counts as settled."""
+    try:
+        if 0 < float(text) < 1:
+            return float(text)
+    except ValueError:
+        pass
+    print(plain(f"tenon: EARLY_STOP={text}: give a p-value between 0 and 1, such as 0.001"),
+          file=sys.stderr)
+    sys.exit(2)
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description="run the ablation study of a configuration")
+    parser.add_argument("--config", help="the .config")
+    parser.add_argument("--base", help="a defconfig, fragments behind it, instead of --config")
+    parser.add_argument("--objtree", help="arms are built below it")
+    parser.add_argument("--arms", help="instead of those of the configuration")
+    parser.add_argument("--seeds", type=whole(1, 10**6, "SEEDS"), help="seeds of every arm")
+    parser.add_argument("--out", help="instead of runs/CONFIG_RUN_NAME")
+    parser.add_argument("--data", help="instead of CONFIG_DATA_PATH, with --run")
+    parser.add_argument("--restart", action="store_true", help="move an old study aside first")
+    parser.add_argument("--threads", type=whole(1, 4096, "THREADS"),
+                        help="processors to use, default all")
+    parser.add_argument("--early-stop", type=probability, help="see Documentation/study.md")
+    parser.add_argument("--link", help="file that becomes a link to the binary of the largest arm")
+    parser.add_argument("--build-only", action="store_true", help="leave the runs to --run")
+    parser.add_argument("--run", metavar="OUT", help="the runs of a study that is built")
+    parser.add_argument("--status", metavar="OUT", help="how far a study is")
+    return parser.parse_args()
+
+
+def command(args):
+    """What was typed, or stands for it."""
+    words = [f"{name}={shlex.quote(str(value))}" for name, value in (
+        ("BASE", args.base), ("ARMS", args.arms), ("SEEDS", args.seeds),
+        ("EARLY_STOP", args.early_stop)) if value]
+    return " ".join(["make ablate", *words]) if words else "make"
+
+
+def load(out):
+    one = Study.load(out)
+    if not one:
+        raise StudyError(f"{out}: no study is there (no study.json); name its folder: OUT=DIR")
+    return one
 
 
 def main():
-    parser = argparse.ArgumentParser(description="run the ablation study of a configuration")
-    parser.add_argument("--config", required=True, help="the .config")
-    parser.add_argument("--objtree", required=True, help="arms are built below it")
-    parser.add_argument("--out", help="instead of runs/CONFIG_RUN_NAME")
-    parser.add_argument("--restart", action="store_true", help="move an old study aside first")
-    parser.add_argument("--threads", type=processors, help="processors to use, default all")
-    parser.add_argument("--link", help="file that becomes a link to the binary of the largest arm")
-    args = parser.parse_args()
+    args = arguments()
+    cpus = args.threads or len(os.sched_getaffinity(0))
     try:
-        run_study(args)
+        if args.status:
+            sys.stdout.write(study_status.text(load(args.status)))
+        elif args.run:
+            run_study(load(args.run), args, cpus)
+        else:
+            import study_build    # needs kconfiglib and a compiler, the others do not
+            one, largest = study_build.prepare(args, command(args), cpus)
+            if args.build_only:
+                say(f"{one.out} is built; python3 scripts/ablate.py --run {one.out} runs it, here "
+                    "or where that folder and scripts/ are copied to")
+            else:
+                run_study(one, args, cpus)
+                leave(one, largest, args.link)
     except (StudyError, OSError) as error:
         print(plain(f"tenon: {error}"), file=sys.stderr)
         return getattr(error, "status", 2)

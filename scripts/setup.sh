@@ -5,12 +5,14 @@
 # else print the command to type and fail. Says nothing where nothing is missing.
 # Run from the top of the tree.
 #
-#	scripts/setup.sh [torch|bench|curve]
+#	scripts/setup.sh [torch|bench|curve|report|browser]
 #
 # torch: Debian's PyTorch too, which tests/torch.t compares with.
 # bench: the newest PyTorch too, in a folder of its own, and what torch.compile needs;
 # where none can be had, Debian's.
 # curve: gnuplot too, where it can be had; without it a study draws no curve.
+# report: scipy too, where it can be had; without it a report has no intervals.
+# browser: chromium too, where it can be had; with it tests/report.t looks at reports.
 
 WITH=$1
 KCONFIGLIB=14.1.0
@@ -159,11 +161,24 @@ install_torch() {
 	has_torch || fail "there is no PyTorch; type: sudo apt-get install -y python3-torch python3-numpy"
 }
 
-# A wish, not a need.
-install_gnuplot() {
-	command -v gnuplot >/dev/null || ! may_install || apt_install gnuplot-nox ||
-		{ apt_update && apt_install gnuplot-nox; } ||
-		say "without gnuplot: no picture of the losses"
+# wish PACKAGE WORDS: no need; the words say what there is not without it
+wish() {
+	! may_install || apt_install "$1" || { apt_update && apt_install "$1"; } || say "$2"
+}
+
+has_scipy() {
+	"$(sh scripts/python.sh)" -c 'import scipy' 2>/dev/null
+}
+
+# For the Python that runs scripts: a folder of our own takes no Debian packages.
+wish_scipy() {
+	case $(sh scripts/python.sh) in
+	"$PWD/$VENV"/*)
+		say "scipy in $VENV"
+		"$VENV/bin/python" -m pip install --quiet --disable-pip-version-check scipy \
+			>"$log" 2>&1 || say "without scipy: a report has no intervals" ;;
+	*) wish python3-scipy "without scipy: a report has no intervals" ;;
+	esac
 }
 
 log=$(mktemp) || exit
@@ -176,4 +191,8 @@ packages=$(missing_packages | tr '\n' ' ')
 has_python || install_kconfiglib
 has_python || fail "no python3 imports kconfiglib $KCONFIGLIB even after the installation"
 [ "$WITH" != bench ] || has_new_torch || install_torch
-[ "$WITH" != curve ] || install_gnuplot
+[ "$WITH" != curve ] || command -v gnuplot >/dev/null ||
+	wish gnuplot-nox "without gnuplot: no picture of the losses"
+[ "$WITH" != report ] || has_scipy || wish_scipy
+[ "$WITH" != browser ] || command -v chromium >/dev/null ||
+	wish chromium "without chromium: nobody looks at reports"

@@ -6,6 +6,7 @@ step, result.json the outcome.
 """
 import json
 import os
+import re
 
 from kconf import fragment
 
@@ -21,22 +22,26 @@ class StudyError(Exception):
 FRAGMENT = "ra-mla-arm{}"    # what an arm of the published study puts on the configuration
 GPT2 = "ra-mla-gpt2"         # the arm that stands beside them for scale
 TWIN = {4: 2, 5: 3}          # an arm that repeats another one's build and seed
+UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")    # what no folder of an arm is named with
 TAIL = 1 << 14               # bytes at the end of metrics.jsonl that hold its last rows
 
 
 class Entry:
-    """A line of the study: a published arm by its number, or a fragment by its name."""
+    """
+    A line of the study: a published arm by its number, or fragments and symbols by a name.
+    Fragments are files that go on top of the configuration, then symbols, {name: value}.
+    """
 
-    def __init__(self, word, name):
-        self.fragment = fragment.find(word)
+    def __init__(self, name, fragments, symbols=None):
+        self.fragments, self.symbols = fragments, symbols or {}
         self.name = name
         self.twin = TWIN.get(name)              # the number that it repeats
         self.title = f"arm {name}"
-        self.folder = f"arm{name}" if self.published else name
+        self.folder = f"arm{name}" if self.published else UNSAFE.sub("-", name)
 
     @classmethod
     def numbered(cls, number):
-        return cls(FRAGMENT.format(TWIN.get(number, number)), number)
+        return cls(number, [fragment.find(FRAGMENT.format(TWIN.get(number, number)))])
 
     @property
     def published(self):
@@ -49,11 +54,15 @@ class Entry:
 
     @property
     def label(self):
-        """What the fragment's first line, "# words" or "# Arm N: words", says of it."""
-        with open(self.fragment, encoding="utf-8") as f:
+        """What the fragments' first lines, "# words" or "# Arm N: words", say; the symbols."""
+        words = [f"{name} {value}".replace('"', "") for name, value in self.symbols.items()]
+        return ", ".join([self.first_line(path) for path in self.fragments] + words)
+
+    def first_line(self, path):
+        with open(path, encoding="utf-8") as f:
             line = f.readline().strip()
-        words = line.strip("# ") if line.startswith("# ") else str(self.name)
-        return words.removeprefix(f"Arm {TWIN.get(self.name, self.name)}: ")
+        words = line.strip("# ") if line.startswith("# ") else fragment.name(path)
+        return re.sub(r"^Arm \w+: ", "", words)
 
 
 def parse_numbers(text):
@@ -72,7 +81,7 @@ def entries(cfg):
     reason = fragment.problem(words)
     if reason:
         raise StudyError(f"CONFIG_ABLATION_ARMS: {reason}")
-    own = [Entry(word, fragment.name(word)) for word in words]
+    own = [Entry(fragment.name(word), [fragment.find(word)]) for word in words]
     if cfg.y("RA_MLA_ABLATION_MODE"):
         try:
             found = [Entry.numbered(n) for n in parse_numbers(cfg.s("RA_MLA_ABLATION_STEPS"))]
@@ -81,7 +90,7 @@ def entries(cfg):
                              f"have an arm, defconfigs/{FRAGMENT.format('N')}.config, 4 and 5 with "
                              "the 2 and 3 that they repeat") from None
         if "gpt2" not in [entry.name for entry in own]:
-            found.insert(0, Entry(GPT2, "gpt2"))
+            found.insert(0, Entry("gpt2", [fragment.find(GPT2)]))
     return found + own
 
 
@@ -90,6 +99,11 @@ def reference(names):
     if 0 in names:
         return 0
     return None if any(isinstance(n, int) for n in names) else names[0]
+
+
+def read(path):
+    with open(path, encoding="utf-8", errors="replace") as f:
+        return f.read()
 
 
 def load_result(folder):
@@ -101,20 +115,19 @@ def load_result(folder):
         return None
 
 
-def training_rows(folder):
-    """[(step, loss, grad_norm)] of metrics.jsonl, without a torn last line."""
-    rows = []
+def metric_rows(folder):
+    """The rows of metrics.jsonl, without a torn last line."""
     try:
         with open(os.path.join(folder, "metrics.jsonl"), encoding="utf-8") as f:
-            for line in f:
-                if not line.endswith("\n"):
-                    break
-                row = json.loads(line)
-                if "grad_norm" in row:
-                    rows.append((row["step"], row["loss"], row["grad_norm"]))
+            return [json.loads(line) for line in f if line.endswith("\n")]
     except FileNotFoundError:
-        pass
-    return rows
+        return []
+
+
+def training_rows(folder):
+    """[(step, loss, grad_norm)] of metrics.jsonl."""
+    return [(row["step"], row["loss"], row["grad_norm"]) for row in metric_rows(folder)
+            if "grad_norm" in row]
 
 
 def last_row(folder):

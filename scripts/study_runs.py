@@ -8,7 +8,7 @@ import time
 
 import study
 import study_table
-from study import StudyError
+from study import StudyError, read
 
 POLL = 0.25                  # seconds between looks at the running arms
 ESTIMATE_ROWS = 10           # training steps that an estimate of the time rests on
@@ -28,34 +28,41 @@ def columns():
         return WIDTH - 1
 
 
-def read(path):
-    with open(path, encoding="utf-8", errors="replace") as f:
-        return f.read()
+def duration(seconds):
+    """Time left, for people."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 class Run:
-    """One training run of an arm."""
+    """One training run of an arm; @state is its line in study.json."""
 
-    def __init__(self, arm, entry, seed, out, threads, first_seed):
-        tail = "" if seed == first_seed else f"-seed{seed}"
-        self.arm, self.entry, self.seed, self.threads = arm, entry, seed, threads
-        self.iters = arm.iters
-        self.name = entry.title + (f" seed {seed}" if tail else "")
-        self.folder = os.path.join(out, entry.folder + tail)
+    def __init__(self, arm, state, folder, first_seed=True, data=None):
+        self.arm = self.entry = arm
+        self.state, self.seed, self.folder = state, state["seed"], folder
+        self.iters, self.threads = arm.iters, state["threads"]
+        self.name = arm.title + ("" if first_seed else f" seed {self.seed}")
         self.log = self.folder + ".log"
-        self.process = None
+        self.data = data            # goes before the path of the configuration
+        self.process = self.slot = None
         self.told = 0               # lines of loss that stay
         self.trained = False        # by this study, now
         self.began = self.rows_before = 0
 
-    def start(self):
+    def start(self, slot):
         """In a session of its own, so that Ctrl-C reaches it once: through us."""
         env = dict(os.environ, OMP_WAIT_POLICY="passive")
+        self.slot = slot
+        if slot.gpu is not None:
+            env["CUDA_VISIBLE_DEVICES"] = slot.gpu
+        command = [self.arm.binary, "train", "--out", self.folder, "--seed", str(self.seed),
+                   "--threads", str(self.threads), "--label",
+                   f"{self.arm.title}: {self.arm.label}"]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [self.arm.binary, "train", "--out", self.folder, "--seed", str(self.seed),
-                 "--threads", str(self.threads), "--label",
-                 f"{self.entry.title}: {self.entry.label}"],
+                command + (["--data", self.data] if self.data else []),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env,
                 start_new_session=True)
         self.began = time.monotonic()
@@ -66,6 +73,10 @@ class Run:
         """Training steps in the log."""
         row = study.last_row(self.folder)
         return row["step"] if row else 0
+
+    def work(self):
+        """Operations that are left."""
+        return self.arm.flops * (self.iters - self.rows())
 
     def seconds_per_step(self):
         """Of this process, or None before it has a few steps behind it."""
@@ -93,12 +104,17 @@ class Run:
 
 
 class Scheduler:
-    """Runs a list of runs, @jobs at a time."""
+    """
+    Runs a list of runs, one in each slot. @changed is called when a run's state changes, @skip
+    says of a run why it need not start any more, or None.
+    """
 
-    def __init__(self, runs, jobs):
-        self.waiting, self.active = list(runs), []
-        self.jobs = jobs
+    def __init__(self, runs, slots, changed=lambda: None, skip=lambda run: None):
+        self.waiting, self.active, self.free = list(runs), [], list(slots)
+        self.jobs, self.total = len(slots), len(runs)
+        self.changed, self.skip = changed, skip
         self.estimated = False
+        self.rate = None            # seconds an operation, of one slot
         self.stopped = None
         self.live = sys.stdout.isatty()
         self.began = time.monotonic()
@@ -111,42 +127,80 @@ class Scheduler:
             if run.process and run.process.poll() is None:
                 run.process.send_signal(signum)
 
+    def mark(self, run, state, note=""):
+        run.state.update(state=state, note=note, steps=run.rows(), threads=run.threads)
+        if run.trained:
+            run.state["seconds"] += round(time.monotonic() - run.began, 1)
+        self.changed()
+
     def fill(self):
-        while self.waiting and len(self.active) < self.jobs:
+        while self.waiting and self.free:
             run = self.waiting.pop(0)
+            reason = self.skip(run)
+            if reason:
+                self.line(f"{run.name} is not run: {reason}")
+                self.mark(run, "stopped", reason)
+                continue
             self.line(f"{run.name} starts ({run.threads} thread{'s' * (run.threads > 1)})")
             self.active.append(run)
-            run.start()
+            run.state["started"] = run.state["started"] or time.strftime("%Y-%m-%d %H:%M:%S")
+            self.mark(run, "running")
+            run.start(self.free.pop(0))
             if self.stopped:
                 run.process.send_signal(self.stopped)
 
     def reap(self):
         for run in [r for r in self.active if r.process.poll() is not None]:
             self.active.remove(run)
+            self.free.append(run.slot)
+            run.trained = run.rows() > run.rows_before
             if self.stopped:
+                self.mark(run, "done" if study.load_result(run.folder) else "waiting")
                 continue
-            run.finish()
+            try:
+                run.finish()
+            except StudyError as error:
+                self.mark(run, "failed", str(error))
+                raise
             result = study.load_result(run.folder)
             took = time.monotonic() - run.began
-            run.trained = run.rows() > run.rows_before
             if run.trained:
                 self.estimate([run])
             how = f"done in {took:.0f} s" if run.trained else "was finished"
             self.line(f"{run.name} {how}: validation loss {study_table.number(result['val_loss'])}")
+            self.mark(run, "done")
 
     def line(self, text):
         say(("\r\033[K" if self.live else "") + text)
+
+    def left(self):
+        """Seconds to the end of the study, or None before a run has a few steps behind it."""
+        speeds = [(run.seconds_per_step(), run) for run in self.active]
+        known = [s / run.arm.flops for s, run in speeds if s is not None]
+        if known:
+            self.rate = sum(known) / len(known)
+        if self.rate is None:
+            return None
+        return self.rate * sum(r.work() for r in self.active + self.waiting) / self.jobs
 
     def estimate(self, measured):
         """Once, when every run of @measured has a few steps behind it; time goes with FLOPs."""
         seconds = [run.seconds_per_step() for run in measured]
         if self.estimated or not measured or None in seconds:
             return
-        rate = sum(s / r.arm.flops for s, r in zip(seconds, measured)) / len(seconds)
-        work = sum(r.arm.flops * (r.iters - r.rows()) for r in self.active + self.waiting)
-        total = time.monotonic() - self.began + rate * work / self.jobs
+        self.rate = sum(s / r.arm.flops for s, r in zip(seconds, measured)) / len(seconds)
+        work = sum(run.work() for run in self.active + self.waiting)
+        total = time.monotonic() - self.began + self.rate * work / self.jobs
         self.line(f"estimated total time: {total:.0f} s")
         self.estimated = True
+
+    def head(self):
+        """Of several runs: how many are done, and the time that the others take."""
+        if self.total <= self.jobs:
+            return ""
+        left = self.left()
+        done = self.total - len(self.waiting) - len(self.active)
+        return f"{done} of {self.total} runs" + (f", {duration(left)} left" if left else "") + " | "
 
     def show(self):
         """The losses: a line of each run stays now and then, one is written over."""
@@ -156,7 +210,7 @@ class Scheduler:
                 run.told = row["step"] * LINES // run.iters
                 self.line(run.progress(row))
         if self.live and rows:
-            text = " | ".join(run.progress(row) for run, row in rows)
+            text = self.head() + " | ".join(run.progress(row) for run, row in rows)
             sys.stdout.write("\r\033[K" + text[:columns()])
             sys.stdout.flush()
 
@@ -174,6 +228,7 @@ class Scheduler:
             self.stop(signal.SIGTERM, None)
             for run in self.active:
                 run.process.wait()
+                self.mark(run, "waiting")
             raise
         if self.stopped:
             raise StudyError("stopped; the same command resumes", 128 + self.stopped)

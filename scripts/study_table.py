@@ -11,10 +11,13 @@ import statistics
 import time
 
 import study
+import study_stats
 from study import StudyError
 
 HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{28}\b")        # a commit; twelve digits are shown
 DIGEST = re.compile(r",? sha256 (?:of names and sizes )?[0-9a-f]{64}")
+
+ASK = object()               # no baseline was given: the study's own rule finds one
 
 
 def number(x, form="{:.4f}"):
@@ -34,18 +37,15 @@ def spread(values, form):
     return text
 
 
-def paired(results, base):
-    """Differences to the reference, seed by seed; [] where there is none."""
-    return [None if None in (r["val_loss"], base[s]["val_loss"])
-            else r["val_loss"] - base[s]["val_loss"]
-            for s, r in results.items()] if base else []
+def losses(results):
+    """{seed: final loss}"""
+    return {seed: result["val_loss"] for seed, result in results.items()}
 
 
 def row(name, label, results, base, decode=None):
     """One arm's figures from its results by seed; base: the reference's, or None."""
-    losses = [r["val_loss"] for r in results.values()]
-    change = paired(results, base)
-    loss = mean(losses)
+    change = study_stats.differences(losses(results), losses(base)) if base else []
+    loss = mean(list(losses(results).values()))
     one = next(iter(results.values()))
     return {
         "arm": name,
@@ -53,55 +53,111 @@ def row(name, label, results, base, decode=None):
         "parameters": one["params"],
         "val_loss": loss,
         "perplexity": None if loss is None else math.exp(loss),
-        "change": mean(change) if change else None,
+        "change": statistics.fmean(change) if change else None,
+        "differences": change,
         "tokens": one["tokens"],
         "cache_token": one["cache_token"],
         "peak_bytes": max(r["peak_bytes"] for r in results.values()),
         "tok_s": statistics.median(r["tok_s"] for r in results.values()),
         "decode_tok_s": decode,
-        "text_loss": spread(losses, "{:.4f}"),
-        "text_change": spread(change, "{:+.4f}") if change else "-",
+        "text_loss": spread(list(losses(results).values()), "{:.4f}"),
+        "text_change": "not finite" if change is None else spread(change, "{:+.4f}") if change
+                       else "-",
         "seeds": {str(s): r for s, r in results.items()},
     }
 
 
-def table(runs):
-    """[row] in the order of the arms. A repeat is a check, not a result: it has none."""
+def judge(rows, base, leaking):
+    """Put what the paired test of each arm says into its row; base: the baseline's name."""
+    arms = {r["arm"]: r for r in rows if r["arm"] != base and r["arm"] not in leaking}
+    tests = study_stats.judge({name: r["differences"] for name, r in arms.items()
+                               if r["differences"]})
+    for r in rows:
+        test = tests.get(r["arm"])
+        r["test"] = test and test.figures()
+        r["verdict"] = verdict(r, base, leaking, test)
+        if test and test.verdict:
+            r["text_change"] = f"{test.mean:+.4f}"
+        elif r["arm"] in leaking or r["arm"] == base:
+            r["text_change"] = "-"
+
+
+def verdict(r, base, leaking, test):
+    """A word or two; "" where there is nothing to judge by."""
+    if r["arm"] in leaking:
+        return "leaks"
+    if r["val_loss"] is None:
+        return "not finite"
+    return test_words(r["test"]) if r["arm"] != base and test else ""
+
+
+def test_words(test):
+    """The verdict of Test.figures(); where it is open, how many seeds would settle it."""
+    return ": ".join(filter(None, (test["verdict"], seeds_words(test))))
+
+
+def seeds_words(test):
+    if test["verdict"] != "open":
+        return ""
+    needed = test["needed"]
+    return f"about {needed:,} seeds" if needed else f"over {study_stats.MOST_SEEDS:,} seeds"
+
+
+def table(runs, base=ASK):
+    """[row] in the order of the arms. A repeat is a check, not a result: it has none.
+
+    base: the arm that the others are compared with, or None; study.reference() where not given."""
     arms, results = {}, {}
     for run in runs:
         if getattr(run.entry, "twin", None) is None:
             arms[run.entry.name] = run
             results.setdefault(run.entry.name, {})[run.seed] = study.load_result(run.folder)
-    base = results.get(study.reference(list(results)))
-    return [row(name, run.entry.label + (" leaks" if run.arm.leaks else ""), results[name], base,
-                run.arm.decode)
+    base = study.reference(list(results)) if base is ASK else base
+    rows = [row(name, run.entry.label + (" leaks" if run.arm.leaks else ""), results[name],
+                results.get(base), run.arm.decode)
             for name, run in arms.items()]
+    judge(rows, base, {name for name, run in arms.items() if run.arm.leaks})
+    return rows
 
 
 # ---- what is printed
 
 def heads(unit):
-    return ("arm", "model", "parameters", "val loss", f"ppl/{unit}", "change", f"cache B/{unit}",
-            "peak MiB", "tok/s", "decode tok/s")
+    return ("arm", "model", "parameters", "val loss", f"ppl/{unit}", "change", "95 % interval",
+            "p", "verdict", f"cache B/{unit}", "peak MiB", "tok/s", "decode tok/s")
 
 
 def cells(r):
-    decode = r["decode_tok_s"]
+    decode, test = r["decode_tok_s"], r.get("test") or {}
+    judged = test.get("verdict")
     return (str(r["arm"]), r["what"], f"{r['parameters']:,}", r["text_loss"],
-            number(r["perplexity"], "{:.2f}"), r["text_change"], f"{r['cache_token']:,}",
+            number(r["perplexity"], "{:.2f}"), r["text_change"],
+            f"{test['low']:+.4f} to {test['high']:+.4f}" if judged else "",
+            p_value(test["holm"]) if judged else "",
+            r.get("verdict", ""), f"{r['cache_token']:,}",
             f"{r['peak_bytes'] / 2**20:.1f}", f"{r['tok_s']:,.0f}",
             "" if decode is None else f"{decode:,.0f}")
 
 
-def format_table(rows, below, unit):
-    """Text: one line per arm that begins with its number or name, then the notes."""
+def p_value(p):
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def table_lines(rows, unit):
+    """The table, which is one of markdown, too: a line of each arm begins with its name."""
     lines = [heads(unit)] + [cells(r) for r in rows]
     shown = [i for i in range(len(lines[0])) if any(line[i] for line in lines[1:])]
     width = {i: max(len(line[i]) for line in lines) for i in shown}
     text = [" | ".join(line[i].ljust(width[i]) if i < 2 else line[i].rjust(width[i])
                        for i in shown).rstrip() for line in lines]
-    text.insert(1, "-+-".join("-" * width[i] for i in shown))
-    return "\n".join(text + below) + "\n"
+    text.insert(1, "|".join("-" * (width[i] + 2) if i < 2 else "-" * (width[i] + 1) + ":"
+                            for i in shown)[1:])
+    return text
+
+
+def format_table(rows, below, unit):
+    """Text: the table, then the notes."""
+    return "\n".join(table_lines(rows, unit) + below) + "\n"
 
 
 # ---- notes
@@ -134,23 +190,48 @@ def baseline(rows, results):
             f"{bigram:.4f}{verdict}"]
 
 
-def meaning(rows, seeds, unit):
-    """What loss, change and ± are of."""
-    first = study.reference([r["arm"] for r in rows])
+def meaning(rows, seeds, unit, base=ASK):
+    """What loss, change, ± and intervals are of."""
+    first = study.reference([r["arm"] for r in rows]) if base is ASK else base
     text = f"val loss in nats per {unit}"
     if first is not None and any(r["change"] is not None for r in rows):
         text += f", change against arm {first}, seed by seed"
     if seeds > 1:
         text += f"; ± is the standard deviation over {seeds} seeds"
-    return text
+    return [text] + tested(rows)
 
 
-def notes(runs, rows, advice="start the study again with RESTART=1"):
+def tested(rows):
+    """What interval and p are, and where they need a word."""
+    family = [r for r in rows if r.get("test")]
+    if not study_stats.stats:
+        return [study_stats.MISSING] if any(r["test"]["n"] > 1 for r in family) else []
+    family = [r for r in family if r["test"]["verdict"]]
+    if not family:
+        return []
+    lines = [f"interval and p: paired t-test, corrected for {len(family)} comparisons (Bonferroni "
+             f"and Holm); seeds that would settle it: with {study_stats.POWER:.0%} chance, as the "
+             "difference and its spread are now"]
+    for r in family:
+        test = r["test"]
+        if test["holm"] < study_stats.ALPHA and test["low"] < 0 < test["high"]:
+            lines.append(f"arm {r['arm']}: that it differs is settled (Holm), how much is not: "
+                         "the interval includes 0")
+    return lines
+
+
+def one_seed(runs):
+    """What to say where a change has no interval."""
+    return ["one seed: a change has no spread to be judged by; set CONFIG_ABLATION_SEEDS"] \
+        if len({run.seed for run in runs}) == 1 else []
+
+
+def notes(runs, rows, advice="start the study again with RESTART=1", base=ASK):
     """Lines under the table."""
     results = [study.load_result(run.folder) for run in runs]
     same_data(runs, results, advice)
-    lines = [origin(runs, results),
-             meaning(rows, len({run.seed for run in runs}), results[0]["unit"])]
+    lines = [origin(runs, results)]
+    lines += meaning(rows, len({run.seed for run in runs}), results[0]["unit"], base)
     lines += baseline(rows, results)
     lines.append("data: " + DIGEST.sub("", results[0]["data"]))
     for run in {run.entry.name: run for run in runs}.values():

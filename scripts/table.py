@@ -14,8 +14,8 @@ from types import SimpleNamespace
 
 import study
 import study_table
-from ablate import write
 from study import StudyError
+from study_state import replace
 
 # Fields of result.json that runs to be compared should share, and in which words.
 SAME = {"seed": "seed", "steps": "steps", "build": "build"}
@@ -62,7 +62,7 @@ def main():
         text = study_table.format_table(rows, below, runs[0].result["unit"])
         sys.stdout.write(text)
         if args.out:
-            write(args.out, text)
+            replace(args.out, text)
     except (StudyError, OSError, KeyError) as error:
         missing = f"a result.json without {error}; train with this version" \
             if isinstance(error, KeyError) else error

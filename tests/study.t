@@ -21,8 +21,11 @@ import training as t    # noqa: E402
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.join(t.SRC, "scripts"))
+import ablate    # noqa: E402
+import bundle    # noqa: E402
 import curve    # noqa: E402
 import study    # noqa: E402
+import study_arms    # noqa: E402
 import study_runs    # noqa: E402
 import study_table    # noqa: E402
 
@@ -85,15 +88,15 @@ def test_table():
                    re.M), "date_version_and_tokens_are_said", done.stdout)
     t.ok("estimated total time" in done.stdout, "total_time_is_estimated")
     t.ok("check: arm 4 is identical to arm 2" in done.stdout, "repeat_is_a_check")
-    t.ok(lines["0"] in t.read(RUNS, "a/table.txt").decode(), "table_is_written")
+    t.ok(lines["0"] in t.read(RUNS, "a/summary.md").decode(), "table_is_written")
     table = json.loads(t.read(RUNS, "a/table.json"))
     rows = {r["arm"]: r for r in table["rows"]}
-    paired = rows[2]["val_loss"] - rows[0]["val_loss"]
-    t.ok(rows[2]["change"] == paired and f"{paired:+.4f}" in lines["2"],
+    paired = rows["2"]["val_loss"] - rows["0"]["val_loss"]
+    t.ok(rows["2"]["change"] == paired and f"{paired:+.4f}" in lines["2"],
          "change_is_against_arm_0", lines)
-    t.ok(rows[2]["parameters"] > rows[0]["parameters"] and rows[0]["cache_token"] <
-         min(rows[2]["cache_token"], rows["gpt2"]["cache_token"]), "arms_are_different_models", rows)
-    result = rows[0]["seeds"]["1337"]
+    t.ok(rows["2"]["parameters"] > rows["0"]["parameters"] and rows["0"]["cache_token"] <
+         min(rows["2"]["cache_token"], rows["gpt2"]["cache_token"]), "arms_are_different_models", rows)
+    result = rows["0"]["seeds"]["1337"]
     t.ok("sha256" in result["data"] and len(result["weights_sha256"]) == 64 and table["checks"] and
          result["label"] == "arm 0: latent attention, no mechanism", "the_json_has_the_hashes",
          result)
@@ -112,11 +115,9 @@ def test_left():
 def test_width():
     """Progress of many runs in a narrow terminal; a line of each stays five times in a run."""
     os.makedirs(f"{SCRATCH}/width", exist_ok=True)
-    runs = [study_runs.Run(SimpleNamespace(iters=100), study.Entry.numbered(n), 1, SCRATCH, 1, 1)
-            for n in range(4)]
-    for run in runs:
-        run.folder = f"{SCRATCH}/width"
-    scheduler = study_runs.Scheduler([], 4)
+    runs = [study_runs.Run(SimpleNamespace(iters=100, flops=1.0, title=f"arm {n}"),
+                           {"seed": 1, "threads": 1}, f"{SCRATCH}/width") for n in range(4)]
+    scheduler = study_runs.Scheduler([], [None] * 4)
     scheduler.active, scheduler.live = runs, True
     with mock.patch.object(study_runs, "columns", lambda: 39), \
             contextlib.redirect_stdout(io.StringIO()) as out:
@@ -154,7 +155,167 @@ def test_again(first):
     done = run(*study_command("a"))
     t.ok(done.returncode == 0 and table_lines(done.stdout) == table_lines(first),
          "running_again_prints_the_same_table", t.said(done))
-    t.ok(os.stat(f"{RUNS}/a/arm0/metrics.jsonl").st_mtime_ns == at, "running_again_trains_nothing")
+    t.ok(os.stat(f"{RUNS}/a/arm0/metrics.jsonl").st_mtime_ns == at and
+         "4 of 4 runs are there" in done.stdout, "running_again_trains_nothing", done.stdout)
+
+
+def test_state():
+    """study.json: what the report and another machine read."""
+    state = json.loads(t.read(RUNS, "a/study.json"))
+    arms = {arm["name"]: arm for arm in state["arms"]}
+    t.ok(state["baseline"] == 0 and state["seeds"] == [1337] and arms[4]["twin"] == 2 and
+         arms[2]["symbols"] == arms[4]["symbols"] and
+         arms[0]["symbols"]["RA_MLA_MLP_ATTN_GATE"] == "n" and
+         arms[0]["plan"]["params"] < arms[2]["plan"]["params"] and
+         [r["state"] for r in state["runs"]] == ["done"] * 4, "the_state_is_a_file", state["runs"])
+    t.ok(len({r["content"] for r in state["runs"]}) == 4,
+         "a_repeat_is_a_run_of_its_own", state["runs"])
+    for arm in state["arms"]:
+        kept = t.read(RUNS, "a", arm["config"])
+        t.ok(kept == t.read(f"{SCRATCH}/arms/{'arm2' if arm['twin'] else arm['folder']}/.config"),
+             f"the_configuration_is_kept: {arm['title']}")
+
+
+def test_shared_bytes():
+    """The same seed gives tensors that two arms share the same bytes, whatever else they have."""
+    values, shapes = {}, {}
+    with t.folder() as d:
+        bundle.tokens(f"{d}/tok", 1, 8, 256)
+        for arm in ("gpt2", "arm0", "arm2"):
+            done = run(f"{SCRATCH}/arms/{arm}/tenon", "dump", "--tokens", f"{d}/tok", "--out",
+                       f"{d}/{arm}", "--batch", "1", "--length", "8", "--init", "3")
+            if not t.ok(done.returncode == 0, f"{arm}_is_dumped", t.said(done)):
+                return
+            shapes[arm], values[arm], _ = bundle.bundle(f"{d}/{arm}")
+    for one, other, least in (("arm0", "arm2", 20), ("gpt2", "arm2", 10)):
+        shared = [n for n in values[one] if n.startswith("param.") and
+                  shapes[one][n] == {**shapes[other].get(n, {}),
+                                     "data_offsets": shapes[one][n]["data_offsets"]}]
+        t.ok(len(shared) >= least and all(values[one][n] == values[other][n] for n in shared),
+             f"{one}_and_{other}_begin_with_the_same_bytes", f"{len(shared)} {list(values[one])}")
+
+
+def test_moved():
+    """A built study in another place, without compiler and kconfiglib: one run is missing."""
+    shutil.rmtree(f"{RUNS}/moved", ignore_errors=True)
+    shutil.copytree(f"{RUNS}/a", f"{RUNS}/moved", symlinks=True)
+    shutil.rmtree(f"{RUNS}/moved/arm0")
+    done = run("/usr/bin/env", "PATH=/nowhere", sys.executable, "-S", "scripts/ablate.py", "--run",
+               f"{RUNS}/moved")
+    t.ok(done.returncode == 0 and "3 of 4 runs are there" in done.stdout and
+         t.steps(f"{RUNS}/moved/arm0") and not study.first_difference(
+             f"{RUNS}/moved/arm0", f"{RUNS}/a/arm0"), "a_moved_study_trains_what_it_lacks",
+         t.said(done))
+    done = run("make", "ablate-status", f"OUT={RUNS}/moved")
+    t.ok(done.returncode == 0 and "4 of 4 runs are done; nothing runs\n" in done.stdout and
+         "arm gpt2  #  validation loss" in done.stdout, "the_status_says_so", t.said(done))
+    done = run("make", "ablate-status", f"OUT={SCRATCH}")
+    t.ok(done.returncode == 2 and "no study.json" in done.stderr, "a_status_needs_a_study",
+         t.said(done))
+
+
+def test_content():
+    """Runs of another content are moved aside, one by one; the others stay."""
+    shutil.rmtree(f"{RUNS}/b", ignore_errors=True)
+    shutil.copytree(f"{RUNS}/a", f"{RUNS}/b", symlinks=True)
+    state = json.loads(t.read(RUNS, "b/study.json"))
+    for arm in state["arms"]:
+        if arm["name"] == 0:
+            arm["sources_sha256"] = "0" * 64
+    for one in state["runs"]:
+        if one["arm"] == 0:
+            one["content"] = "0" * 64
+    t.write(json.dumps(state).encode(), RUNS, "b/study.json")
+    done = run(*study_command("b"))
+    t.ok(done.returncode == 0 and re.search(r"b/arm0 is of other content \(sources\); it is now "
+                                            r".*b/arm0\.old-1", done.stdout) and
+         "3 of 4 runs are there" in done.stdout and os.path.exists(f"{RUNS}/b/arm0.old-1"),
+         "a_run_of_other_sources_is_moved_aside", t.said(done))
+
+
+def test_repro():
+    """make repro: the same binary from the kept configuration, and its first steps."""
+    done = run("make", f"O={SCRATCH}", "repro", f"RUN={RUNS}/a/arm0", "STEPS=5")
+    t.ok(done.returncode == 0 and "first 5 steps are the same, bit for bit" in done.stdout,
+         "a_run_is_repeated", t.said(done))
+    rows = t.read(RUNS, "b/arm0/metrics.jsonl").decode().splitlines(True)
+    row = json.loads(rows[1])
+    t.write("".join([rows[0], json.dumps({**row, "loss": row["loss"] + 1}) + "\n", *rows[2:]])
+            .encode(), RUNS, "b/arm0/metrics.jsonl")
+    done = run("make", f"O={SCRATCH}", "repro", f"RUN={RUNS}/b/arm0", "STEPS=5")
+    t.ok(done.returncode == 2 and "step 2: loss" in done.stderr, "a_difference_is_named",
+         t.said(done))
+    done = run("make", "repro", f"RUN={RUNS}/a/none")
+    t.ok(done.returncode == 2 and "no run of a study" in done.stderr, "a_repeat_needs_a_run",
+         t.said(done))
+
+
+def test_words():
+    """ARMS: fragments, symbols, products; a bad word is named."""
+    def names(text):
+        return [(e.folder, e.symbols) for e in study_arms.parse(text)]
+
+    t.ok(names("N_LAYER=1,2+KV_HEADS=1") == [
+        ("N_LAYER-1+KV_HEADS-1", {"N_LAYER": "1", "KV_HEADS": "1"}),
+        ("N_LAYER-2+KV_HEADS-1", {"N_LAYER": "2", "KV_HEADS": "1"})], "symbols_make_products",
+         names("N_LAYER=1,2+KV_HEADS=1"))
+    t.ok(names('BLOCK="mha mlp" RA_MLA_MLP_SPARSE_MODE=rms') == [
+        ("BLOCK-mha-mlp", {"BLOCK": '"mha mlp"'}),
+        ("RA_MLA_MLP_SPARSE_MODE-rms", {"RA_MLA_MLP_SPARSE_MODE": '"rms"'})],
+         "quotes_keep_a_value_together")
+    t.ok([e.name for e in study_arms.parse("0 ra-mla-arm1+N_LAYER=2")] ==
+         [0, "ra-mla-arm1+N_LAYER=2"] and [e.twin for e in study_arms.parse("2 4")] == [None, 2],
+         "numbers_and_fragments_are_arms")
+    for text, words in {"none": "none is no fragment", "N_LAYER=": "N_LAYER lacks a value",
+                        '"a': "not closed", "N_LAYER=1,1": "two arms", "4": "with the 2", "9": "are 0 to 5",
+                        " ": "name the arms", "ra-mla-arm1+": "nothing is no fragment"}.items():
+        try:
+            study_arms.parse(text)
+            said = ""
+        except study.StudyError as error:
+            said = str(error)
+        t.ok(words in said, f"a_bad_word_is_named: {text}", said)
+
+
+def test_ablate():
+    """make ablate: any symbol as an arm, several seeds, a base by its name."""
+    done = run("make", f"O={SCRATCH}", "ablate", "BASE=tiny-gpt2", "ARMS=KV_HEADS=9",
+               f"OUT={RUNS}/x")
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("make")]
+    t.ok(done.returncode == 2 and len(errors) == 1 and "KV_HEADS" in errors[0] and
+         "arm KV_HEADS=9: " in errors[0], "an_arm_that_is_illegal_is_refused", t.said(done))
+    configure(MAX_ITERS=4, EVAL_INTERVAL=4)
+    done = run("make", f"O={SCRATCH}", "ablate", "ARMS=0 RA_MLA_LATENT_DIM=4", "SEEDS=2",
+               f"OUT={RUNS}/y")
+    lines = {line.split(" |")[0].strip(): line for line in done.stdout.splitlines() if " | " in line}
+    state = json.loads(t.read(RUNS, "y/study.json"))
+    t.ok(done.returncode == 0 and {"0", "RA_MLA_LATENT_DIM=4"} <= set(lines) and
+         state["arms"][1]["symbols"] == {"RA_MLA_LATENT_DIM": "4"} and
+         [r["folder"] for r in state["runs"]] == ["arm0", "RA_MLA_LATENT_DIM-4", "arm0-seed1338",
+                                                  "RA_MLA_LATENT_DIM-4-seed1338"] and
+         state["command"] == "make ablate ARMS='0 RA_MLA_LATENT_DIM=4' SEEDS=2",
+         "symbols_are_arms", t.said(done))
+
+
+def test_settled():
+    """EARLY_STOP: only when it was asked for, and only what is settled."""
+    try:
+        import scipy    # noqa: F401
+    except ImportError:
+        t.ok(True, "a settled comparison ends # SKIP scipy is not installed")
+        return
+    losses = {0: [2.0, 2.1, 2.2], 1: [2.5, 2.61, 2.7], 2: [2.1, 2.0, 2.25]}
+    arms = {n: SimpleNamespace(name=n, twin=None) for n in losses}
+    runs = [SimpleNamespace(arm=arms[n], seed=s, folder=(n, s)) for n in losses for s in range(4)]
+    record = {"early_stop": {"p": 0.01}, "baseline": 0}
+    results = {(n, s): {"val_loss": x} for n in losses for s, x in enumerate(losses[n])}
+    with mock.patch.object(study, "load_result", results.get):
+        reason = ablate.settled(SimpleNamespace(record=record, arms=arms), runs)
+        said = [reason(r) for r in runs if r.seed == 3]
+        record["early_stop"] = None
+        never = ablate.settled(SimpleNamespace(record=record, arms=arms), runs)
+        t.ok(said[0] is None and "settled, worse than arm 0 after 3 seeds" in said[1] and
+             said[2] is None and never(runs[7]) is None, "a_settled_comparison_ends", said)
 
 
 def test_difference():
@@ -176,7 +337,7 @@ def test_difference():
 
 def test_restart():
     done = run(*study_command("b", "--restart"))
-    t.ok(done.returncode == 0 and os.path.exists(f"{RUNS}/b.old-1/table.txt") and
+    t.ok(done.returncode == 0 and os.path.exists(f"{RUNS}/b.old-1/summary.md") and
          "arm 4 is identical to arm 2" in done.stdout, "restart_moves_the_old_study_aside",
          t.said(done))
 
@@ -285,12 +446,12 @@ def test_cells():
                 for s, x in enumerate(losses)}
     label = {n: study.Entry.numbered(n).label for n in (1, 3, 5)}
     t.ok(label[1] == "the gate" and label[5] == label[3] and
-         study.Entry(study.GPT2, "gpt2").label.startswith("plain GPT-2"),
+         study.Entry("gpt2", [study.fragment.find(study.GPT2)]).label.startswith("plain GPT-2"),
          "arms_are_named_by_their_fragments", label)
     r = study_table.row(1, "the gate leaks", results(2.0, 3.0), results(1.5, 2.0))
     t.ok(study_table.cells(r)[1] == "the gate leaks" and r["text_loss"] == "2.5000 ± 0.7071" and
          r["text_change"] == "+0.7500 ± 0.3536", "seeds_give_mean_and_deviation_of_pairs", r)
-    said = study_table.meaning([r, {**r, "arm": 0}], 2, "byte")
+    said = " ".join(study_table.meaning([r, {**r, "arm": 0}], 2, "byte"))
     t.ok("nats per byte" in said and "against arm 0" in said and
          "± is the standard deviation over 2 seeds" in said, "the_table_says_what_it_is_of", said)
     t.ok(study_table.cells(study_table.row(0, "plain", results(None), None))[3] == "not finite",
@@ -324,9 +485,9 @@ def test_fragments():
     done = run("make", f"O={SCRATCH}", f"OUT={RUNS}/f")
     lines = named_lines(done.stdout)
     rows = {r["arm"]: r for r in json.loads(t.read(RUNS, "f/table.json"))["rows"]}
-    change = rows["gpt2"]["val_loss"] - rows[0]["val_loss"]
+    change = rows["gpt2"]["val_loss"] - rows["0"]["val_loss"]
     t.ok(done.returncode == 0 and {"0", "gpt2"} <= set(lines) and
-         rows["gpt2"]["parameters"] != rows[0]["parameters"] and f"{change:+.4f}" in lines["gpt2"],
+         rows["gpt2"]["parameters"] != rows["0"]["parameters"] and f"{change:+.4f}" in lines["gpt2"],
          "a_fragment_is_an_arm_beside_the_published_ones", t.said(done))
     configure(MAX_ITERS=4, EVAL_INTERVAL=4, RA_MLA_ABLATION_MODE="n",
               ABLATION_ARMS=arms("plain", "gpt2"), ABLATION_SEEDS=2)
@@ -353,7 +514,7 @@ def test_table_of_runs():
     done = table_of("f/arm0", "f/gpt2")
     lines = named_lines(done.stdout)
     rows = {r["arm"]: r for r in json.loads(t.read(RUNS, "f/table.json"))["rows"]}
-    change = rows["gpt2"]["val_loss"] - rows[0]["val_loss"]
+    change = rows["gpt2"]["val_loss"] - rows["0"]["val_loss"]
     t.ok(done.returncode == 0 and f"{change:+.4f}" in lines["gpt2"] and "data: " in done.stdout and
          "arm0" in lines, "finished_runs_make_a_table", t.said(done))
     done = table_of("f/arm0", "g/plain-seed1338")
@@ -384,14 +545,22 @@ def main():
     test_curve()
     test_width()
     test_again(first)
+    test_state()
+    test_shared_bytes()
+    test_moved()
     test_difference()
     test_restart()
+    test_content()
+    test_repro()
+    test_words()
+    test_settled()
     test_interrupt()
     test_refusals()
     test_too_large()
     test_leaks()
     test_fragments()
     test_table_of_runs()
+    test_ablate()
     return t.done()
 
 

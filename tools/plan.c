@@ -149,8 +149,10 @@ int verb_plan(int argc, char **argv)
 	make_report(&r, sequences);
 	if (check)
 		plan_refuse(&r.plan[PHASE_TRAIN]);
-	if (data)
+	if (data) {
 		data_open(data);
+		r.data = source_describe();
+	}
 	if (json)
 		plan_json(&r);
 	else if (check)

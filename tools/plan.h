@@ -17,6 +17,7 @@ enum { PHASES = 3, PARTS = 7 };
  * @arena: bytes in training with each way to recompute
  * @flops_decode: operations of one decode step at the last position, per sequence
  * @same_bits: ranks that share the micro-batches of a step change no bit
+ * @data: what was read for --check, or NULL
  */
 struct report {
 	struct model m;
@@ -25,6 +26,7 @@ struct report {
 	size_t arena[NR_RECOMPUTE];
 	double flops_decode;
 	bool same_bits;
+	const char *data;
 };
 
 /**

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "arch.h"
+#include "data.h"
 #include "plan.h"
 
 static json_t *string_or_null(const char *text)
@@ -213,6 +214,9 @@ void plan_json(const struct report *r)
 		"forms", by_mixer(&r->m, form_of),
 		"leaks", by_mixer(&r->m, leaks_of));
 
+	json_object_set_new(o, "unit", json_string(data_unit()));
+	if (r->data)
+		json_object_set_new(o, "data", json_string(r->data));
 	json_object_set_new(o, "recompute", json_string(recompute_names[r->m.recompute]));
 	json_object_set_new(o, "recompute_arena", recompute_json(r));
 	json_object_set_new(o, "train", phase_json(&r->plan[PHASE_TRAIN]));
