@@ -36,7 +36,7 @@ def duration(seconds):
     for size, unit in ((3600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"
+    return f"{seconds:.3g} s"
 
 
 AMOUNT = {"tokens": si, "flops": si, "seconds": duration}
