@@ -111,7 +111,7 @@ table:
 report:
 	$(if $(call cmdline,OUT),,$(error make report: say of which study: make report OUT=runs/NAME))
 	@sh scripts/setup.sh report
-	$(Q)$(PYTHON) scripts/report.py $(call cmdline,OUT)
+	$(Q)$(PYTHON) scripts/report.py '$(subst ','\'',$(call typed,OUT))'
 
 bench:
 	@sh scripts/setup.sh bench

@@ -67,7 +67,8 @@ def notes(found, rows):
     lines = study_table.notes(runs, rows, base=found.baseline) + study_table.one_seed(found.runs) \
         if runs else []
     if found.goes_on():
-        lines.insert(0, f"{len(runs)} of {len(found.runs)} runs are finished; the table is of those")
+        lines.insert(0, f"{len(runs)} of {len(found.runs)} runs are finished" +
+                     ("; the table is of those" if runs else ""))
     if found.json["early_stop"]:
         stopped = sum(run.state == "stopped" for run in found.runs)
         rule = ", ".join(f"{k} {v}" for k, v in found.json["early_stop"].items())

@@ -36,7 +36,7 @@ def duration(seconds):
     for size, unit in ((3600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"
+    return f"{seconds:.3g} s"
 
 
 AMOUNT = {"tokens": si, "flops": si, "seconds": duration}
@@ -90,7 +90,8 @@ def arm_data(arm, row, color, dash):
 # ---- pieces
 
 def cell(label, content, kind="num"):
-    return f'<td class="{kind}{" none" if not content else ""}" data-label="{text(label)}">{content}</td>'
+    none = "" if content else " none"
+    return f'<td class="{kind}{none}" data-label="{text(label)}">{content}</td>'
 
 
 def table(heads, lines, kind=""):
@@ -220,10 +221,10 @@ def choice(kind, key, options, first):
     return f'<span class="choice" data-for="{kind}" data-key="{key}" role="group">{buttons}</span>'
 
 
-def figure(name, kind, caption, head="", **data):
+def figure(name, kind, caption, **data):
     more = "".join(f' data-{k}="{text(v)}"' for k, v in data.items())
-    return f'<figure data-figure="{text(name)}" data-kind="{kind}"{more}></figure>' \
-        .replace("></figure>", f">{head}<figcaption>{caption}</figcaption></figure>")
+    return f'<figure data-figure="{text(name)}" data-kind="{kind}"{more}>' \
+        f"<figcaption>{caption}</figcaption></figure>"
 
 
 def curves(found):
@@ -233,9 +234,10 @@ def curves(found):
                    for a in found.compared())
     views = [("validation", "Validation"), ("training", "Training")]
     views += [("difference", f"Minus {found.baseline}")] if found.baseline else []
+    axes = (("tokens", "Tokens"), ("flops", "FLOPs"), ("seconds", "Time"))
     return f'<h2>Curves</h2><div class="arms" role="group" aria-label="arms shown">{arms}</div>' \
         f'<div class="bar">{choice("loss", "y", views, "validation")}' \
-        f'{choice("loss", "x", (("tokens", "Tokens"), ("flops", "FLOPs"), ("seconds", "Time")), "tokens")}' \
+        f'{choice("loss", "x", axes, "tokens")}' \
         "</div>" + figure("loss", "loss", "Mean over the finished seeds of an arm, the band from the "
                           "lowest to the highest seed; before a seed is finished, the one that is "
                           "furthest. Time is that of training steps alone. Circles on the line of "
@@ -304,9 +306,9 @@ def runs_table(found):
         lines.append(("", [
             cell("run", f"<code>{text(run.path)}</code>", "wide"), cell("seed", run.seed),
             cell("state", run.state, ""), cell("steps", f"{run.steps:,}"),
-            cell("time", duration(seconds) if seconds else ""), cell("threads", run.info["threads"] or ""),
-            cell("val loss", loss),
-            cell("weights", f"<code>{result.get('weights_sha256', '')[:HASH]}</code>" if result else "", ""),
+            cell("time", duration(seconds) if seconds else ""),
+            cell("threads", run.info["threads"] or ""), cell("val loss", loss),
+            cell("weights", f"<code>{result['weights_sha256'][:HASH]}</code>" if result else "", ""),
             cell("note", text(run.info["note"] or ""), "wide")]))
     return table(heads, lines, "cards")
 

@@ -209,9 +209,10 @@ def tested(rows):
     family = [r for r in family if r["test"]["verdict"]]
     if not family:
         return []
-    lines = [f"interval and p: paired t-test, corrected for {len(family)} comparisons (Bonferroni "
-             f"and Holm); seeds that would settle it: with {study_stats.POWER:.0%} chance, as the "
-             "difference and its spread are now"]
+    corrected = f", corrected for {len(family)} comparisons (Bonferroni and Holm)" \
+        if len(family) > 1 else ""
+    lines = [f"interval and p: paired t-test{corrected}; seeds that would settle it: with "
+             f"{100 * study_stats.POWER:.0f} % chance, as the difference and its spread are now"]
     for r in family:
         test = r["test"]
         if test["holm"] < study_stats.ALPHA and test["low"] < 0 < test["high"]:

@@ -74,6 +74,10 @@ def final_loss(arm, seed):
     return 3 + random.Random(seed).gauss(0, .1) + shift + random.Random(f"{arm}{seed}").gauss(0, spread)
 
 
+def number(arm):
+    return int(arm) if arm and arm.isdigit() else arm
+
+
 def write_study(name, arms=tuple(ARMS), seeds=SEEDS, twins=(), states=(), losses=()):
     """OUT of a study: twins {repeat: arm}, states {(arm, seed): state}, losses likewise."""
     out, twins, states, losses = f"{SCRATCH}/{name}", dict(twins), dict(states), dict(losses)
@@ -82,20 +86,23 @@ def write_study(name, arms=tuple(ARMS), seeds=SEEDS, twins=(), states=(), losses
     runs = []
     for arm, seed in itertools.product([*arms, *twins], seeds):
         state = states.get((arm, seed), "done")
-        runs.append({"arm": arm, "seed": seed, "folder": f"{arm}-seed{seed}", "threads": 1 + (arm in twins),
-                     "state": state, "steps": STEPS, "started": None, "seconds": 4.5, "note": ""})
+        runs.append({"arm": number(arm), "seed": seed, "folder": f"{arm}-seed{seed}",
+                     "threads": 1 + (arm in twins), "state": state, "steps": STEPS, "started": None, "seconds": 4.5, "note": ""})
         if state != "waiting":
             source = twins.get(arm, arm)
             write_run(out, runs[-1]["folder"], source, seed,
                       losses.get((arm, seed), final_loss(source, seed)), state)
     with open(f"{out}/study.json", "w") as f:
-        json.dump({
+        json.dump({     # names of published arms are numbers; no machine is known before a run
             "format": 1, "name": name, "unit": "byte", "command": "make ablate", "base": "tiny",
-            "baseline": "0", "seeds": list(seeds), "created": "2026-01-01",
-            "machine": {"cpu": "a cpu", "cores": 2, "gpu": None, "os": "Linux", "compiler": "gcc"},
+            "baseline": 0, "seeds": list(seeds), "created": "2026-01-01",
+            "machine": None if set(states.values()) == {"waiting"} else
+            {"cpu": "a cpu", "cores": 2, "gpu": None, "os": "Linux", "compiler": "gcc"},
             "git": {"commit": "0" * 40, "dirty": False}, "early_stop": None,
-            "arms": [{"name": arm, "title": f"arm {arm}", "what": EVIL if arm == "2" else f"what {arm} is",
-                      "twin": twins.get(arm), "leaks": {"recip": "it looks"} if arm == "leaky" else {},
+            "arms": [{"name": number(arm), "title": f"arm {arm}",
+                      "what": EVIL if arm == "2" else f"what {arm} is",
+                      "twin": number(twins.get(arm)),
+                      "leaks": {"recip": "it looks"} if arm == "leaky" else {},
                       "config": f"configs/{arm}.config", "symbols": {"CONFIG_X": f"x{arm}"},
                       "plan": {"params": 1000 + i, "flops_token": 1000.0 + 500 * (arm == "1"),
                                "cache_token": 64 + 64 * i},
