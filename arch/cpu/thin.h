@@ -7,9 +7,30 @@
 #ifndef TENON_CPU_THIN_H
 #define TENON_CPU_THIN_H
 
-#include "real.h"
+#include "tile.h"
 
 enum { THIN_ROWS = 8 };		/* most rows; beyond them packing pays */
+
+/* An element of the left operand: as it is where the processor multiplies it so. */
+#if defined(CONFIG_REAL_BF16) && !defined(__AVX512BF16__)
+typedef acc_t thin_t;
+#else
+typedef act_t thin_t;
+#endif
+
+/** thin_left() - elements of acc_t that thin_widen() may fill */
+static inline long thin_left(int rows, int k)
+{
+	return sizeof(thin_t) == sizeof(act_t) ? 0 : tile_left(rows, k);
+}
+
+/** thin_widen() - a left operand as thin_gemm() reads it: tile_widen(), where that is needed */
+static inline const thin_t *thin_widen(const act_t *a, long *ld, int rows, int cols, acc_t *buf)
+{
+	if (sizeof(thin_t) == sizeof(act_t))
+		return (const thin_t *)a;
+	return (const thin_t *)tile_widen(a, ld, rows, cols, buf);
+}
 
 /**
  * thin_gemm() - c = alpha a b^T + beta c on the calling thread, b read once
@@ -19,9 +40,11 @@ enum { THIN_ROWS = 8 };		/* most rows; beyond them packing pays */
  * @lda, @ldb, @ldc: row strides
  * @beta: 0 overwrites
  *
- * An element is a function of its own row and column alone: the same bits at any @m.
+ * An element is a function of its own row and column alone: the same bits at any @m. With
+ * avx512_bf16 the two products of a pair of columns are added before their sum is, and
+ * numbers below 2^-126 count as 0.
  */
-void thin_gemm(int m, int n, int k, acc_t alpha, const acc_t *a, long lda, const act_t *b,
+void thin_gemm(int m, int n, int k, acc_t alpha, const thin_t *a, long lda, const act_t *b,
 	       long ldb, acc_t beta, acc_t *c, long ldc);
 
 #endif
