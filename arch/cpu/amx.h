@@ -43,8 +43,9 @@ void amx_pack(int m, int k, const act_t *a, long lda, acc_t *to);
  * @beta: 0 overwrites
  * @c: row stride @ldc
  *
- * An element is one sum over pairs of k in ascending order, the two products of a pair
- * added before it: the same bits at any @m and @n.
+ * An element is one sum over pairs of k in ascending order, the products of even and those
+ * of odd columns of a step apart and then added; numbers below 2^-126 count as 0. The same
+ * bits at any @m and @n.
  */
 void amx_gemm(int m, int n, int k, acc_t alpha, const acc_t *a, const act_t *b, long ldb,
 	      acc_t beta, acc_t *c, long ldc);

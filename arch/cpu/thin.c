@@ -2,7 +2,7 @@
 /*
  * A few rows times a weight: rows of b against all rows of a, so that b streams from
  * memory once and each of its vectors is multiplied m times while it is in a register.
- * An element is LANES chains over k, halved until they are one.
+ * An element is LANES chains over k, or over its pairs, halved until they are one.
  */
 #include "thin.h"
 #include "tile.h"

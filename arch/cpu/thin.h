@@ -11,7 +11,14 @@
 
 enum { THIN_ROWS = 8 };		/* most rows; beyond them packing pays */
 
-/* An element of the left operand: as it is where the processor multiplies it so. */
+/* Does the processor multiply pairs of bf16? Else the left operand is widened before. */
+#ifdef __AVX512BF16__
+enum { THIN_PAIRS = NARROW };
+#else
+enum { THIN_PAIRS = 0 };
+#endif
+
+/* An element of the left operand. */
 #if defined(CONFIG_REAL_BF16) && !defined(__AVX512BF16__)
 typedef acc_t thin_t;
 #else
@@ -41,8 +48,7 @@ static inline const thin_t *thin_widen(const act_t *a, long *ld, int rows, int c
  * @beta: 0 overwrites
  *
  * An element is a function of its own row and column alone: the same bits at any @m. With
- * avx512_bf16 the two products of a pair of columns are added before their sum is, and
- * numbers below 2^-126 count as 0.
+ * avx512_bf16 a chain goes over pairs of columns, and numbers below 2^-126 count as 0.
  */
 void thin_gemm(int m, int n, int k, acc_t alpha, const thin_t *a, long lda, const act_t *b,
 	       long ldb, acc_t beta, acc_t *c, long ldc);
