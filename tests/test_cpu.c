@@ -6,7 +6,9 @@
 #include <omp.h>
 
 #include "../arch/cpu/math.h"
+#include "../arch/cpu/thin.h"
 #include "arch.h"
+#include "real.h"
 #include "scratch.h"
 #include "tap.h"
 #include "util.h"
@@ -14,6 +16,9 @@
 /* The bounds that arch/cpu/math.h states. */
 #define F32_TOL 2e-7
 #define F64_TOL 4e-16
+
+/* Half of what a sum of acc_t can lose at each of its terms. */
+#define ACC_EPS (R_IS_DOUBLE ? 0x1p-53 : 0x1p-24)
 
 /* Every argument between the flush to 0 and the overflow, in @steps steps. */
 static double exp_f32_error(int steps)
@@ -154,6 +159,37 @@ static void open_second(const void *arg)
 	arch_init(1, 1);
 }
 
+/*
+ * thin_gemm() by itself: where AMX is, k_gemm() takes that and leaves the rest to attention.
+ */
+static void test_thin(int m, int n, int k)
+{
+	act_t *a = xcalloc(m * k, sizeof(*a)), *b = xcalloc(n * k, sizeof(*b));
+	acc_t *c = xcalloc(m * n, sizeof(*c)), *left = xcalloc(m * k, sizeof(*left));
+	double worst = 0;
+	long lda = k;
+
+	for (int i = 0; i < m * k; i++)
+		a[i] = act(rng_normal(1, 1, i));
+	for (int i = 0; i < n * k; i++)
+		b[i] = act(rng_normal(1, 2, i));
+	thin_gemm(m, n, k, 1, thin_widen(a, &lda, m, k, left), lda, b, k, 0, c, n);
+	for (int i = 0; i < m; i++)
+		for (int j = 0; j < n; j++) {
+			double sum = 0, size = 0;
+
+			for (int l = 0; l < k; l++) {
+				double term = real(a[i * k + l]) * real(b[j * k + l]);
+
+				sum += term;
+				size += fabs(term);
+			}
+			worst = fmax(worst, fabs(c[i * n + j] - sum) / size);
+		}
+	ok(worst <= k * ACC_EPS, "thin_matches_loops %d x %d x %d: %.3g", m, n, k, worst);
+	free(a), free(b), free(c), free(left);
+}
+
 static void test_cpu(void)
 {
 	ok(dies(open_second, NULL, "device 1"), "second_cpu_is_refused");
@@ -162,6 +198,9 @@ static void test_cpu(void)
 	ok(strstr(arch_describe(), "2 threads") != NULL, "describe: %s", arch_describe());
 	test_math();
 	test_arena();
+	for (int m = 1; m <= THIN_ROWS; m++)
+		test_thin(m, 11, 101);
+	test_thin(8, 9, 3000);
 }
 
 int main(void)

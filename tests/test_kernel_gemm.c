@@ -168,6 +168,26 @@ static void test_gemm(int m, int n, int k, int flags, double alpha, double beta,
 	unguard(aux_in), unguard(aux), unguard(nan), unguard(out[0].x), unguard(db.x);
 }
 
+/* A row's result does not depend on what is multiplied beside it. */
+static void test_few_rows(int n, int k)
+{
+	enum { ROWS = 8 };
+	act_t *a = normals(ROWS * k), *b = normals((long)n * k);
+	acc_t *all = guarded(ROWS * n * sizeof(*all)), *few = guarded(ROWS * n * sizeof(*few));
+	bool good = true;
+
+	for (int m = ROWS; m; m--) {
+		k_gemm_acc(&(struct gemm) {
+			.m = m, .n = n, .k = k, .tb = true, .a = a, .lda = k, .b = b, .ldb = k,
+			.c = m == ROWS ? all : few, .ldc = n, .alpha = 1,
+		});
+		arch_sync();
+		good &= m == ROWS || !memcmp(few, all, (size_t)m * n * sizeof(*few));
+	}
+	ok(good, "few_rows_have_their_own_bits %d x %d", n, k);
+	unguard(a), unguard(b), unguard(all), unguard(few);
+}
+
 static struct {
 	param_t *narrow;
 	grad_t *wide;
@@ -259,8 +279,15 @@ int main(void)
 	}
 	test_gemm(65, 48, 33, TB | ONE_A, 1, 0, 5, GEMM_PLAIN);
 	test_gemm(140, 130, 64, ONE_B, 0.5, 1, 12, GEMM_PLAIN);
+	test_gemm(7, 83, 45, TB, 0.5, 1, 5, GEMM_PLAIN);
+	test_gemm(3, 83, 45, TB | ONE_A, 1, 0, 5, GEMM_PLAIN);
+	if (IS_ENABLED(CONFIG_ARCH_CPU)) {
+		test_few_rows(83, 45);
+		test_few_rows(128, 768);
+	}
 	kernel = k_gemm_acc;
 	result = ACC;
+	test_gemm(7, 300, 1000, TB, -0.5, 1, 0, GEMM_PLAIN);
 	test_gemm(130, 70, 300, TB, 1, 0, 0, GEMM_PLAIN);
 	test_gemm(140, 130, 64, TA | ONE_B, 0.5, 1, 12, GEMM_PLAIN);
 	kernel = k_gemm_grad;

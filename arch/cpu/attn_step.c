@@ -71,7 +71,7 @@ static void step_products_apart(struct step *w, const struct attn_step *a, int i
 				const act_t *k, int nu)
 {
 	long ld = a->dk;
-	const acc_t *q = tile_widen(a->q + i * a->q_row, &ld, a->heads, a->dk, w->left);
+	const thin_t *q = thin_widen(a->q + i * a->q_row, &ld, a->heads, a->dk, w->left);
 
 	for (int u = 0; u < nu; u += NEAR)
 		for (int h = 0; h < a->heads; h++)

@@ -11,10 +11,11 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "amx.h"
 #include "arch.h"
 #include "blas.h"
 #include "options.h"
-#include "types.h"
+#include "thin.h"
 #include "util.h"
 
 enum {
@@ -142,9 +143,11 @@ static bool fused(void)
 const char *arch_bits(void)
 {
 	static char line[151];
+	const char *few = HAVE_AMX && amx_ready() ? ", few rows by AMX" : "";
 
-	snprintf(line, sizeof(line), "%s%s, vectors of %d bytes%s", blas_name(),
-		 NARROW ? blas_narrow_way() : "", __BIGGEST_ALIGNMENT__, fused() ? ", fused" : "");
+	snprintf(line, sizeof(line), "%s%s%s, vectors of %d bytes%s%s", blas_name(),
+		 NARROW ? blas_narrow_way() : "", few, __BIGGEST_ALIGNMENT__,
+		 THIN_PAIRS ? " with pairs of bf16" : "", fused() ? ", fused" : "");
 	return line;
 }
 

@@ -10,6 +10,7 @@
  * waste least, many blocks feed many cores. The constants were fitted on the
  * products of GPT-2 124M with 256 rows and of a 64-wide model with 1024.
  */
+#include "amx.h"
 #include "blas.h"
 #include "kernels.h"
 #include "math.h"
@@ -143,18 +144,53 @@ static struct sums sums_of(const struct gemm *g, act_t *c, act_t *aux, int m, in
 	return (struct sums){ (acc_t *)(gelu ? aux : c), gelu ? g->ldaux : g->ldc, m, n };
 }
 
-/* A block of few rows; @wide: room for them as acc_t */
-static void thin(const struct gemm *g, const act_t *a, int m, const act_t *b, int n, double beta,
-		 const struct sums *s, acc_t *wide)
-{
-	long lda = g->lda;
-	const acc_t *left = tile_widen(a, &lda, m, g->k, wide);
+/* What a thread has while it works on a product. */
+struct own {
+	acc_t *sums;		/* of a block, where they run beside the result */
+	acc_t *room;		/* for few rows in the form that is multiplied */
+	const void *few;	/* these */
+	int product;		/* of the batch, that @few belongs to */
+	long ld;
+};
 
-	thin_gemm(m, n, g->k, g->alpha, left, lda, b, g->ldb, beta, s->x, s->ld);
+static bool by_amx(void)
+{
+	return HAVE_AMX && amx_ready();
+}
+
+static struct own own_of(const struct gemm *g, const struct cut *cut, bool apart)
+{
+	size_t area = apart ? (size_t)cut->mb * cut->nb : 0, left = 0;
+	struct own own = { .product = -1 };
+
+	if (is_thin(g))
+		left = by_amx() ? amx_left(g->m, g->k) : thin_left(g->m, g->k);
+	own.sums = tile_scratch(area + left);
+	own.room = own.sums + area;
+	return own;
+}
+
+/* A block of few rows, which are packed once for all columns that the thread multiplies. */
+static void thin(const struct gemm *g, int p, const act_t *a, const act_t *b, int n, double beta,
+		 const struct sums *s, struct own *own)
+{
+	if (own->product != p) {
+		own->product = p;
+		own->ld = g->lda;
+		own->few = own->room;
+		if (by_amx())
+			amx_pack(g->m, g->k, a, g->lda, own->room);
+		else
+			own->few = thin_widen(a, &own->ld, g->m, g->k, own->room);
+	}
+	if (by_amx())
+		amx_gemm(g->m, n, g->k, g->alpha, own->few, b, g->ldb, beta, s->x, s->ld);
+	else
+		thin_gemm(g->m, n, g->k, g->alpha, own->few, own->ld, b, g->ldb, beta, s->x, s->ld);
 }
 
 /* Block @at of the grid: the product and its epilogue. */
-static void block(const struct gemm *g, const struct cut *cut, int at, bool wide)
+static void block(const struct gemm *g, const struct cut *cut, int at, bool wide, struct own *own)
 {
 	int p = at / (cut->rows * cut->columns), i = at % cut->rows * cut->mb;
 	int j = at / cut->rows % cut->columns * cut->nb;
@@ -166,13 +202,11 @@ static void block(const struct gemm *g, const struct cut *cut, int at, bool wide
 	act_t *aux = g->aux ? g->aux + i * g->ldaux + j : NULL;
 	const param_t *bias = g->bias ? g->bias + j : NULL;
 	bool apart = NARROW && !wide;
-	size_t area = apart ? (size_t)m * n : 0;
-	acc_t *own = tile_scratch(area + (is_thin(g) ? tile_left(m, g->k) : 0));
-	struct sums s = sums_of(g, c, aux, m, n, apart ? own : NULL);
+	struct sums s = sums_of(g, c, aux, m, n, apart ? own->sums : NULL);
 	double beta = apart ? 0 : g->beta;
 
 	if (is_thin(g))
-		thin(g, a, m, b, n, beta, &s, own + area);
+		thin(g, p, a, b, n, beta, &s, own);
 	else
 		blas_gemm(g->ta, g->tb, m, n, g->k, g->alpha, a, g->lda, b, g->ldb, beta, s.x,
 			  s.ld);
@@ -229,12 +263,17 @@ static void gemm(const struct gemm *g, bool wide)
 		s = cut_of(g, batch);
 	blocks = batch * s.rows * s.columns;
 	/* strips are small: behind the blocks they fill the threads that are done */
-#pragma omp parallel for schedule(dynamic) if (blocks + strips > 1 && is_large(g, batch))
-	for (int at = 0; at < blocks + strips; at++) {
-		if (at < blocks)
-			block(g, &s, at, wide);
-		else
-			bias_strip(g, (at - blocks) * STRIP);
+#pragma omp parallel if (blocks + strips > 1 && is_large(g, batch))
+	{
+		struct own own = own_of(g, &s, NARROW && !wide);
+
+#pragma omp for schedule(dynamic)
+		for (int at = 0; at < blocks + strips; at++) {
+			if (at < blocks)
+				block(g, &s, at, wide, &own);
+			else
+				bias_strip(g, (at - blocks) * STRIP);
+		}
 	}
 }
 

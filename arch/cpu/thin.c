@@ -2,7 +2,7 @@
 /*
  * A few rows times a weight: rows of b against all rows of a, so that b streams from
  * memory once and each of its vectors is multiplied m times while it is in a register.
- * An element is LANES chains over k, halved until they are one.
+ * An element is LANES chains over k, or over its pairs, halved until they are one.
  */
 #include "thin.h"
 #include "tile.h"
@@ -33,8 +33,30 @@ enum {
 	AHEAD = NARROW ? 8 : 4,		/* rows between what is fetched and what is multiplied */
 };
 
-/* LANES elements, or the last @n and zeros. */
-static inline vec left(const acc_t *x, int n)
+/* What one instruction multiplies: STEP columns of a row, or the last @n and zeros. */
+#if defined(CONFIG_REAL_BF16) && defined(__AVX512BF16__)
+typedef __m512i operand;
+enum { STEP = 2 * LANES };
+
+static inline operand left(const act_t *x, int n)
+{
+	return n ? _mm512_maskz_loadu_epi16((1u << n) - 1, x) : _mm512_loadu_si512(x);
+}
+
+static inline operand right(const act_t *x, int n)
+{
+	return left(x, n);
+}
+
+static inline vec add_product(vec sum, operand x, operand y)
+{
+	return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y);
+}
+#else
+typedef vec operand;
+enum { STEP = LANES };
+
+static inline operand left(const acc_t *x, int n)
 {
 	vec v = {};
 
@@ -45,7 +67,7 @@ static inline vec left(const acc_t *x, int n)
 	return v;
 }
 
-static inline vec right(const act_t *x, int n)
+static inline operand right(const act_t *x, int n)
 {
 	vec v = {};
 
@@ -55,6 +77,12 @@ static inline vec right(const act_t *x, int n)
 		v[e] = load(x[e]);
 	return v;
 }
+
+static inline vec add_product(vec sum, operand x, operand y)
+{
+	return sum + x * y;
+}
+#endif
 
 static inline acc_t add_lanes(vec v)
 {
@@ -74,17 +102,17 @@ static inline acc_t add_lanes(vec v)
 
 /* All rows of a, @m of them, times @columns rows of b. */
 struct thin {
-	const acc_t *a;
+	const thin_t *a;
 	const act_t *b;
 	long lda, ldb;
 	int k;
 };
 
-/* sum[i][j] += a_i b_j over LANES elements from l on, or the last few. */
+/* sum[i][j] += a_i b_j over STEP elements from l on, or the last few. */
 static inline __attribute__((always_inline)) void
 multiply(const struct thin *t, int m, int columns, int l, int rest, vec sum[][COLUMNS_FEW])
 {
-	vec y[COLUMNS_FEW], x;
+	operand y[COLUMNS_FEW], x;
 
 	for (int j = 0; j < columns; j++)
 		__builtin_prefetch(t->b + (j + AHEAD) * t->ldb + l);
@@ -93,7 +121,7 @@ multiply(const struct thin *t, int m, int columns, int l, int rest, vec sum[][CO
 	for (int i = 0; i < m; i++) {
 		x = left(t->a + i * t->lda + l, rest);
 		for (int j = 0; j < columns; j++)
-			sum[i][j] += x * y[j];
+			sum[i][j] = add_product(sum[i][j], x, y[j]);
 	}
 }
 
@@ -103,7 +131,7 @@ block(const struct thin *t, int m, int columns, acc_t alpha, acc_t beta, acc_t *
 	vec sum[THIN_ROWS][COLUMNS_FEW] = {};
 	int l = 0;
 
-	for (; l + LANES <= t->k; l += LANES)
+	for (; l + STEP <= t->k; l += STEP)
 		multiply(t, m, columns, l, 0, sum);
 	if (l < t->k)
 		multiply(t, m, columns, l, t->k - l, sum);
@@ -134,7 +162,7 @@ rows(struct thin t, int m, int columns, int n, acc_t alpha, acc_t beta, acc_t *c
 			return rows(t, m, 1, n, alpha, beta, c, ldc); \
 		return rows(t, m, m <= FEW_ROWS ? COLUMNS_FEW : COLUMNS_MANY, n, alpha, beta, c, ldc)
 
-void thin_gemm(int m, int n, int k, acc_t alpha, const acc_t *a, long lda, const act_t *b,
+void thin_gemm(int m, int n, int k, acc_t alpha, const thin_t *a, long lda, const act_t *b,
 	       long ldb, acc_t beta, acc_t *c, long ldc)
 {
 	const struct thin t = { a, b, lda, ldb, k };
