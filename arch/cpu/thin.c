@@ -34,7 +34,7 @@ enum {
 };
 
 /* What one instruction multiplies: STEP columns of a row, or the last @n and zeros. */
-#if defined(CONFIG_REAL_BF16) && defined(__AVX512BF16__)
+#if THIN_PAIRS
 typedef __m512i operand;
 enum { STEP = 2 * LANES };
 

@@ -12,17 +12,12 @@
 enum { THIN_ROWS = 8 };		/* most rows; beyond them packing pays */
 
 /* Does the processor multiply pairs of bf16? Else the left operand is widened before. */
-#ifdef __AVX512BF16__
-enum { THIN_PAIRS = NARROW };
+#if defined(CONFIG_REAL_BF16) && defined(__AVX512BF16__)
+#define THIN_PAIRS 1
+typedef act_t thin_t;	/* an element of the left operand */
 #else
-enum { THIN_PAIRS = 0 };
-#endif
-
-/* An element of the left operand. */
-#if defined(CONFIG_REAL_BF16) && !defined(__AVX512BF16__)
+#define THIN_PAIRS 0
 typedef acc_t thin_t;
-#else
-typedef act_t thin_t;
 #endif
 
 /** thin_left() - elements of acc_t that thin_widen() may fill */
