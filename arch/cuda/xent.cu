@@ -12,6 +12,7 @@ enum {
 	THREADS = 512,
 	MEAN_THREADS = 1024,
 	KEEP_BYTES = 112 << 10,	/* of a row in shared memory: two blocks fit */
+	STATIC_BYTES = 1 << 10,	/* more than the block has of it beside */
 	PIECE = 3,		/* turns of a thread that are a group of copies */
 };
 
@@ -181,9 +182,12 @@ xent_kernel(float *loss, bf16 *logits, const int32_t *target, int v, int vocab,
 template <int W> static void xent(float *loss, bf16 *logits, const int32_t *target, int n, int v,
 				  int vocab, const int32_t *scored, bool grad)
 {
-	size_t bytes = W == WIDE && v * sizeof(bf16) <= KEEP_BYTES ? v * sizeof(bf16) : 0;
+	size_t room = MIN((size_t)KEEP_BYTES, cuda_shared_max() - STATIC_BYTES), bytes = 0;
 
-	shared_room(xent_kernel<W>, KEEP_BYTES);
+	if (W == WIDE && v * sizeof(bf16) <= room) {
+		bytes = v * sizeof(bf16);
+		shared_room(xent_kernel<W>, room);
+	}
 	xent_kernel<W><<<n, THREADS, bytes, cuda_stream()>>>(loss, logits, target, v, vocab,
 							     scored, grad, bytes > 0);
 	CUDA_LAUNCHED();
