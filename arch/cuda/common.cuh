@@ -70,6 +70,19 @@ static inline int cuda_multiprocessors(void)
 	return n;
 }
 
+/** cuda_shared_max() - bytes of shared memory that a block can have */
+static inline size_t cuda_shared_max(void)
+{
+	static int bytes;
+	int device;
+
+	if (bytes)
+		return bytes;
+	CUDA(cudaGetDevice(&device));
+	CUDA(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+	return bytes;
+}
+
 /**
  * launch() - a kernel that may begin while the one before it ends
  *

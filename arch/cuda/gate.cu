@@ -15,6 +15,7 @@ enum {
 	SEGMENTS = 32,
 	THREADS = 256,
 	ROWS = 128,		/* whose weight gradient is summed in float */
+	AHEAD = 8,		/* rows that are asked for at a time */
 	HEADS = 8,		/* summed at a time */
 };
 
@@ -189,6 +190,31 @@ static __device__ __forceinline__ float gate_slope(float gamma, float alpha)
 	return alpha == 0 ? 0 : u * (alpha - u) / alpha;
 }
 
+/* Of one column and @rows rows: dz (on top of what it is, where @more), and what dw gets. */
+static __device__ __forceinline__ void
+rows_bwd(float *dzbar, const float *zbar, int c, int rows, const float (*d)[HEADS],
+	 const float (&own)[HEADS], float (&sum)[HEADS], bool more)
+{
+	float z[AHEAD], dz[AHEAD];
+
+#pragma unroll
+	for (int i = 0; i < AHEAD; i++) {
+		z[i] = i < rows ? zbar[i * c] : 0;
+		dz[i] = i < rows && more ? dzbar[i * c] : 0;
+	}
+#pragma unroll
+	for (int i = 0; i < AHEAD; i++) {
+		if (i >= rows)
+			break;
+#pragma unroll
+		for (int h = 0; h < HEADS; h++) {
+			dz[i] += d[i][h] * own[h];
+			sum[h] += d[i][h] * z[i];
+		}
+		dzbar[i * c] = dz[i];
+	}
+}
+
 /* dzbar of ROWS rows in some columns, and their part [heads][c] of dw */
 static __global__ void __launch_bounds__(THREADS)
 gate_bwd_kernel(float *dzbar, float *part, const float *gamma, const float *dgamma,
@@ -196,14 +222,14 @@ gate_bwd_kernel(float *dzbar, float *part, const float *gamma, const float *dgam
 {
 	__shared__ float d[ROWS][HEADS];
 	int i0 = blockIdx.x * ROWS, rows = min(ROWS, n - i0);
-	int j = blockIdx.y * THREADS + threadIdx.x;
+	int j = blockIdx.y * blockDim.x + threadIdx.x;
 
 	part += (long)blockIdx.x * heads * c;
 	for (int h0 = 0; h0 < heads; h0 += HEADS) {
 		float own[HEADS] = {}, sum[HEADS] = {};
 
 		__syncthreads();
-		for (int k = threadIdx.x; k < rows * HEADS; k += THREADS) {
+		for (int k = threadIdx.x; k < rows * HEADS; k += blockDim.x) {
 			int h = h0 + k % HEADS;
 			long at = (long)(i0 + k / HEADS) * heads + h;
 
@@ -217,17 +243,9 @@ gate_bwd_kernel(float *dzbar, float *part, const float *gamma, const float *dgam
 		for (int h = 0; h < HEADS; h++)
 			if (h0 + h < heads)
 				own[h] = __bfloat162float(w[(long)(h0 + h) * c + j]);
-		for (int i = 0; i < rows; i++) {
-			long at = (long)(i0 + i) * c + j;
-			float z = zbar[at], dz = h0 ? dzbar[at] : 0;
-
-#pragma unroll
-			for (int h = 0; h < HEADS; h++) {
-				dz += d[i][h] * own[h];
-				sum[h] += d[i][h] * z;
-			}
-			dzbar[at] = dz;
-		}
+		for (int i = 0; i < rows; i += AHEAD)
+			rows_bwd(dzbar + (long)(i0 + i) * c + j, zbar + (long)(i0 + i) * c + j, c,
+				 min((int)AHEAD, rows - i), d + i, own, sum, h0 > 0);
 #pragma unroll
 		for (int h = 0; h < HEADS; h++)
 			if (h0 + h < heads)
@@ -241,8 +259,9 @@ void k_head_gate_bwd(acc_t *dzbar, grad_t *dw, const acc_t *gamma, const acc_t *
 {
 	float *part = (float *)scratch;
 	int chunks = div_up(n, ROWS), size = heads * c;
+	int threads = MIN(ROUND_UP(c, 32), (int)THREADS);
 
-	gate_bwd_kernel<<<dim3(chunks, div_up(c, THREADS)), THREADS, 0, cuda_stream()>>>(
+	gate_bwd_kernel<<<dim3(chunks, div_up(c, threads)), threads, 0, cuda_stream()>>>(
 		dzbar, part, gamma, dgamma, zbar, bf16_of(w), n, heads, c, alpha);
 	CUDA_LAUNCHED();
 	sum_parts(sum_to<1>{ { dw } }, part, chunks, size);

@@ -87,8 +87,11 @@ static int alignment(const void *p)
 	return align;
 }
 
+/* The library refuses a pointer that belongs to another epilogue. */
 static struct gemm_key key_of(const struct gemm *g, bool wide)
 {
+	bool bias = g->ep == GEMM_BIAS || g->ep == GEMM_BIAS_GELU;
+	bool aux = g->ep == GEMM_BIAS_GELU || g->ep == GEMM_DGELU;
 	struct gemm_key key;
 
 	memset(&key, 0, sizeof(key));
@@ -100,7 +103,7 @@ static struct gemm_key key_of(const struct gemm *g, bool wide)
 	key.ta = g->ta;
 	key.tb = g->tb;
 	key.ep = g->ep;
-	key.bias = g->bias != NULL;
+	key.bias = bias && g->bias;
 	key.beta = g->beta != 0;
 	key.db = g->db != NULL;
 	key.lda = g->lda;
@@ -111,7 +114,7 @@ static struct gemm_key key_of(const struct gemm *g, bool wide)
 		key.sb = g->sb;
 		key.sc = g->sc;
 	}
-	key.ldaux = g->aux ? g->ldaux : 0;
+	key.ldaux = aux && g->aux ? g->ldaux : 0;
 	key.align[0] = alignment(g->a);
 	key.align[1] = alignment(g->b);
 	key.align[2] = alignment(g->c);

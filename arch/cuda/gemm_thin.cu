@@ -49,7 +49,9 @@ struct finish {
 
 static struct finish finish_of(const struct gemm *g)
 {
-	return { g->ep, bf16_of(g->bias), bf16_of(g->aux), g->ldaux };
+	bool bias = g->ep == GEMM_BIAS || g->ep == GEMM_BIAS_GELU;
+
+	return { g->ep, bias ? bf16_of(g->bias) : NULL, bf16_of(g->aux), g->ldaux };
 }
 
 static __device__ __forceinline__ void put(bf16 *p, float x)

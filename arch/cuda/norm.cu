@@ -217,6 +217,6 @@ void k_norm_bwd(const struct norm *a, act_t *dx, const act_t *dres, const act_t 
 
 	if (!norm_wide(a, dx, dres, dxn))
 		norm_bwd<1>(&n);
-	else if (!norm_bwd_warp(&n))
+	else if (!norm_bwd_team(&n))
 		norm_bwd<WIDE>(&n);
 }

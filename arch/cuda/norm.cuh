@@ -17,11 +17,11 @@ struct norm_bwd {
 };
 
 /**
- * norm_bwd_warp() - in one pass, where a warp can hold a row
+ * norm_bwd_team() - in one pass, where a few warps can hold a row
  *
  * All rows begin at multiples of 16 bytes. Returns: false where rows are longer, and
  * nothing was started.
  */
-bool norm_bwd_warp(const struct norm_bwd *n);
+bool norm_bwd_team(const struct norm_bwd *n);
 
 #endif

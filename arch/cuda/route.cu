@@ -6,14 +6,20 @@
  */
 #include "route.cuh"
 
-/* A tile of p by rows; one more column so that rows begin in different banks. */
-typedef float tile_rows[TILE][TILE + 1];
+/*
+ * A group's part of a tile by rows. Rows that a half warp writes begin 8 banks apart, and its
+ * pairs of columns fill these.
+ */
+typedef float tile_rows[TILE][TILE + 8];
 
-enum { GROUPS = 3 };	/* of TILE_THREADS, which share the heads: 168 registers for each thread */
+enum {
+	GROUPS = 4,		/* of TILE_THREADS, which share the heads: 128 registers a thread */
+	GROUPS_BAND = 3,	/* the same with a reciprocal term: 168 */
+};
 
-/* The entries of one row of a tile, two of a lane, to its list. */
+/* The entries of row @row of a tile, two of a lane, to its list; the groups' parts in order. */
 template <int R> static __device__ __forceinline__ void
-row_offer(route_key *own, const float *p, int t, int u0, int topk)
+row_offer(route_key *own, const tile_rows *part, int row, int t, int u0, int topk)
 {
 	int lane = threadIdx.x % 32;
 	route_key list[R], least = own[topk - 1], key[2];
@@ -21,8 +27,11 @@ row_offer(route_key *own, const float *p, int t, int u0, int topk)
 #pragma unroll
 	for (int k = 0; k < 2; k++) {
 		int u = u0 + 32 * k + lane;
+		float p = part[0][row][32 * k + lane];
 
-		key[k] = u <= t ? key_of(p[32 * k + lane], u) : 0;
+		for (int g = 1; g < blockDim.y; g++)
+			p += part[g][row][32 * k + lane];
+		key[k] = u <= t ? key_of(p, u) : 0;
 	}
 	if (!__any_sync(~0u, key[0] > least || key[1] > least))
 		return;
@@ -60,60 +69,65 @@ static __device__ void list_finish(const struct route &r, const route_key *own, 
 	}
 }
 
-/* The groups' parts of a tile, added in their order. */
-static __device__ void tile_join(tile_rows &all, const tile_acc &p)
+static __device__ __forceinline__ void part_store(tile_rows &part, const tile_acc &p)
 {
-	for (int g = 0; g < blockDim.y; g++) {
-		if (threadIdx.y == g) {
 #pragma unroll
-			for (int c = 0; c < TILE / 8; c++)
+	for (int c = 0; c < TILE / 8; c++)
 #pragma unroll
-				for (int k = 0; k < 4; k++) {
-					float &to = all[acc_row(k)][acc_col(c, k)];
-
-					to = g ? to + p[c][k] : p[c][k];
-				}
-		}
-		__syncthreads();
-	}
+		for (int k = 0; k < 4; k += 2)
+			*(float2 *)&part[acc_row(k)][acc_col(c, k)] = { p[c][k], p[c][k + 1] };
 }
 
-template <int R> static __global__ void __launch_bounds__(GROUPS * TILE_THREADS)
+/* Blocks with the most tiles start first: x is the sequence and row set, y the rows. */
+template <int R, int G> static __global__ void __launch_bounds__(G * TILE_THREADS)
 topk_kernel(struct route r, struct score_run run)
 {
 	extern __shared__ __align__(16) char shared[];
 	struct score_smem *score = (struct score_smem *)shared;
-	route_key *lists = (route_key *)(score + blockDim.y);
-	tile_rows &all = *(tile_rows *)(lists + TILE * 32 * R);
-	int t0 = (gridDim.x - 1 - blockIdx.x) * TILE;
-	int i = blockIdx.y / r.nr, set = blockIdx.y % r.nr;
+	tile_rows *part = (tile_rows *)(score + blockDim.y);
+	route_key *lists = (route_key *)(part + blockDim.y);
+	int t0 = (gridDim.y - 1 - blockIdx.y) * TILE;
+	int i = blockIdx.x / r.nr, set = blockIdx.x % r.nr;
 	int thread = threadIdx.y * TILE_THREADS + threadIdx.x, warps = 4 * blockDim.y;
 	tile_acc p;
 
 	for (int j = thread; j < TILE * 32 * R; j += TILE_THREADS * blockDim.y)
 		lists[j] = 0;
 	for (int u0 = 0; u0 <= t0; u0 += TILE) {
-		route_tile(p, score[threadIdx.y], r, run, i, set, t0, u0);
+		route_tile<G == GROUPS_BAND>(p, score[threadIdx.y], r, run, i, set, t0, u0);
 		__syncthreads();	/* rows of the last tile have been read */
-		tile_join(all, p);
+		part_store(part[threadIdx.y], p);
+		__syncthreads();
 		for (int row = thread / 32; row < TILE; row += warps)
-			row_offer<R>(lists + row * 32 * R, all[row], t0 + row, u0, r.topk);
+			row_offer<R>(lists + row * 32 * R, part, row, t0 + row, u0, r.topk);
 	}
 	for (int row = thread / 32; row < TILE; row += warps)
 		if (t0 + row < r.a.t)
 			list_finish(r, lists + row * 32 * R, route_row(r, i, set, t0 + row));
 }
 
-template <int R> static void build_topk(const struct route *r, dim3 grid)
+/* As many groups as shared memory has room for. */
+template <int R, int G> static void build_topk(const struct route *r)
 {
-	int groups = r->nr == 1 && r->a.heads >= GROUPS ? GROUPS : 1;
-	size_t bytes = groups * sizeof(struct score_smem) + sizeof(tile_rows) +
-		       (size_t)TILE * 32 * R * sizeof(route_key);
+	size_t lists = (size_t)TILE * 32 * R * sizeof(route_key);
+	size_t each = sizeof(struct score_smem) + sizeof(tile_rows);
+	int groups = r->nr == 1 ? MIN(r->a.heads, (int)G) : 1;
 
-	shared_room(topk_kernel<R>, bytes);
-	topk_kernel<R><<<grid, dim3(TILE_THREADS, groups), bytes, cuda_stream()>>>(
+	while (groups > 1 && lists + groups * each > cuda_shared_max())
+		groups--;
+	shared_room(topk_kernel<R, G>, lists + groups * each);
+	topk_kernel<R, G><<<dim3(r->a.b * r->nr, div_up(r->a.t, TILE)),
+			    dim3(TILE_THREADS, groups), lists + groups * each, cuda_stream()>>>(
 		*r, score_run_of(&r->a));
 	CUDA_LAUNCHED();
+}
+
+template <int R> static void build_topk(const struct route *r)
+{
+	if (r->a.ra_scale != 0)
+		build_topk<R, GROUPS_BAND>(r);
+	else
+		build_topk<R, GROUPS>(r);
 }
 
 /* Sums of each row's entries from its threshold on: their squares, or themselves. */
@@ -149,8 +163,8 @@ static __global__ void __launch_bounds__(TILE_THREADS)
 threshold_kernel(struct route r, struct score_run run)
 {
 	__shared__ __align__(16) struct score_smem mem;
-	int t0 = (gridDim.x - 1 - blockIdx.x) * TILE;
-	int i = blockIdx.y / r.nr, set = blockIdx.y % r.nr;
+	int t0 = (gridDim.y - 1 - blockIdx.y) * TILE;
+	int i = blockIdx.x / r.nr, set = blockIdx.x % r.nr;
 	float thr[2] = {}, inv[2] = { 1, 1 };
 	double sum[2];
 
@@ -176,20 +190,20 @@ threshold_kernel(struct route r, struct score_run run)
 
 void k_route_build(const struct route *r, void *scratch)
 {
-	dim3 grid(div_up(r->a.t, TILE), r->a.b * r->nr);
+	dim3 grid(r->a.b * r->nr, div_up(r->a.t, TILE));
 
 	(void)scratch;
 	if (r->mode != ROUTE_TOPK) {
 		threshold_kernel<<<grid, TILE_THREADS, 0, cuda_stream()>>>(*r, score_run_of(&r->a));
 		CUDA_LAUNCHED();
 	} else if (r->topk <= 32) {
-		build_topk<1>(r, grid);
+		build_topk<1>(r);
 	} else if (r->topk <= 64) {
-		build_topk<2>(r, grid);
+		build_topk<2>(r);
 	} else if (r->topk <= 128) {
-		build_topk<4>(r, grid);
+		build_topk<4>(r);
 	} else if (r->topk <= TOPK_MAX) {
-		build_topk<8>(r, grid);
+		build_topk<8>(r);
 	} else {
 		die("routing keeps %d entries a row: at most %d here; lower "
 		    "CONFIG_RA_MLA_MLP_SPARSE_K", r->topk, TOPK_MAX);

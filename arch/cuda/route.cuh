@@ -90,7 +90,7 @@ static __device__ __forceinline__ float route_factor(bool normalize, double sum)
  *
  * Where a block has several groups of threads each gets its share of the heads alone.
  */
-static __device__ __forceinline__ void
+template <bool BAND = true> static __device__ __forceinline__ void
 route_tile(tile_acc &p, struct score_smem &mem, const struct route &r, const struct score_run &run,
 	   int i, int set, int t0, int u0)
 {
@@ -101,7 +101,7 @@ route_tile(tile_acc &p, struct score_smem &mem, const struct route &r, const str
 	float share = 1.0f / heads;
 
 	score_zero(p);
-	each_score_tile(mem, run, i, h0, h1, t0, u0, [&](int h, const tile_acc &s) {
+	each_score_tile<BAND>(mem, run, i, h0, h1, t0, u0, [&](int h, const tile_acc &s) {
 		float g[2];
 
 #pragma unroll

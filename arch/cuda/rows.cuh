@@ -181,6 +181,7 @@ sum_parts_kernel(struct sum_to<S> to, const float *part, int chunks, int c)
 
 	if (!to.dst[s])
 		return;
+	after_previous();
 	if (j < c)
 #pragma unroll 4
 		for (int i = threadIdx.y; i < chunks; i += PART_ROWS)
@@ -200,8 +201,7 @@ static void sum_parts(const struct sum_to<S> &to, const float *part, int chunks,
 {
 	dim3 grid(div_up(c, SUM_LANES), S), block(SUM_LANES, PART_ROWS);
 
-	sum_parts_kernel<S><<<grid, block, 0, cuda_stream()>>>(to, part, chunks, c);
-	CUDA_LAUNCHED();
+	launch(sum_parts_kernel<S>, grid, block, 0, to, part, chunks, c);
 }
 
 /**

@@ -81,17 +81,18 @@ static __device__ __forceinline__ void score_sync(void)
 
 /**
  * each_score_tile() - f(h, s) for heads [h0, h1), s = log2 P
+ * @BAND: r.ra may be other than 0; else there are registers for more threads
  *
  * Entries u > t hold anything, rows from a.t on log2 of nothing in particular but finite.
  * Ends with a barrier of the group behind the last use of @mem.
  */
-template <class F>
+template <bool BAND = true, class F>
 static __device__ __forceinline__ void
 each_score_tile(struct score_smem &mem, const struct score_run &r, int i, int h0, int h1, int t0,
 		int u0, F f)
 {
 	const struct attn &a = r.a;
-	bool band = r.ra != 0 && t0 - (u0 + TILE - 1) <= a.ra_window;
+	bool band = BAND && r.ra != 0 && t0 - (u0 + TILE - 1) <= a.ra_window;
 	int chunks = div_up(a.dk, SCORE_W), steps = band ? 2 * chunks : chunks;
 	int all = (h1 - h0) * steps;
 	tile_acc s, e;
@@ -109,7 +110,7 @@ each_score_tile(struct score_smem &mem, const struct score_run &r, int i, int h0
 			copy_wait<0>();
 		}
 		score_sync();
-		if (n % steps < chunks)
+		if (!BAND || n % steps < chunks)
 			mul_nt<SCORE_W>(s, mem.x[n % 2], mem.y[n % 2]);
 		else
 			mul_nt<SCORE_W>(e, mem.x[n % 2], mem.y[n % 2]);

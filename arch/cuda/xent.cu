@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 /*
  * Cross-entropy. A block owns a row: each thread runs an online softmax over its part,
- * the parts are joined, and the gradient is written over the logits. In between these
- * wait in shared memory, where a row fits, each thread's own.
+ * the parts are joined, and the gradient is written over the logits. Where a row fits
+ * shared memory it comes there asynchronously, nearly all of it under way at once, and
+ * waits there for the gradient; a thread reads what it copied itself.
  */
 #include "kernels.h"
 #include "rows.cuh"
@@ -11,6 +12,8 @@ enum {
 	THREADS = 512,
 	MEAN_THREADS = 1024,
 	KEEP_BYTES = 112 << 10,	/* of a row in shared memory: two blocks fit */
+	STATIC_BYTES = 1 << 10,	/* more than the block has of it beside */
+	PIECE = 3,		/* turns of a thread that are a group of copies */
 };
 
 /* Maximum and sum of exponentials relative to it. */
@@ -47,40 +50,105 @@ template <int W> static __device__ __forceinline__ void logits_at(float (&x)[W],
 								 int j, int vocab)
 {
 	row_load<W>(x, row + j);
+	if (j + W <= vocab)
+		return;
 #pragma unroll
 	for (int e = 0; e < W; e++)
 		x[e] = j + e < vocab ? x[e] : -INFINITY;
 }
 
-/* @kept: NULL, or where the columns go on the way */
-template <int W> static __device__ struct online row_online(const bf16 *row, bf16 *kept, int vocab)
+/* The same, to @all. */
+template <int W> static __device__ __forceinline__ void add(struct online &all, const bf16 *row,
+							   int j, int vocab)
+{
+	float x[W], max = -INFINITY, sum = 0, low;
+
+	logits_at<W>(x, row, j, vocab);
+#pragma unroll
+	for (int e = 0; e < W; e++)
+		max = fmaxf(max, x[e]);
+	if (max > all.max) {
+		all.sum *= exp2_fast((all.max - max) * LOG2E);
+		all.max = max;
+	}
+	low = all.max * LOG2E;
+#pragma unroll
+	for (int e = 0; e < W; e++)
+		sum += exp2_fast(fmaf(x[e], LOG2E, -low));
+	all.sum += sum;
+}
+
+template <int W> static __device__ struct online row_online(const bf16 *row, int vocab)
 {
 	struct online all = { -INFINITY, 0 };
-	float x[W];
 
 #pragma unroll 2
-	for (int j = threadIdx.x * W; j < vocab; j += THREADS * W) {
-		float max = -INFINITY, sum = 0;
+	for (int j = threadIdx.x * W; j < vocab; j += THREADS * W)
+		add<W>(all, row, j, vocab);
+	return all;
+}
 
-		logits_at<W>(x, row, j, vocab);
-		if (kept)
-			row_store<W>(kept + j, x);
+/* f(j) for this thread's columns j of piece @n. */
+template <class F> static __device__ __forceinline__ void each_of_piece(int n, int vocab, F f)
+{
 #pragma unroll
-		for (int e = 0; e < W; e++)
-			max = fmaxf(max, x[e]);
-		if (max > all.max) {
-			all.sum *= exp2_fast((all.max - max) * LOG2E);
-			all.max = max;
-		}
-#pragma unroll
-		for (int e = 0; e < W; e++)
-			sum += exp2_fast((x[e] - all.max) * LOG2E);
-		all.sum += sum;
+	for (int k = 0; k < PIECE; k++) {
+		int j = ((n * PIECE + k) * THREADS + threadIdx.x) * WIDE;
+
+		if (j < vocab)
+			f(j);
+	}
+}
+
+/* Until only the newest @left groups of copies can be under way. */
+static __device__ __forceinline__ void copies_before(int left)
+{
+	if (left >= 3)
+		copy_wait<3>();
+	else if (left == 2)
+		copy_wait<2>();
+	else if (left == 1)
+		copy_wait<1>();
+	else
+		copy_wait<0>();
+}
+
+/* The same by way of @kept. */
+static __device__ struct online row_online_kept(bf16 *kept, const bf16 *row, int vocab)
+{
+	int pieces = div_up(vocab, PIECE * THREADS * WIDE);
+	struct online all = { -INFINITY, 0 };
+
+	for (int n = 0; n < pieces; n++) {
+		each_of_piece(n, vocab, [&](int j) { copy16(kept + j, row + j); });
+		copy_commit();
+	}
+	for (int n = 0; n < pieces; n++) {
+		copies_before(pieces - 1 - n);
+		each_of_piece(n, vocab, [&](int j) { add<WIDE>(all, kept, j, vocab); });
 	}
 	return all;
 }
 
-template <int W> static __global__ void __launch_bounds__(THREADS)
+/* The gradient of columns [j, j + W): softmax - 1 at the target, each times @factor. */
+template <int W>
+static __device__ __forceinline__ void gradient(float (&x)[W], const struct online &all,
+						float factor, int aim, int j)
+{
+	float each = factor / all.sum, low = all.max * LOG2E;
+
+#pragma unroll
+	for (int e = 0; e < W; e++)
+		x[e] = each * exp2_fast(fmaf(x[e], LOG2E, -low));
+	if (aim < j || aim >= j + W)
+		return;
+#pragma unroll
+	for (int e = 0; e < W; e++)
+		x[e] -= j + e == aim ? factor : 0;
+}
+
+/* @keep: the row fits shared memory, W is WIDE */
+template <int W> static __global__ void __launch_bounds__(THREADS, 2)
 xent_kernel(float *loss, bf16 *logits, const int32_t *target, int v, int vocab,
 	    const int32_t *scored, bool grad, bool keep)
 {
@@ -89,27 +157,23 @@ xent_kernel(float *loss, bf16 *logits, const int32_t *target, int v, int vocab,
 	long i = blockIdx.x;
 	bf16 *row = logits + i * v;
 	int aim = target[i];
-	float factor = 1.0f / *scored, each = 0, at = aim < 0 ? 0 : __bfloat162float(row[aim]);
+	float factor = 1.0f / *scored, at = aim < 0 ? 0 : __bfloat162float(row[aim]);
 	struct online all = { 0, 1 };
-	float x[W];
 
-	if (aim >= 0) {
-		all = block_join(row_online<W>(row, keep ? kept : NULL, vocab), part);
-		each = factor / all.sum;
-	}
+	if (aim >= 0)
+		all = block_join(keep ? row_online_kept(kept, row, vocab) :
+					row_online<W>(row, vocab), part);
 	if (threadIdx.x == 0)
 		loss[i] = aim < 0 ? 0 : log((double)all.sum) + all.max - at;
 	if (!grad)
 		return;
+#pragma unroll 4
 	for (int j = threadIdx.x * W; j < v; j += THREADS * W) {
-		if (aim >= 0 && j < vocab)
+		float x[W] = {};
+
+		if (aim >= 0 && j < vocab) {
 			logits_at<W>(x, keep ? kept : row, j, vocab);
-#pragma unroll
-		for (int e = 0; e < W; e++) {
-			x[e] = j + e < vocab && aim >= 0 ?
-			       each * exp2_fast((x[e] - all.max) * LOG2E) : 0;
-			if (j + e == aim)
-				x[e] -= factor;
+			gradient<W>(x, all, factor, aim, j);
 		}
 		row_store<W>(row + j, x);
 	}
@@ -118,10 +182,12 @@ xent_kernel(float *loss, bf16 *logits, const int32_t *target, int v, int vocab,
 template <int W> static void xent(float *loss, bf16 *logits, const int32_t *target, int n, int v,
 				  int vocab, const int32_t *scored, bool grad)
 {
-	size_t bytes = grad && v * sizeof(bf16) <= KEEP_BYTES ? v * sizeof(bf16) : 0;
+	size_t room = MIN((size_t)KEEP_BYTES, cuda_shared_max() - STATIC_BYTES), bytes = 0;
 
-	CUDA(cudaFuncSetAttribute(xent_kernel<W>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-				  KEEP_BYTES));
+	if (W == WIDE && v * sizeof(bf16) <= room) {
+		bytes = v * sizeof(bf16);
+		shared_room(xent_kernel<W>, room);
+	}
 	xent_kernel<W><<<n, THREADS, bytes, cuda_stream()>>>(loss, logits, target, v, vocab,
 							     scored, grad, bytes > 0);
 	CUDA_LAUNCHED();
