@@ -52,8 +52,8 @@ def output(command):
 
 
 def find_torch():
-    """(python, its version of PyTorch), the one of the bench's own before Debian's."""
-    for python in (VENV, DEBIAN):
+    """(python, its version of PyTorch), the one of the bench's own before others."""
+    for python in (VENV, sys.executable, DEBIAN):
         if os.path.exists(python):
             done = subprocess.run([python, "-c", "import torch; print(torch.__version__)"],
                                   stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -107,18 +107,19 @@ class Tenon:
 
 
 class Torch:
-    """One way of the peer: a process that waits for its turns."""
+    """One way of the peer: a process that waits for its turns, once read() has said that it
+    is ready. @work: (timed steps of a turn, warmup), None or (sequences, tokens)"""
 
-    def __init__(self, way, case, tree, python, threads):
-        (steps, warmup), decode = CASES[case][3:5]
-        command = [python, f"{SCRIPTS}/bench_torch.py", way, f"{tree}/.config",
+    def __init__(self, way, device, work, tree, python, threads):
+        (steps, warmup), decode = work
+        command = [python, f"{SCRIPTS}/bench_torch.py", way, device, f"{tree}/.config",
                    f"{tree}/plan.json", str(steps), str(warmup), str(threads),
                    *map(str, decode or [])]
         self.errors = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         stderr=self.errors, text=True)
         self.turns = []
-        self.read()
+        self.memory = 0
 
     def read(self):
         line = self.process.stdout.readline()
@@ -132,7 +133,9 @@ class Torch:
     def turn(self):
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        self.turns.append(self.read()["step"])
+        said = self.read()
+        self.turns.append(said["step"])
+        self.memory = said.get("memory", 0)
 
     def seconds(self):
         return statistics.median_low(self.turns)
@@ -147,7 +150,9 @@ def start_peers(case, tree, python, threads):
     peers = {}
     for way in WAYS:
         try:
-            peers[way] = Torch(way, case, tree, python, threads)
+            peer = Torch(way, "cpu", CASES[case][3:5], tree, python, threads)
+            peer.read()
+            peers[way] = peer
         except BenchError as error:
             print(f"{case}: torch, {WAYS[way]}: not here: {error}", flush=True)
     if not peers:
@@ -233,7 +238,7 @@ def main():
             raise BenchError(f"unknown case {min(unknown)}; there are {', '.join(CASES)}")
         python, version = find_torch()
         print(f"PyTorch {version} ({python}), with fused AdamW and scaled_dot_product_attention" +
-              ("" if python == VENV else ": Debian's, a newer one could not be installed"))
+              ("" if python == VENV else ": found here, a newer one could not be installed"))
         for case in args.cases or CASES:
             bench(case, args, python)
     except (BenchError, OSError) as error:

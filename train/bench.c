@@ -132,6 +132,7 @@ static void print_json(const struct run *r, struct times *t, double tokens)
 	json_object_set_new(o, "tokens", json_real(tokens));
 	json_object_set_new(o, "elements", json_integer(r->m.param_elems));
 	json_object_set_new(o, "flops", json_real(r->plan.flops_token * tokens));
+	json_object_set_new(o, "memory", json_real(arch_memory_used(NULL)));
 	json_object_set_new(o, "device", json_string(arch_describe()));
 	json_dumpf(o, stdout, JSON_INDENT(1) | JSON_PRESERVE_ORDER);
 	putchar('\n');

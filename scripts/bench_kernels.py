@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: MIT
+"""Every kernel of one training step, as NVIDIA's ncu counts it: time, bytes, tensor cores.
+
+ncu stops before each kernel and empties no cache; clocks are left alone. Sums are by
+kernel, whatever its template arguments.
+"""
+import csv
+import io
+import re
+import shutil
+import subprocess
+
+TIME, BYTES = "gpu__time_duration.sum", "dram__bytes.sum"
+TENSOR = "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active"
+UPDATE = "adamw_kernel"         # the last kernel of a step
+UNITS = {"ns": 1e-9, "us": 1e-6, "usecond": 1e-6, "nsecond": 1e-9, "ms": 1e-3, "msecond": 1e-3,
+         "s": 1, "second": 1, "byte": 1, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9, "%": 1}
+NO_NCU = ("ncu is not in the PATH: no table by kernel; install Nsight Compute of the CUDA "
+          "toolkit and add its folder")
+NO_RIGHT = ("ncu may not read the GPU's counters: no table by kernel; run as root, or let the "
+            "driver allow all users (module option NVreg_RestrictProfilingToAdminUsers=0)")
+
+
+def base_name(kernel):
+    """The name without its return type, arguments and template arguments."""
+    name = re.sub(r"^void ", "", kernel.replace("(anonymous namespace)", ""))
+    name = re.split(r"[<(]", name)[0]
+    return re.sub(r"_[0-9]+x[0-9]+.*", "", name) or kernel
+
+
+def launches(text):
+    """[{metric: value, "name": ...}] in order, from ncu's CSV."""
+    lines = text.splitlines()
+    start = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
+    found = {}
+    for row in csv.DictReader(io.StringIO("\n".join(lines[start:]))):
+        one = found.setdefault(int(row["ID"]), {"name": base_name(row["Kernel Name"])})
+        value = float(row["Metric Value"].replace(",", "") or "nan")
+        one[row["Metric Name"]] = value * UNITS.get(row["Metric Unit"], 1)
+    return [found[i] for i in sorted(found)]
+
+
+def last_step(all_launches):
+    """The launches between the updates of the last two steps."""
+    updates = [i for i, x in enumerate(all_launches) if x["name"] == UPDATE]
+    if len(updates) < 2:
+        return []
+    return all_launches[updates[len(updates) // 2 - 1] + 1:updates[-1] + 1]
+
+
+def profile(tree):
+    """(launches of one step, None) or ([], why there are none)."""
+    if not shutil.which("ncu"):
+        return [], NO_NCU
+    command = ["ncu", "--csv", "--clock-control", "none", "--cache-control", "none",
+               "--metrics", ",".join((TIME, BYTES, TENSOR)), f"{tree}/tenon", "bench", "--json",
+               "--steps", "1", "--warmup", "0"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if "ERR_NVGPUCTRPERM" in done.stdout:
+        return [], NO_RIGHT
+    step = last_step(launches(done.stdout))
+    if not step:
+        said = [s for s in done.stdout.splitlines() if "==ERROR==" in s] or ["no kernel was seen"]
+        return [], "ncu: " + said[0] + ": no table by kernel"
+    return step, None
+
+
+def table(case, tree, roofs):
+    step, why = profile(tree)
+    if why:
+        print(f"{case}: {why}", flush=True)
+        return
+    rows, whole = {}, sum(x[TIME] for x in step)
+    for x in step:
+        row = rows.setdefault(x["name"], [0, 0.0, 0.0, 0.0])
+        row[0] += 1
+        row[1] += x[TIME]
+        row[2] += x.get(BYTES, 0)
+        row[3] += x[TIME] * x.get(TENSOR, 0)
+    print(f"{case}: one step, {len(step)} kernels, {whole * 1e3:.2f} ms of them, by ncu")
+    print(f"  {'kernel':44} {'times':>5} {'us':>9} {'share':>6} {'GB/s':>6} {'of copy':>7} "
+          f"{'tensor cores busy':>17}")
+    for name, (n, seconds, moved, busy) in sorted(rows.items(), key=lambda r: -r[1][1]):
+        speed = moved / seconds
+        print(f"  {name[:44]:44} {n:5} {seconds * 1e6:9.1f} {100 * seconds / whole:4.1f} % "
+              f"{speed / 1e9:6.0f} {100 * speed / roofs['copy']:5.0f} % {busy / seconds:15.0f} %",
+              flush=True)
