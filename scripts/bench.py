@@ -14,6 +14,7 @@ at the speed of a copy; a decode step's weights and caches at the speed of a cop
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -127,7 +128,9 @@ class Torch:
             self.process.wait()
             self.errors.seek(0)
             said = self.errors.read().strip().splitlines() or ["it ended without a word"]
-            raise BenchError(said[-1])
+            # what PyTorch advises stands behind the error
+            raise BenchError(next((s for s in reversed(said) if re.match(r"[\w.]*(Error|Failed)", s)),
+                                  said[-1]))
         return json.loads(line)
 
     def turn(self):

@@ -25,7 +25,8 @@ import bench_limits
 from bench import BenchError, output
 
 SCRIPTS = os.path.dirname(os.path.abspath(__file__))
-WAYS = {"bf16": "compiled bf16", "deterministic": "the same, deterministic"}
+WAYS = {"bf16": "compiled bf16", "deterministic": "the same, deterministic",
+        "products": "the same, without SDPA"}
 STEP = {"GRADIENT_ACCUMULATION": 1, "ARCH_CUDA": "y"}
 DECODE = {"BATCH_SIZE": 64}
 # name: defconfig, symbols, (timed steps of a turn, warmup), (sequences, tokens)
@@ -100,7 +101,7 @@ class Tenon:
 
 def start(case, tenon, python):
     """{way: Torch}, all of them starting."""
-    ways = ["bf16"] if CASES[case][3] else WAYS
+    ways = ("bf16", "products" if CASES[case][3] else "deterministic")
     return {way: bench.Torch(way, "cuda", CASES[case][2:], tenon.tree, python,
                              len(os.sched_getaffinity(0))) for way in ways}
 

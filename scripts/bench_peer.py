@@ -27,6 +27,8 @@ def attention(q, k, v, is_causal=False):
 
 
 class Attention(nn.Module):
+    products = False        # decode by products that torch.compile may join
+
     def __init__(self, width, heads):
         super().__init__()
         self.heads = heads
@@ -50,6 +52,9 @@ class Attention(nn.Module):
         q, k, v = self.split(x)
         cache[0, :, :, at] = k[:, :, 0]
         cache[1, :, :, at] = v[:, :, 0]
+        if self.products:
+            scores = q @ cache[0].transpose(2, 3) / math.sqrt(q.shape[-1])
+            return self.join(scores.softmax(-1) @ cache[1], x)
         return self.join(attention(q, cache[0], cache[1]), x)
 
 
@@ -133,6 +138,9 @@ class RaMla(nn.Module):
     def __init__(self, cfg, plan):
         super().__init__()
         torch_model.MIXERS["ra_mla"] = ra_mla
+        for name in ("future_mask", "positions"):       # torch.compile sees through no cache
+            function = getattr(torch_model, name)
+            setattr(torch_model, name, getattr(function, "__wrapped__", function))
         self.model = torch_model.Model(cfg, plan)
         self.names = list(self.model.shapes)
         self.weights = nn.ParameterList(

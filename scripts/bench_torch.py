@@ -4,7 +4,8 @@
     bench_torch.py WAY DEVICE CONFIG PLAN STEPS WARMUP THREADS [BATCH LENGTH]
 
 WAY: eager; compiled (torch.compile); bf16 (compiled, bf16 autocast; decode: weights and
-caches bf16); deterministic (bf16, with PyTorch's deterministic algorithms). DEVICE: cpu or
+caches bf16); deterministic (bf16, with PyTorch's deterministic algorithms); products (bf16,
+decode's attention as products and a softmax). DEVICE: cpu or
 cuda. Training steps with fused AdamW and gradient clipping, on random tokens, or with
 BATCH and LENGTH decode steps behind LENGTH tokens, on a GPU as one CUDA graph. Prepares and
 warms up, prints {"ready": version}, then for each line of stdin times STEPS steps and
@@ -22,7 +23,7 @@ import torch
 import bench_peer
 from dotconfig import DotConfig
 
-NARROW = ("bf16", "deterministic")
+NARROW = ("bf16", "deterministic", "products")
 
 
 def adamw(cfg, model):
@@ -117,6 +118,7 @@ def by_events(step, steps):
 def prepare(way, device, threads):
     torch.set_num_threads(threads)
     torch.manual_seed(1)
+    bench_peer.Attention.products = way == "products"
     if device == "cuda":
         torch.set_default_device(device)
     if way == "deterministic":
