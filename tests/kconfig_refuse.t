@@ -42,7 +42,7 @@ ERRORS = {
                         'needs CONFIG_RA_MLA_MLP_SPARSE_MODE="rms"'),
     "path": ('CONFIG_DATA_PATH="x"',
              "needs (CONFIG_DATA_TEXT=y or CONFIG_DATA_SHARDS=y)"),
-    "cuda": ("CONFIG_REAL_DOUBLE=y\nCONFIG_ARCH_CUDA=y", "calculates in bf16")
+    "cuda": ("CONFIG_REAL_DOUBLE=y\nCONFIG_ARCH_CUDA=y", "has no double")
             if shutil.which("nvcc") else
             ("CONFIG_ARCH_CUDA=y", "nvcc is not in the PATH"),
     "fallback": ("CONFIG_LR_COSINE=n", "CONFIG_LR_WSD=y"),

@@ -55,8 +55,8 @@ static void describe(int device)
 	CUDA(cudaRuntimeGetVersion(&runtime));
 	snprintf(bits, sizeof(bits), "%.80s, cuBLASLt %zu.%zu.%zu", prop.name, lt / 10000,
 		 lt / 100 % 100, lt % 100);
-	snprintf(description, sizeof(description), "cuda, BF16, %s, %d multiprocessors, CUDA %d.%d, "
-		 "driver's %d.%d", bits, prop.multiProcessorCount, runtime / 1000,
+	snprintf(description, sizeof(description), "cuda, %s, %s, %d multiprocessors, CUDA %d.%d, "
+		 "driver's %d.%d", ACT_NAME, bits, prop.multiProcessorCount, runtime / 1000,
 		 runtime % 1000 / 10, driver / 1000, driver % 1000 / 10);
 }
 

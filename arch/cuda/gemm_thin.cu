@@ -27,21 +27,19 @@ enum {
 /* One element behind the product: bias, activation, and where they go. */
 struct finish {
 	enum gemm_epilogue ep;
-	const bf16 *bias;
-	bf16 *aux;
+	const real *bias;
+	real *aux;
 	long ldaux;
 
 	__device__ __forceinline__ float operator()(float x, long i, int j) const
 	{
 		if (bias)
-			x += __bfloat162float(bias[j]);
+			x += get(bias + j);
 		if (ep == GEMM_BIAS_GELU) {
-			bf16 pre = __float2bfloat16(x);
-
-			aux[i * ldaux + j] = pre;
-			x = gelu(__bfloat162float(pre));
+			put(aux + i * ldaux + j, x);
+			x = gelu(rounded(x));
 		} else if (ep == GEMM_DGELU) {
-			x *= gelu_grad(__bfloat162float(aux[i * ldaux + j]));
+			x *= gelu_grad(get(aux + i * ldaux + j));
 		}
 		return x;
 	}
@@ -49,27 +47,7 @@ struct finish {
 
 static struct finish finish_of(const struct gemm *g)
 {
-	return { g->ep, bf16_of(g->bias), bf16_of(g->aux), g->ldaux };
-}
-
-static __device__ __forceinline__ void put(bf16 *p, float x)
-{
-	*p = __float2bfloat16(x);
-}
-
-static __device__ __forceinline__ void put(float *p, float x)
-{
-	*p = x;
-}
-
-static __device__ __forceinline__ float get(const bf16 *p)
-{
-	return __bfloat162float(*p);
-}
-
-static __device__ __forceinline__ float get(const float *p)
-{
-	return *p;
+	return { g->ep, real_of(g->bias), real_of(g->aux), g->ldaux };
 }
 
 /* This lane's 16 bytes of row @row of [rows][k], from @l on; 0 outside. */
@@ -194,7 +172,7 @@ template <class OUT> static void thin(const struct gemm *g)
 
 bool gemm_thin(const struct gemm *g, bool wide)
 {
-	if (g->m > THIN_ROWS || g->ta || !g->tb || g->batch > 1 || g->k % WIDE ||
+	if (!IS_ENABLED(CONFIG_REAL_BF16) || g->m > THIN_ROWS || g->ta || !g->tb || g->batch > 1 || g->k % WIDE ||
 	    !row_wide(g->a, g->lda) || !row_wide(g->b, g->ldb))
 		return false;
 	if (wide)
@@ -204,7 +182,7 @@ bool gemm_thin(const struct gemm *g, bool wide)
 	return true;
 }
 
-static __global__ void __launch_bounds__(THREADS) epilogue_kernel(bf16 *c, long ldc, int m, int n,
+static __global__ void __launch_bounds__(THREADS) epilogue_kernel(real *c, long ldc, int m, int n,
 								  struct finish f)
 {
 	size_t at = (size_t)blockIdx.x * THREADS + threadIdx.x;
@@ -220,6 +198,6 @@ void gemm_epilogue(const struct gemm *g)
 	size_t n = (size_t)g->m * g->n;
 
 	epilogue_kernel<<<(n + THREADS - 1) / THREADS, THREADS, 0, cuda_stream()>>>(
-		(bf16 *)g->c, g->ldc, g->m, g->n, finish_of(g));
+		(real *)g->c, g->ldc, g->m, g->n, finish_of(g));
 	CUDA_LAUNCHED();
 }

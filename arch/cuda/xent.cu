@@ -43,7 +43,7 @@ static __device__ struct online block_join(struct online x, struct online *part)
 }
 
 /* Columns [j, j + W) of a row, minus infinity from @vocab on. */
-template <int W> static __device__ __forceinline__ void logits_at(float (&x)[W], const bf16 *row,
+template <int W> static __device__ __forceinline__ void logits_at(float (&x)[W], const real *row,
 								 int j, int vocab)
 {
 	row_load<W>(x, row + j);
@@ -53,7 +53,7 @@ template <int W> static __device__ __forceinline__ void logits_at(float (&x)[W],
 }
 
 /* @kept: NULL, or where the columns go on the way */
-template <int W> static __device__ struct online row_online(const bf16 *row, bf16 *kept, int vocab)
+template <int W> static __device__ struct online row_online(const real *row, real *kept, int vocab)
 {
 	struct online all = { -INFINITY, 0 };
 	float x[W];
@@ -81,13 +81,13 @@ template <int W> static __device__ struct online row_online(const bf16 *row, bf1
 }
 
 template <int W> static __global__ void __launch_bounds__(THREADS)
-xent_kernel(float *loss, bf16 *logits, const int32_t *target, int v, int vocab,
+xent_kernel(float *loss, real *logits, const int32_t *target, int v, int vocab,
 	    const int32_t *scored, bool grad, bool keep)
 {
-	extern __shared__ __align__(16) bf16 kept[];
+	extern __shared__ __align__(16) real kept[];
 	__shared__ struct online part[THREADS / 32];
 	long i = blockIdx.x;
-	bf16 *row = logits + i * v;
+	real *row = logits + i * v;
 	int aim = target[i];
 	float factor = 1.0f / *scored, each = 0, at = aim < 0 ? 0 : __bfloat162float(row[aim]);
 	struct online all = { 0, 1 };
@@ -115,10 +115,10 @@ xent_kernel(float *loss, bf16 *logits, const int32_t *target, int v, int vocab,
 	}
 }
 
-template <int W> static void xent(float *loss, bf16 *logits, const int32_t *target, int n, int v,
+template <int W> static void xent(float *loss, real *logits, const int32_t *target, int n, int v,
 				  int vocab, const int32_t *scored, bool grad)
 {
-	size_t bytes = grad && v * sizeof(bf16) <= KEEP_BYTES ? v * sizeof(bf16) : 0;
+	size_t bytes = grad && v * sizeof(real) <= KEEP_BYTES ? v * sizeof(real) : 0;
 
 	CUDA(cudaFuncSetAttribute(xent_kernel<W>, cudaFuncAttributeMaxDynamicSharedMemorySize,
 				  KEEP_BYTES));
@@ -131,9 +131,9 @@ void k_xent(acc_t *loss, act_t *logits, const int32_t *target, int n, int v, int
 	    const int32_t *scored, bool grad)
 {
 	if (row_wide(logits, v))
-		xent<WIDE>(loss, bf16_of(logits), target, n, v, vocab, scored, grad);
+		xent<WIDE>(loss, real_of(logits), target, n, v, vocab, scored, grad);
 	else
-		xent<1>(loss, bf16_of(logits), target, n, v, vocab, scored, grad);
+		xent<1>(loss, real_of(logits), target, n, v, vocab, scored, grad);
 }
 
 static __global__ void mask_kernel(float *logits, int n, int v, int vocab)
