@@ -241,7 +241,7 @@ static struct gemm_plan *plan_make(const struct gemm *g, const struct gemm_key *
 	return p;
 }
 
-static const struct gemm_plan *plan_of(const struct gemm *g, bool wide)
+static struct gemm_plan *plan_of(const struct gemm *g, bool wide)
 {
 	struct gemm_key key = key_of(g, wide);
 
@@ -258,18 +258,24 @@ static const struct gemm_plan *plan_of(const struct gemm *g, bool wide)
 
 /* ---- products ------------------------------------------------------------------ */
 
-static void run(const struct gemm_plan *p, const struct gemm *g)
+/* Of float products the library may refuse what it has proposed: then there is none. */
+static void run(struct gemm_plan *p, const struct gemm *g)
 {
 	float alpha = g->alpha, beta = g->beta;
+	cublasStatus_t status = cublasLtMatmul(handle, p->desc, &alpha, g->b, p->a, g->a, p->b,
+					       &beta, g->c, p->c, g->c, p->c, &p->algo, workspace,
+					       LT_BYTES, cuda_stream());
 
-	LT(cublasLtMatmul(handle, p->desc, &alpha, g->b, p->a, g->a, p->b, &beta, g->c, p->c, g->c,
-			  p->c, &p->algo, workspace, LT_BYTES, cuda_stream()));
+	if (!IS_ENABLED(CONFIG_REAL_BF16) && status == CUBLAS_STATUS_INVALID_VALUE)
+		p->found = false;
+	else
+		lt_check(status, "cublasLtMatmul", __LINE__);
 }
 
 /* Returns false, and has started nothing, where there is no algorithm with the epilogue. */
 static bool product(const struct gemm *g, bool wide)
 {
-	const struct gemm_plan *p = plan_of(g, wide);
+	struct gemm_plan *p = plan_of(g, wide);
 
 	if (p->found)
 		run(p, g);
@@ -285,9 +291,12 @@ static void product_alone(const struct gemm *g, bool wide)
 	plain.bias = NULL;
 	plain.aux = NULL;
 	plain.db = NULL;
-	if (!product(&plain, wide))
+	if (product(&plain, wide))
+		return;
+	if (IS_ENABLED(CONFIG_REAL_BF16))
 		die("cuBLASLt has no algorithm for a product of %d x %d x %d (strides %ld, %ld, "
 		    "%ld)", g->m, g->n, g->k, g->lda, g->ldb, g->ldc);
+	gemm_loops(&plain, wide);
 }
 
 void k_gemm(const struct gemm *g)

@@ -182,6 +182,35 @@ bool gemm_thin(const struct gemm *g, bool wide)
 	return true;
 }
 
+template <class OUT>
+static __global__ void __launch_bounds__(THREADS) loops_kernel(struct gemm g)
+{
+	size_t at = (size_t)blockIdx.x * THREADS + threadIdx.x;
+	long i = at / g.n, j = at % g.n;
+	const real *a = (const real *)g.a + blockIdx.y * g.sa + i * (g.ta ? 1 : g.lda);
+	const real *b = (const real *)g.b + blockIdx.y * g.sb + j * (g.tb ? g.ldb : 1);
+	OUT *c = (OUT *)g.c + blockIdx.y * g.sc + i * g.ldc + j;
+	float sum = 0;
+
+	if (i >= g.m)
+		return;
+	for (long l = 0; l < g.k; l++)
+		sum = fmaf(get(a + l * (g.ta ? g.lda : 1)), get(b + l * (g.tb ? 1 : g.ldb)), sum);
+	put(c, (float)g.alpha * sum + (g.beta == 0 ? 0 : (float)g.beta * get(c)));
+}
+
+void gemm_loops(const struct gemm *g, bool wide)
+{
+	size_t n = (size_t)g->m * g->n;
+	dim3 grid((n + THREADS - 1) / THREADS, MAX(g->batch, 1));
+
+	if (wide)
+		loops_kernel<float><<<grid, THREADS, 0, cuda_stream()>>>(*g);
+	else
+		loops_kernel<real><<<grid, THREADS, 0, cuda_stream()>>>(*g);
+	CUDA_LAUNCHED();
+}
+
 static __global__ void __launch_bounds__(THREADS) epilogue_kernel(real *c, long ldc, int m, int n,
 								  struct finish f)
 {

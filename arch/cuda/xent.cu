@@ -89,7 +89,7 @@ xent_kernel(float *loss, real *logits, const int32_t *target, int v, int vocab,
 	long i = blockIdx.x;
 	real *row = logits + i * v;
 	int aim = target[i];
-	float factor = 1.0f / *scored, each = 0, at = aim < 0 ? 0 : __bfloat162float(row[aim]);
+	float factor = 1.0f / *scored, each = 0, at = aim < 0 ? 0 : get(row + aim);
 	struct online all = { 0, 1 };
 	float x[W];
 
