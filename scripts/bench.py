@@ -66,7 +66,30 @@ def find_torch():
 # ---- ours ------------------------------------------------------------------------
 
 
-class Tenon:
+def flags(steps, warmup, decode):
+    """Those of `tenon bench`; @decode: None or (sequences, tokens)."""
+    return ["--steps", str(steps), "--warmup", str(warmup)] + \
+        (["--decode", "--batch", str(decode[0]), "--length", str(decode[1])] if decode else [])
+
+
+class Turns:
+    """Turns of one command that prints what `tenon bench --json` does."""
+
+    def __init__(self, command):
+        self.command, self.turns = command, []
+
+    def turn(self):
+        self.turns.append(json.loads(output(self.command)))
+
+    def middle(self):
+        """The turn whose step is the median."""
+        return sorted(self.turns, key=lambda r: r["step"])[(len(self.turns) - 1) // 2]
+
+    def seconds(self):
+        return self.middle()["step"]
+
+
+class Tenon(Turns):
     """One build of a case."""
 
     def __init__(self, case, number, objtree, threads):
@@ -75,11 +98,8 @@ class Tenon:
         name = "-".join([self.defconfig, *fragments, *map(str, symbols.values()), number])
         self.tree = os.path.join(objtree, name)
         self.build(fragments + BUILDS[number], symbols)
-        self.command = [f"{self.tree}/tenon", "bench", "--json", "--steps", str(steps),
-                        "--warmup", str(warmup), "--threads", str(threads)]
-        if decode:
-            self.command += ["--decode", "--batch", str(decode[0]), "--length", str(decode[1])]
-        self.turns = []
+        super().__init__([f"{self.tree}/tenon", "bench", "--json", "--threads", str(threads),
+                          *flags(steps, warmup, decode)])
 
     def build(self, fragments, symbols):
         os.makedirs(self.tree, exist_ok=True)
@@ -92,16 +112,6 @@ class Tenon:
         output(["make", "-s", f"-j{os.cpu_count()}", f"O={self.tree}", "build"])
         with open(f"{self.tree}/plan.json", "w", encoding="utf-8") as f:
             f.write(output([f"{self.tree}/tenon", "plan", "--json"]))
-
-    def turn(self):
-        self.turns.append(json.loads(output(self.command)))
-
-    def middle(self):
-        """The turn whose step is the median."""
-        return sorted(self.turns, key=lambda r: r["step"])[(len(self.turns) - 1) // 2]
-
-    def seconds(self):
-        return self.middle()["step"]
 
 
 # ---- theirs ----------------------------------------------------------------------

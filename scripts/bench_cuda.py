@@ -68,7 +68,7 @@ def on_gpu():
                               text=True, check=True).stdout
 
 
-class Tenon:
+class Tenon(bench.Turns):
     """One case of ours."""
 
     def __init__(self, case, tree):
@@ -78,21 +78,8 @@ class Tenon:
             f.write(output([f"{tree}/tenon", "plan", "--json"]))
         with open(f"{tree}/plan.json", encoding="utf-8") as f:
             self.plan = json.load(f)
-        self.command = [f"{tree}/tenon", "bench", "--json", "--steps", str(steps), "--warmup",
-                        str(warmup)]
-        if decode:
-            self.command += ["--decode", "--batch", str(decode[0]), "--length", str(decode[1])]
-        self.turns = []
-
-    def turn(self):
-        self.turns.append(json.loads(output(self.command)))
-
-    def middle(self):
-        """The turn whose step is the median."""
-        return sorted(self.turns, key=lambda r: r["step"])[(len(self.turns) - 1) // 2]
-
-    def seconds(self):
-        return self.middle()["step"]
+        super().__init__([f"{tree}/tenon", "bench", "--json",
+                          *bench.flags(steps, warmup, decode)])
 
     @property
     def memory(self):

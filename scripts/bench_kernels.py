@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Every kernel of one training step, as NVIDIA's ncu counts it: time, bytes, operations of tensor cores.
 
-ncu stops before each kernel and empties no cache; clocks are left alone. Sums are by
+`tenon bench` marks the steps whose stages it times, here one. ncu stops before each kernel
+and empties no cache; clocks are left alone. Sums are by
 kernel, whatever its template arguments.
 """
 import csv
@@ -14,7 +15,6 @@ TIME, BYTES = "gpu__time_duration.sum", "dram__bytes.sum"
 # operations of tensor cores on bf16, by Hopper's own instructions and by older ones
 TENSOR = tuple(f"sm__ops_path_tensor_op_{op}_src_bf16_dst_fp32_sparsity_off.sum"
                for op in ("hgmma", "hmma"))
-UPDATE = "adamw_kernel"         # the last kernel of a step
 UNITS = {"ns": 1e-9, "nsecond": 1e-9}      # what --print-units base does not leave at 1
 NO_NCU = ("ncu is not in the PATH: no table by kernel; install Nsight Compute of the CUDA "
           "toolkit and add its folder")
@@ -43,18 +43,11 @@ def launches(text):
     return [found[i] for i in sorted(found)]
 
 
-def last_step(all_launches):
-    """The launches between the updates of the last two steps."""
-    updates = [i for i, x in enumerate(all_launches) if x["name"] == UPDATE]
-    if len(updates) < 2:
-        return []
-    return all_launches[updates[len(updates) // 2 - 1] + 1:updates[-1] + 1]
-
-
 def ncu(tree, metrics):
     command = ["ncu", "--csv", "--print-units", "base", "--clock-control", "none",
-               "--cache-control", "none", "--metrics", ",".join(metrics), f"{tree}/tenon", "bench",
-               "--json", "--steps", "1", "--warmup", "0"]
+               "--cache-control", "none", "--profile-from-start", "off",
+               "--metrics", ",".join(metrics),
+               f"{tree}/tenon", "bench", "--json", "--steps", "1", "--warmup", "0"]
     return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           text=True).stdout
 
@@ -69,7 +62,7 @@ def profile(tree):
         said = ncu(tree, (TIME, BYTES))
     if "ERR_NVGPUCTRPERM" in said:
         return [], NO_RIGHT
-    step = last_step(launches(said))
+    step = launches(said)
     if not step:
         errors = [line for line in said.splitlines() if "ERROR" in line] or ["no kernel was seen"]
         return [], f"ncu: {errors[0]}: no table by kernel"

@@ -138,9 +138,11 @@ class RaMla(nn.Module):
     def __init__(self, cfg, plan):
         super().__init__()
         torch_model.MIXERS["ra_mla"] = ra_mla
-        for name in ("future_mask", "positions"):       # torch.compile sees through no cache
-            function = getattr(torch_model, name)
-            setattr(torch_model, name, getattr(function, "__wrapped__", function))
+        # made before anything is compiled, where the default device counts
+        length = cfg.i("BLOCK_SIZE")
+        mask, column = torch_model.future_mask(length), torch.arange(1, length + 1).unsqueeze(-1)
+        torch_model.future_mask = lambda t: mask[:t, :t]
+        torch_model.positions = lambda t, dtype: column[:t].to(dtype)
         self.model = torch_model.Model(cfg, plan)
         self.names = list(self.model.shapes)
         self.weights = nn.ParameterList(

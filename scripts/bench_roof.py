@@ -8,6 +8,7 @@ second of a large product), attention {backend: [seconds forward, backward]}, it
 (B, H, T, D), products [seconds, for each PLAN, of its micro-batch's matrix products].
 """
 import json
+import statistics
 import sys
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench_limits import step_products
+from bench_torch import by_events
 
 SIDE = 8192                  # of the large product
 COPY_BYTES = 2 << 30
@@ -27,14 +29,7 @@ def seconds(work, repeats=REPEATS):
     """Of one call, the median of @repeats behind three more."""
     for _ in range(3):
         work()
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
-    marks[0].record()
-    for mark in marks[1:]:
-        work()
-        mark.record()
-    torch.cuda.synchronize()
-    times = sorted(a.elapsed_time(b) for a, b in zip(marks, marks[1:]))
-    return times[repeats // 2] / 1e3
+    return statistics.median(by_events(work, repeats))
 
 
 def product_seconds(m, n, k):

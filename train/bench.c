@@ -99,12 +99,14 @@ static void end_lap(enum stage s)
 static void time_stages(struct run *r, const struct batch *pool, struct times *t)
 {
 	r->stage = end_lap;
+	arch_profile(true);
 	for (int i = 0; i < t->staged; i++) {
 		for (int s = 0; s < NR_STAGES; s++)
 			lap.stage[s] = &t->stage[s][i];
 		lap.from = now();
 		step(r, pool);
 	}
+	arch_profile(false);
 	r->stage = NULL;
 }
 

@@ -8,6 +8,7 @@
  * CUDA graph.
  */
 #include <cublasLt.h>
+#include <cuda_profiler_api.h>
 #include <string.h>
 
 #include "arch.h"
@@ -249,6 +250,12 @@ double arch_mark_seconds(struct arch_mark *from, struct arch_mark *to)
 	arch_mark_wait(to);
 	CUDA(cudaEventElapsedTime(&ms, (cudaEvent_t)from->event, (cudaEvent_t)to->event));
 	return ms / 1e3;
+}
+
+void arch_profile(bool on)
+{
+	arch_sync();
+	CUDA(on ? cudaProfilerStart() : cudaProfilerStop());
 }
 
 /* ---- graphs -------------------------------------------------------------------- */
