@@ -115,8 +115,9 @@ report:
 
 bench:
 	@sh scripts/setup.sh bench
-	$(Q)$(afresh) $(PYTHON) scripts/bench.py --objtree $(OBJ)/bench \
-		$(addprefix --threads ,$(call cmdline,THREADS))
+	$(Q)$(afresh) $(PYTHON) $(if $(no-gpu),scripts/bench.py \
+		$(addprefix --threads ,$(call cmdline,THREADS)),scripts/bench_cuda.py) \
+		--objtree $(OBJ)/bench
 
 # Tests: programs under every configuration of tests/Makefile, then the scripts.
 

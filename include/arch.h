@@ -9,6 +9,7 @@
 #ifndef TENON_ARCH_H
 #define TENON_ARCH_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #ifdef __cplusplus
@@ -130,6 +131,13 @@ void arch_mark_wait(struct arch_mark *m);
  * Both were set; waits for @to.
  */
 double arch_mark_seconds(struct arch_mark *from, struct arch_mark *to);
+
+/**
+ * arch_profile() - begin or end what a profiler around this process should count
+ *
+ * A GPU's, as cudaProfilerStart() says; those of a cpu look at everything.
+ */
+void arch_profile(bool on);
 
 /**
  * struct arch_graph - a fixed sequence of kernels and device copies

@@ -2,7 +2,8 @@
 /**
  * DOC: number types
  *
- * act_t    activations           float, double with REAL_DOUBLE, bf16 with REAL_BF16
+ * act_t    activations           float (REAL_TF32 too), double with REAL_DOUBLE, bf16 with
+ *                               REAL_BF16
  * param_t  parameters            the same
  * grad_t   gradients, moments, master weights   float (double with REAL_DOUBLE)
  * acc_t    what must not be rounded to act_t: statistics of norms, log-sum-exp,
@@ -31,7 +32,7 @@ typedef float grad_t, acc_t;
 #else
 typedef float act_t, param_t, grad_t, acc_t;
 #define REAL_NAME "F32"
-#define ACT_NAME "F32"
+#define ACT_NAME (IS_ENABLED(CONFIG_REAL_TF32) ? "TF32" : "F32")
 #endif
 
 #define ROUND_UP(x, to) (((x) + (to) - 1) / (to) * (to))

@@ -14,6 +14,7 @@ at the speed of a copy; a decode step's weights and caches at the speed of a cop
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -52,8 +53,8 @@ def output(command):
 
 
 def find_torch():
-    """(python, its version of PyTorch), the one of the bench's own before Debian's."""
-    for python in (VENV, DEBIAN):
+    """(python, its version of PyTorch), the one of the bench's own before others."""
+    for python in (VENV, sys.executable, DEBIAN):
         if os.path.exists(python):
             done = subprocess.run([python, "-c", "import torch; print(torch.__version__)"],
                                   stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -65,7 +66,30 @@ def find_torch():
 # ---- ours ------------------------------------------------------------------------
 
 
-class Tenon:
+def flags(steps, warmup, decode):
+    """Those of `tenon bench`; @decode: None or (sequences, tokens)."""
+    return ["--steps", str(steps), "--warmup", str(warmup)] + \
+        (["--decode", "--batch", str(decode[0]), "--length", str(decode[1])] if decode else [])
+
+
+class Turns:
+    """Turns of one command that prints what `tenon bench --json` does."""
+
+    def __init__(self, command):
+        self.command, self.turns = command, []
+
+    def turn(self):
+        self.turns.append(json.loads(output(self.command)))
+
+    def middle(self):
+        """The turn whose step is the median."""
+        return sorted(self.turns, key=lambda r: r["step"])[(len(self.turns) - 1) // 2]
+
+    def seconds(self):
+        return self.middle()["step"]
+
+
+class Tenon(Turns):
     """One build of a case."""
 
     def __init__(self, case, number, objtree, threads):
@@ -74,11 +98,8 @@ class Tenon:
         name = "-".join([self.defconfig, *fragments, *map(str, symbols.values()), number])
         self.tree = os.path.join(objtree, name)
         self.build(fragments + BUILDS[number], symbols)
-        self.command = [f"{self.tree}/tenon", "bench", "--json", "--steps", str(steps),
-                        "--warmup", str(warmup), "--threads", str(threads)]
-        if decode:
-            self.command += ["--decode", "--batch", str(decode[0]), "--length", str(decode[1])]
-        self.turns = []
+        super().__init__([f"{self.tree}/tenon", "bench", "--json", "--threads", str(threads),
+                          *flags(steps, warmup, decode)])
 
     def build(self, fragments, symbols):
         os.makedirs(self.tree, exist_ok=True)
@@ -92,33 +113,24 @@ class Tenon:
         with open(f"{self.tree}/plan.json", "w", encoding="utf-8") as f:
             f.write(output([f"{self.tree}/tenon", "plan", "--json"]))
 
-    def turn(self):
-        self.turns.append(json.loads(output(self.command)))
-
-    def middle(self):
-        """The turn whose step is the median."""
-        return sorted(self.turns, key=lambda r: r["step"])[(len(self.turns) - 1) // 2]
-
-    def seconds(self):
-        return self.middle()["step"]
-
 
 # ---- theirs ----------------------------------------------------------------------
 
 
 class Torch:
-    """One way of the peer: a process that waits for its turns."""
+    """One way of the peer: a process that waits for its turns, once read() has said that it
+    is ready. @work: (timed steps of a turn, warmup), None or (sequences, tokens)"""
 
-    def __init__(self, way, case, tree, python, threads):
-        (steps, warmup), decode = CASES[case][3:5]
-        command = [python, f"{SCRIPTS}/bench_torch.py", way, f"{tree}/.config",
+    def __init__(self, way, device, work, tree, python, threads):
+        (steps, warmup), decode = work
+        command = [python, f"{SCRIPTS}/bench_torch.py", way, device, f"{tree}/.config",
                    f"{tree}/plan.json", str(steps), str(warmup), str(threads),
                    *map(str, decode or [])]
         self.errors = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         stderr=self.errors, text=True)
         self.turns = []
-        self.read()
+        self.memory = 0
 
     def read(self):
         line = self.process.stdout.readline()
@@ -126,13 +138,17 @@ class Torch:
             self.process.wait()
             self.errors.seek(0)
             said = self.errors.read().strip().splitlines() or ["it ended without a word"]
-            raise BenchError(said[-1])
+            # what PyTorch advises stands behind the error
+            raise BenchError(next((s for s in reversed(said) if re.match(r"[\w.]*(Error|Failed)", s)),
+                                  said[-1]))
         return json.loads(line)
 
     def turn(self):
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        self.turns.append(self.read()["step"])
+        said = self.read()
+        self.turns.append(said["step"])
+        self.memory = said.get("memory", 0)
 
     def seconds(self):
         return statistics.median_low(self.turns)
@@ -147,7 +163,9 @@ def start_peers(case, tree, python, threads):
     peers = {}
     for way in WAYS:
         try:
-            peers[way] = Torch(way, case, tree, python, threads)
+            peer = Torch(way, "cpu", CASES[case][3:5], tree, python, threads)
+            peer.read()
+            peers[way] = peer
         except BenchError as error:
             print(f"{case}: torch, {WAYS[way]}: not here: {error}", flush=True)
     if not peers:
@@ -233,7 +251,7 @@ def main():
             raise BenchError(f"unknown case {min(unknown)}; there are {', '.join(CASES)}")
         python, version = find_torch()
         print(f"PyTorch {version} ({python}), with fused AdamW and scaled_dot_product_attention" +
-              ("" if python == VENV else ": Debian's, a newer one could not be installed"))
+              ("" if python == VENV else ": found here, a newer one could not be installed"))
         for case in args.cases or CASES:
             bench(case, args, python)
     except (BenchError, OSError) as error:

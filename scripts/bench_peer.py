@@ -5,10 +5,13 @@ entropy on the rounded vocabulary. scripts/torch_model.py is the reference; this
 peer, and computes the same products on the same shapes.
 
     GPT2(cfg)           GPT-2, and decode with static caches
-    RaMla(cfg, plan)    latent attention with the mechanisms that are on: routing needs
-                        the rows of attention as a matrix, so it is the reference's
-                        functions, values expanded, keys absorbed
+    RaMla(cfg, plan)    latent attention with the mechanisms that are on: the reference's
+                        functions, but for attention, whose keys and values are expanded
+                        for scaled_dot_product_attention; routing needs its rows as a
+                        matrix, without a gradient
 """
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -24,6 +27,8 @@ def attention(q, k, v, is_causal=False):
 
 
 class Attention(nn.Module):
+    products = False        # decode by products that torch.compile may join
+
     def __init__(self, width, heads):
         super().__init__()
         self.heads = heads
@@ -47,6 +52,9 @@ class Attention(nn.Module):
         q, k, v = self.split(x)
         cache[0, :, :, at] = k[:, :, 0]
         cache[1, :, :, at] = v[:, :, 0]
+        if self.products:
+            scores = q @ cache[0].transpose(2, 3) / math.sqrt(q.shape[-1])
+            return self.join(scores.softmax(-1) @ cache[1], x)
         return self.join(attention(q, cache[0], cache[1]), x)
 
 
@@ -101,11 +109,40 @@ class GPT2(nn.Module):
         return F.linear(self.ln_f(x), self.wte.weight)[:, 0]
 
 
+def ra_mla(cfg, p, x, taps, wanted):
+    """torch_model.ra_mla() for speed, where there is no reciprocal term."""
+    if cfg.f("RA_MLA_RA_ALPHA") > 0:
+        return torch_model.ra_mla(cfg, p, x, taps, wanted)
+    q = torch_model.split_heads(torch_model.linear(p, "q_proj", x), cfg.i("N_HEAD"))
+    k, v = torch_model.linear(p, "k_down", x), torch_model.linear(p, "v_down", x)
+    gamma, mix = taps.get("HEAD_GATE"), taps.get("LATENT_MIX")
+    if mix is not None:
+        k = k + cfg.f("RA_MLA_MLP_RECIP_ALPHA") * mix
+    keys = (k.unsqueeze(1) @ p["q_to_latent"].transpose(-1, -2)).expand_as(q)
+    values = (v.unsqueeze(1) @ p["v_up"]).expand_as(q)
+    scaled = q * math.sqrt(q.shape[-1] / k.shape[-1])    # attention() divides by sqrt(D)
+    y = attention(scaled, keys, values, is_causal=True).transpose(1, 2)
+    if gamma is not None:
+        y = y * gamma.unsqueeze(-1)
+    out = {"LATENT": k}
+    if "ROUTE" in wanted:
+        with torch.no_grad():
+            scores = q @ keys.transpose(2, 3) / math.sqrt(k.shape[-1])
+            out["ROUTE"] = torch_model.causal_probs(scores), gamma
+    return torch_model.linear(p, "out_proj", y.reshape(x.shape)), out
+
+
 class RaMla(nn.Module):
     """The reference's functions behind nn.Module, its masks and counts as they are."""
 
     def __init__(self, cfg, plan):
         super().__init__()
+        torch_model.MIXERS["ra_mla"] = ra_mla
+        # made before anything is compiled, where the default device counts
+        length = cfg.i("BLOCK_SIZE")
+        mask, column = torch_model.future_mask(length), torch.arange(1, length + 1).unsqueeze(-1)
+        torch_model.future_mask = lambda t: mask[:t, :t]
+        torch_model.positions = lambda t, dtype: column[:t].to(dtype)
         self.model = torch_model.Model(cfg, plan)
         self.names = list(self.model.shapes)
         self.weights = nn.ParameterList(

@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""One side of `make bench`: a configuration in PyTorch, in one of three ways.
+"""One side of `make bench`: a configuration in PyTorch, in one of its ways.
 
-    bench_torch.py WAY CONFIG PLAN STEPS WARMUP THREADS [BATCH LENGTH]
+    bench_torch.py WAY DEVICE CONFIG PLAN STEPS WARMUP THREADS [BATCH LENGTH]
 
 WAY: eager; compiled (torch.compile); bf16 (compiled, bf16 autocast; decode: weights and
-caches bf16). Training steps with fused AdamW and gradient clipping, on random tokens, or
-with BATCH and LENGTH decode steps behind LENGTH tokens. Prepares and warms up, prints
-{"ready": version}, then for each line of stdin times STEPS steps and prints seconds of
-one (median): turns are dealt by bench.py, and nothing is compiled twice.
+caches bf16); deterministic (bf16, with PyTorch's deterministic algorithms); products (bf16,
+decode's attention as products and a softmax). DEVICE: cpu or
+cuda. Training steps with fused AdamW and gradient clipping, on random tokens, or with
+BATCH and LENGTH decode steps behind LENGTH tokens, on a GPU as one CUDA graph. Prepares and
+warms up, prints {"ready": version}, then for each line of stdin times STEPS steps and
+prints seconds of one (median), and bytes of the GPU at most: turns are dealt by
+bench.py, and nothing is compiled twice.
 """
 import json
+import os
 import statistics
 import sys
 import time
@@ -18,6 +22,8 @@ import torch
 
 import bench_peer
 from dotconfig import DotConfig
+
+NARROW = ("bf16", "deterministic", "products")
 
 
 def adamw(cfg, model):
@@ -34,14 +40,14 @@ def adamw(cfg, model):
         return torch.optim.AdamW(groups, foreach=True, **more)
 
 
-def training(way, cfg, plan):
-    """A function that does one step."""
+def training(way, device, cfg, plan):
+    """A function that does one step, and on a GPU waits for nothing."""
     model = bench_peer.model_of(cfg, plan)
     opt = adamw(cfg, model)
     micros, shape = cfg.i("GRADIENT_ACCUMULATION"), (cfg.i("BATCH_SIZE"), cfg.i("BLOCK_SIZE") + 1)
 
     def loss_of(x, y):
-        with torch.autocast("cpu", torch.bfloat16, enabled=way == "bf16"):
+        with torch.autocast(device, torch.bfloat16, enabled=way in NARROW):
             return model(x, y)
 
     run = loss_of if way == "eager" else torch.compile(loss_of)
@@ -54,14 +60,14 @@ def training(way, cfg, plan):
             (loss / micros).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.f("GRAD_CLIP"))
         opt.step()
-        return loss.item()
+        return loss if device == "cuda" else loss.item()
     return step
 
 
-def decode(way, cfg, plan, batch, length):
-    """A function that does one step behind @length tokens."""
+def decode(way, device, cfg, plan, batch, length):
+    """A function that does one step behind @length tokens, from the tokens on the host."""
     model = bench_peer.model_of(cfg, plan).eval()
-    if way == "bf16":
+    if way in NARROW:
         model = model.bfloat16()
     caches = model.caches(batch, length)
     tokens = torch.arange(batch) % cfg.i("VOCAB_SIZE")
@@ -70,28 +76,74 @@ def decode(way, cfg, plan, batch, length):
     def step():
         with torch.no_grad():
             return run(tokens, caches, length)
-    return step
+    if device != "cuda":
+        return step
+    host, graph = tokens.cpu().pin_memory(), torch.cuda.CUDAGraph()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    with torch.cuda.graph(graph):
+        step()
+
+    def replay():
+        tokens.copy_(host, non_blocking=True)
+        graph.replay()
+        torch.cuda.synchronize()
+    return replay
+
+
+def by_clock(step, steps):
+    """Seconds of each step, by the host's clock."""
+    seconds = []
+    for _ in range(steps):
+        began = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - began)
+    return seconds
+
+
+def by_events(step, steps):
+    """The GPU's seconds of each step; nobody waits in between."""
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(steps + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        step()
+        mark.record()
+    torch.cuda.synchronize()
+    return [a.elapsed_time(b) / 1e3 for a, b in zip(marks, marks[1:])]
+
+
+def prepare(way, device, threads):
+    torch.set_num_threads(threads)
+    torch.manual_seed(1)
+    bench_peer.Attention.products = way == "products"
+    if device == "cuda":
+        torch.set_default_device(device)
+    if way == "deterministic":
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        torch.use_deterministic_algorithms(True)
 
 
 def main():
-    way, config, plan = sys.argv[1:4]
-    steps, warmup, threads, *decoding = map(int, sys.argv[4:])
+    way, device, config, plan = sys.argv[1:5]
+    steps, warmup, threads, *decoding = map(int, sys.argv[5:])
     cfg = DotConfig.load(config)
     with open(plan, encoding="utf-8") as f:
         plan = json.load(f)
-    torch.set_num_threads(threads)
-    torch.manual_seed(1)
-    step = decode(way, cfg, plan, *decoding) if decoding else training(way, cfg, plan)
+    prepare(way, device, threads)
+    step = decode(way, device, cfg, plan, *decoding) if decoding else \
+        training(way, device, cfg, plan)
     for _ in range(warmup):
         step()
+    timed = by_clock if decoding or device != "cuda" else by_events
     print(json.dumps({"ready": torch.__version__}), flush=True)
     for _ in sys.stdin:
-        seconds = []
-        for _ in range(steps):
-            began = time.perf_counter()
-            step()
-            seconds.append(time.perf_counter() - began)
-        print(json.dumps({"step": statistics.median(seconds)}), flush=True)
+        said = {"step": statistics.median(timed(step, steps))}
+        if device == "cuda":
+            said["memory"] = torch.cuda.max_memory_allocated()
+        print(json.dumps(said), flush=True)
 
 
 if __name__ == "__main__":

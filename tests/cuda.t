@@ -31,7 +31,10 @@ LENGTH = 65             # of a batch: no multiple of a tile
 # Symbols of each build; the reference runs on another machine, too.
 CPU = {"ARCH_CPU": "y", "CPU_PORTABLE_BITS": "y"}
 KINDS = {"double": {**CPU, "REAL_DOUBLE": "y"}, "bf16": {**CPU, "REAL_BF16": "y"}, "float": CPU,
-         "cuda": {"ARCH_CUDA": "y"}}
+         "cuda": {"ARCH_CUDA": "y"}, "cuda-float": {"ARCH_CUDA": "y", "REAL_FLOAT": "y"},
+         "cuda-tf32": {"ARCH_CUDA": "y", "REAL_TF32": "y"}}
+CHECKING = ("cuda-float", "cuda-tf32")      # of these defconfigs
+CHECKED = ("tiny-gpt2", "tiny-ra-mla-full")
 
 
 def load(name):
@@ -116,7 +119,7 @@ def build(to, base, kind, *goals):
     os.makedirs(tree, exist_ok=True)
     os.makedirs(to, exist_ok=True)
     symbols = dict(KINDS[kind])
-    if kind == "cuda" and no_gpu():
+    if "ARCH_CUDA" in symbols and no_gpu():
         symbols["CUDA_SM_90A"] = "y"
     if isinstance(base, dict):
         symbols = {**{k: v for k, v in base.items() if not k.startswith(("ARCH_", "REAL_"))},
@@ -135,6 +138,10 @@ def build(to, base, kind, *goals):
         shutil.copy2(f"{tree}/tenon", f"{to}/{kind}")
     for program in PROGRAMS if "check-programs" in goals else ():
         shutil.copy2(f"{tree}/tests/{program}", to)
+    if "CONFIG_RA_MLA_MLP_CROSS_TOKEN=y\n" in t.read(tree, ".config").decode() and \
+            kind != "float" and "build" in goals:
+        make(tree, "check-programs", "PROGRAMS=routes")
+        shutil.copy2(f"{tree}/tests/routes", f"{to}/routes-{kind}")
 
 
 def symbols_of(lines):
@@ -148,6 +155,10 @@ def build_kind(folder, kind):
     if kind == "float":
         build(f"{folder}/tiny-gpt2", "tiny-gpt2", kind, *goals)
         return
+    if kind in CHECKING:
+        for name in CHECKED:
+            build(f"{folder}/{name}", name, kind, *goals)
+        return
     for name, base in [(n, n) for n in defconfigs()] + combinations():
         build(f"{folder}/{name}", base, kind, *goals)
     if kind == "cuda":
@@ -157,7 +168,7 @@ def build_kind(folder, kind):
 def build_all(folder):
     """An object tree for each kind, two of them at a time."""
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda kind: build_kind(folder, kind), ("cuda", "double", "bf16", "float")))
+        list(pool.map(lambda kind: build_kind(folder, kind), KINDS))
 
 
 # ---- what is tested -------------------------------------------------------------------
@@ -180,13 +191,21 @@ def test_program(name, path):
          f"{name}: {os.path.basename(path)}", "\n".join(bad) + done.stderr)
 
 
+def routes(binaries):
+    """{kind: tests/routes} beside these binaries."""
+    return {kind: f"{os.path.dirname(path)}/routes-{kind}" for kind, path in binaries.items()}
+
+
 def test_case(folder, name):
     """The reference, then what the model tests assert: decode, causality, liveness."""
     here = f"{folder}/{name}"
     with t.folder() as d:
         binaries = {kind: f"{here}/{kind}" for kind in ("double", "bf16", "cuda")}
-        numbers.test_gradients(name, binaries, d, LENGTH, "bf16")
+        numbers.test_gradients(name, binaries, d, LENGTH, "bf16", routes)
         test_repeats(name, f"{here}/cuda", d)
+        for kind in CHECKING if name in CHECKED else ():
+            binaries = {k: f"{here}/{k}" for k in ("double", kind)}
+            numbers.test_gradients(name, binaries, d, LENGTH, None, routes)
     for program in PROGRAMS:
         test_program(name, f"{here}/{program}")
 

@@ -23,7 +23,7 @@ LINES = {
 }
 if shutil.which("nvcc"):
     LINES["numbers that a backend lacks"] = ("CONFIG_ARCH_CUDA=y\nCONFIG_REAL_DOUBLE=y", 2,
-                                             "calculates in bf16")
+                                             "has no double")
 else:
     LINES["a backend whose compiler is not here"] = ("CONFIG_ARCH_CUDA=y", 1,
                                                      "set CONFIG_ARCH_CPU=y")

@@ -42,7 +42,7 @@ ERRORS = {
                         'needs CONFIG_RA_MLA_MLP_SPARSE_MODE="rms"'),
     "path": ('CONFIG_DATA_PATH="x"',
              "needs (CONFIG_DATA_TEXT=y or CONFIG_DATA_SHARDS=y)"),
-    "cuda": ("CONFIG_REAL_DOUBLE=y\nCONFIG_ARCH_CUDA=y", "calculates in bf16")
+    "cuda": ("CONFIG_REAL_DOUBLE=y\nCONFIG_ARCH_CUDA=y", "has no double")
             if shutil.which("nvcc") else
             ("CONFIG_ARCH_CUDA=y", "nvcc is not in the PATH"),
     "fallback": ("CONFIG_LR_COSINE=n", "CONFIG_LR_WSD=y"),
@@ -75,6 +75,43 @@ def test_refused_lines():
                              .get(verb, []))
         ok(status == 2 and f"error: {CONFIG}:1: " in err,
            f"verb_checks_config: {verb}", err)
+
+
+def with_tool(name):
+    """A command of this name in the PATH, whatever it does."""
+    write(os.path.join(DIR.name, name), "#!/bin/sh\n")
+    os.chmod(os.path.join(DIR.name, name), 0o755)
+    os.environ["PATH"] = DIR.name + os.pathsep + os.environ["PATH"]
+
+
+def test_conditional_range():
+    path = os.environ["PATH"]
+    with_tool("nvcc")
+    long = "CONFIG_RA_MLA_MLP_SPARSE_K=257\n"
+    cuda = "CONFIG_ARCH_CUDA=y\n"
+    why = ("SPARSE_K=257: is outside what is legal with CONFIG_ARCH_CUDA, 1..256; "
+           "nearest legal 256")
+    for name, text, legal in (("where it holds", cuda + long, False),
+                              ("whatever the order", long + cuda, False),
+                              ("at its end", cuda + long.replace("257", "256"), True),
+                              ("where it does not hold", "CONFIG_ARCH_CPU=y\n" + long, True)):
+        status, _, err = with_lines(text)
+        ok(status == (0 if legal else 2) and err.count("\n") <= 1 and (legal or why in err),
+           f"range_with_a_condition: {name}", status, err)
+    earlier, later = (os.path.join(DIR.name, f) for f in ("earlier.config", "later.config"))
+    write(earlier, "CONFIG_ARCH_CPU=y\n" + long)
+    write(later, cuda)
+    status, _, err = run("defconfig", TINY, earlier, later)
+    ok(status == 2 and err.startswith(f"error: {earlier}:2: ") and why in err,
+       "range_with_a_condition: a later file makes it hold", status, err)
+    write(later, cuda + "CONFIG_RA_MLA_MLP_SPARSE_K=3\n")
+    status, _, err = run("defconfig", TINY, earlier, later)
+    ok(status == 0 and shows("CONFIG_RA_MLA_MLP_SPARSE_K=3"),
+       "range_with_a_condition: a later file sets the number anew", status, err)
+    status, _, err = with_lines('CONFIG_RA_MLA_MLP_SPARSE_MODE="none"\n' + cuda + long)
+    ok(status == 0 and "no effect beside" in err,
+       "range_with_a_condition: of a number that is moot", status, err)
+    os.environ["PATH"] = path
 
 
 RULES = {

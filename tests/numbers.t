@@ -25,13 +25,14 @@ B, T, VOCAB = 4, 64, 256
 # forward and back through a layer, errors of either sign adding up as the root of their
 # number: sqrt(16 N_LAYER) UNIT. float's sums add their own rounding, of up to 256 terms.
 ROUNDINGS = 16
-UNIT = {"float": 2 ** -24 * 4, "bf16": 2 ** -8, "cuda": 2 ** -8}
+UNIT = {"float": 2 ** -24 * 4, "bf16": 2 ** -8, "cuda": 2 ** -8,
+        "cuda-float": 2 ** -24 * 4, "cuda-tf32": 2 ** -11}
 
 # What is gathered along topk routes: where bf16 chooses another entry, whose weight is that of
 # the k-th but for roundings, another row is gathered. So routing is judged in two parts: the
 # choice by its weights, and gradients with the double build's choice in place of bf16's own.
 ROUTED = ".mlp.cross_proj."
-TOPK = 8                # on a GPU: at most one of K rows is exchanged
+TOPK = 8
 
 
 def make(tree, *goals):
@@ -51,6 +52,19 @@ def build(name, kind):
     return os.path.join(tree, "tenon")
 
 
+def build_routes(binaries):
+    """{kind: tests/routes} in the object trees of these binaries."""
+    made = {}
+    for kind, binary in binaries.items():
+        tree = os.path.dirname(binary)
+        done = make(tree, "check-programs", "PROGRAMS=routes")
+        if done.returncode:
+            print("Bail out! tests/routes.c is not built")
+            sys.exit(done.stdout)
+        made[kind] = f"{tree}/tests/routes"
+    return made
+
+
 def numbers(path):
     """Loss and gradients of a bundle."""
     header, data, meta = bundle(path)
@@ -67,10 +81,10 @@ def distance(x, want):
     return error / size if size else math.inf if error else 0
 
 
-def test_gradients(name, binaries, d, length=T, plain=None):
+def test_gradients(name, binaries, d, length=T, plain=None, programs=build_routes):
     """
     Those of every binary against the one in double. @plain: one that is not tested itself;
-    the others may err twice as much as it does.
+    the others may err twice as much as it does. @programs: gives tests/routes of binaries
     """
     tokens(f"{d}/tok", B, length, VOCAB)
     got = {}
@@ -87,21 +101,18 @@ def test_gradients(name, binaries, d, length=T, plain=None):
             continue
         bound = math.sqrt(ROUNDINGS * layers) * UNIT[kind]
         bounds = {n: max(bound, 2 * off[plain][n] if plain else 0) for n in errors}
-        routed = {n: e for n, e in errors.items() if kind != "float" and ROUTED in n}
+        routed = [n for n in errors if not kind.endswith("float") and ROUTED in n]
         worst = max((n for n in errors if n not in routed), key=lambda n: errors[n] / bounds[n])
         t.ok(errors[worst] <= bounds[worst], f"{name}: {kind}: gradients are those of double "
              f"(worst {errors[worst]:.2g} of {bounds[worst]:.2g}, {worst})", errors)
-        if routed and kind == "bf16":
-            test_routes(name, binaries, d)
-        elif routed:
-            t.ok(max(routed.values()) <= math.sqrt(2 / TOPK), f"{name}: {kind}: and those of "
-                 f"routed values (worst {max(routed.values()):.2g})", routed)
+        if routed:
+            test_routes(name, programs(binaries), d, kind, length, plain)
 
 
 # ---- routing -----------------------------------------------------------------
 
 def route_lists(path):
-    """[rows of {entry: weight}] of each sub-layer that routes."""
+    """[rows of {entry: weight}] of each sub-layer that routes by topk."""
     header, data, _ = bundle(path)
     out = []
     for name in sorted(n for n in data if n.endswith(".index")):
@@ -113,47 +124,70 @@ def route_lists(path):
     return out
 
 
-def choices(want, got, layers):
-    """(rows that chose otherwise, the largest distance of a weight, over what is allowed).
+def thresholds(path):
+    """[thresholds of every row] of each sub-layer that routes by them."""
+    header, data, _ = bundle(path)
+    return [array.array("d" if header[n]["dtype"] == "F64" else "f", data[n])
+            for n in sorted(data) if n.endswith(".thr")]
 
-    A weight is the exponential of a score, so its relative error is the score's error: that of
-    as many roundings, relative to the scores' size, for which the spread of a row's kept ones
-    stands. Allowed is twice that. An entry that double did not choose must be as good as its
-    k-th.
-    """
+
+def allowed_error(want, layers, kind):
+    """Of a weight, relative: it is the exponential of a score, so its error is the score's: that
+    of as many roundings, relative to the scores' size, for which the spread of a row's kept ones
+    stands. Allowed is twice that."""
     spread = [math.log(max(row.values()) / min(row.values())) for row in want]
-    allowed = 2 * math.sqrt(ROUNDINGS * layers) * UNIT["bf16"] * statistics.median(spread)
+    return 2 * math.sqrt(ROUNDINGS * layers) * UNIT[kind] * statistics.median(spread)
+
+
+def choices(want, got):
+    """(rows that chose otherwise, the largest relative distance of a weight).
+
+    An entry that double did not choose must be as good as its k-th.
+    """
     worst = 0
     for row, mine in zip(want, got):
         least = min(row.values())
         worst = max([worst] + [abs(w / row.get(u, least) - 1) for u, w in mine.items()])
         if len(row) != len(mine):
             worst = math.inf
-    return sum(row.keys() != mine.keys() for row, mine in zip(want, got)), worst / allowed
+    return sum(row.keys() != mine.keys() for row, mine in zip(want, got)), worst
 
 
-def test_routes(name, binaries, d):
-    for kind in ("double", "bf16"):
-        tree = os.path.dirname(binaries[kind])
-        made = make(tree, "check-programs", "PROGRAMS=routes")
-        if not t.ok(made.returncode == 0, f"{name}: {kind}: tests/routes.c is built", made.stdout):
-            return
-        done = t.tenon(f"{tree}/tests/routes", f"{d}/routes-{kind}", f"{d}/tok", 3, B, T,
-                       *[f"{d}/routes-double"] * (kind == "bf16"))
-        if not t.ok(done.returncode == 0, f"{name}: {kind} gives its routes", t.said(done)):
+def test_choices(name, d, kind, layers, plain):
+    """What every route selects. @plain: the error that is doubled is measured, its own."""
+    lists = {k: route_lists(f"{d}/routes-{k}") for k in {"double", kind, plain} - {None}}
+    for at, want in enumerate(lists["double"]):
+        other, error = choices(want, lists[kind][at])
+        bound = 2 * choices(want, lists[plain][at])[1] if plain else \
+            allowed_error(want, layers, kind)
+        t.ok(error <= bound, f"{name}: {kind}: {other} of {len(want)} rows of route {at} choose "
+             f"otherwise, as well as double but for roundings (worst {error:.2g} of {bound:.2g})")
+    limits = {k: thresholds(f"{d}/routes-{k}") for k in {"double", kind, plain} - {None}}
+    for at, want in enumerate(limits["double"]):
+        off = {k: max(abs(x - y) / y if y else abs(x) for x, y in zip(limits[k][at], want))
+               for k in limits}
+        bound = 2 * off[plain] if plain else 2 * math.sqrt(ROUNDINGS * layers) * UNIT[kind]
+        t.ok(off[kind] <= bound, f"{name}: {kind}: thresholds of route {at} are those of double "
+             f"(worst {off[kind]:.2g} of {bound:.2g})")
+
+
+def test_routes(name, programs, d, kind, length, plain=None):
+    """@programs: {kind: tests/routes}; @plain: as of test_gradients()"""
+    for k in dict.fromkeys(("double", plain or kind, kind)):
+        done = t.tenon(programs[k], f"{d}/routes-{k}", f"{d}/tok", 3, B, length,
+                       *[f"{d}/routes-double"] * (k != "double"))
+        if not t.ok(done.returncode == 0, f"{name}: {k} gives its routes", t.said(done)):
             return
     want, layers = numbers(f"{d}/routes-double")
-    got, _ = numbers(f"{d}/routes-bf16")
-    for at, rows in enumerate(zip(route_lists(f"{d}/routes-double"),
-                                  route_lists(f"{d}/routes-bf16"))):
-        other, worst = choices(*rows, layers)
-        t.ok(worst <= 1, f"{name}: bf16: {other} of {len(rows[0])} rows of route {at} choose "
-             f"otherwise, as well as double but for roundings (worst {worst:.2g} of 1)")
-    bound = math.sqrt(ROUNDINGS * layers) * UNIT["bf16"]
-    errors = {n: distance(got[n], x) for n, x in want.items()}
-    worst = max(errors, key=errors.get)
-    t.ok(errors[worst] <= bound, f"{name}: bf16: with double's choice gradients are those of "
-         f"double (worst {errors[worst]:.2g} of {bound:.2g}, {worst})", errors)
+    off = {k: {n: distance(x[n], want[n]) for n in want}
+           for k in {kind, plain} - {None} for x in [numbers(f"{d}/routes-{k}")[0]]}
+    test_choices(name, d, kind, layers, plain)
+    bound = math.sqrt(ROUNDINGS * layers) * UNIT[kind]
+    bounds = {n: max(bound, 2 * off[plain][n] if plain else 0) for n in want}
+    worst = max(want, key=lambda n: off[kind][n] / bounds[n])
+    t.ok(off[kind][worst] <= bounds[worst], f"{name}: {kind}: with double's choice gradients are "
+         f"those of double (worst {off[kind][worst]:.2g} of {bounds[worst]:.2g}, {worst})",
+         off[kind])
 
 
 # ---- weights -----------------------------------------------------------------

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT
 /*
- * What tests/numbers.t asks of a build that routes by topk: the lists of one batch, and
- * every gradient, with the build's own selection or with that of another one.
+ * What tests/numbers.t and cuda.t ask of a build that routes: what it selects of one batch
+ * (topk: lists; rms: thresholds), and every gradient, with the build's own selection or,
+ * topk, with that of another one.
  *
  *	routes OUT TOKENS SEED B T [BUNDLE]
  *
- * OUT gets the build's own lists in any case; with a BUNDLE of another build, gradients
+ * OUT gets the build's own selection in any case; with a BUNDLE of another build, gradients
  * are those of BUNDLE's lists.
  */
 #include <errno.h>
@@ -27,9 +28,14 @@ static const struct route *route_of(int s)
 	return m.sub[s].from[TAP_ROUTE] >= 0 ? m.taps[s].value[TAP_ROUTE] : NULL;
 }
 
+static size_t rows(const struct route *r)
+{
+	return (size_t)m.b * m.t * r->nr;
+}
+
 static size_t entries(const struct route *r)
 {
-	return (size_t)m.b * m.t * r->nr * r->topk;
+	return rows(r) * r->topk;
 }
 
 /* Inputs and targets of [b][t + 1] raw int32 tokens. */
@@ -92,7 +98,7 @@ static void replay(const char *bundle)
 		die("routes: %s cannot be read", bundle);
 	memcpy(values, m.taps, sizeof(values));
 	for (int s = 0; s < NR_SUB; s++)
-		if (route_of(s)) {
+		if (route_of(s) && route_of(s)->mode == ROUTE_TOPK) {
 			take_lists(from, s);
 			values[s].value[TAP_ROUTE] = &other[s];
 		}
@@ -101,30 +107,41 @@ static void replay(const char *bundle)
 	model_forward(&m, true);
 }
 
-/* @write: the lists themselves; else only their names */
-static void lists(struct st_writer *st, const struct route *const *own, bool write)
+/* Numbers of the device to a bundle. */
+static void give(struct st_writer *st, const void *src, size_t bytes)
+{
+	void *p = xmalloc(bytes);
+
+	arch_get(p, src, bytes);
+	st_data(st, p, bytes);
+	free(p);
+}
+
+/* @write: what was selected; else only the names */
+static void selections(struct st_writer *st, const struct route *const *own, bool write)
 {
 	for (int s = 0; s < NR_SUB; s++) {
 		int64_t shape[3] = { (int64_t)m.b * m.t };
 		const struct route *r = own[s];
-		int32_t *u;
-		acc_t *w;
 
 		if (!r)
 			continue;
 		shape[1] = r->nr;
+		if (r->mode != ROUTE_TOPK) {
+			if (write)
+				give(st, r->thr, rows(r) * sizeof(*r->thr));
+			else
+				st_declare(st, xasprintf("route.%d.thr", s), REAL_NAME, 2, shape);
+			continue;
+		}
 		shape[2] = r->topk;
 		if (!write) {
 			st_declare(st, xasprintf("route.%d.index", s), "I32", 3, shape);
 			st_declare(st, xasprintf("route.%d.weight", s), REAL_NAME, 3, shape);
 			continue;
 		}
-		u = xmalloc(entries(r) * sizeof(*u));
-		w = xmalloc(entries(r) * sizeof(*w));
-		arch_get(u, r->index, entries(r) * sizeof(*u));
-		arch_get(w, r->weight, entries(r) * sizeof(*w));
-		st_data(st, u, entries(r) * sizeof(*u));
-		st_data(st, w, entries(r) * sizeof(*w));
+		give(st, r->index, entries(r) * sizeof(*r->index));
+		give(st, r->weight, entries(r) * sizeof(*r->weight));
 	}
 }
 
@@ -154,10 +171,10 @@ int main(int argc, char **argv)
 		die("routes: %s: %s", argv[1], file_error(errno));
 	st_meta(st, "config", config_text());
 	st_declare(st, "loss", REAL_NAME, 1, &(int64_t){ 1 });
-	lists(st, own, false);
+	selections(st, own, false);
 	tensors_declare(st, &m, &set);
 	st_data(st, &loss, sizeof(loss));
-	lists(st, own, true);
+	selections(st, own, true);
 	tensors_stream(st, &m, &set);
 	if (st_finish(st, NULL, NULL))
 		die("routes: %s cannot be written", argv[1]);

@@ -123,7 +123,10 @@ static void test_embed(int b, int t, int c, int vocab, bool many)
 	free(s.tok), free(s.order);
 }
 
-/* A token's rows are added in ascending position: exact in the order of plain loops. */
+/*
+ * A token's rows are added in ascending position: exact in the order of plain loops. A GPU
+ * adds up segments, whose sums are exact where the rows are bf16.
+ */
 static void test_embed_order(void)
 {
 	enum { N = 500, TOKENS = 5 };
@@ -131,6 +134,7 @@ static void test_embed_order(void)
 	grad_t want[TOKENS] = { 0 }, got[TOKENS] = { 0 }, dwpe[N];
 	void *mem = guarded(k_embed_scratch(1, N, 1));
 	int32_t tok[N], order[N];
+	bool good = true, segments = IS_ENABLED(CONFIG_ARCH_CUDA) && ACT == ACC;
 
 	for (int i = 0; i < N; i++) {
 		tok[i] = rng_u64(5, 0, i) % TOKENS;
@@ -139,7 +143,9 @@ static void test_embed_order(void)
 	sort_rows(order, tok, N);
 	k_embed_bwd(got, dwpe, dx, tok, order, 1, N, N, 1, mem);
 	arch_sync();
-	ok(!memcmp(got, want, sizeof(got)), "embed_bwd_adds_in_ascending_position");
+	for (int i = 0; i < TOKENS; i++)
+		good &= got[i] == want[i] || (segments && near(got[i], want[i], N, SUM_TOL(N)));
+	ok(good, "embed_bwd_adds_in_ascending_position");
 	unguard(dx), unguard(mem);
 }
 

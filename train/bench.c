@@ -99,12 +99,14 @@ static void end_lap(enum stage s)
 static void time_stages(struct run *r, const struct batch *pool, struct times *t)
 {
 	r->stage = end_lap;
+	arch_profile(true);
 	for (int i = 0; i < t->staged; i++) {
 		for (int s = 0; s < NR_STAGES; s++)
 			lap.stage[s] = &t->stage[s][i];
 		lap.from = now();
 		step(r, pool);
 	}
+	arch_profile(false);
 	r->stage = NULL;
 }
 
@@ -132,6 +134,7 @@ static void print_json(const struct run *r, struct times *t, double tokens)
 	json_object_set_new(o, "tokens", json_real(tokens));
 	json_object_set_new(o, "elements", json_integer(r->m.param_elems));
 	json_object_set_new(o, "flops", json_real(r->plan.flops_token * tokens));
+	json_object_set_new(o, "memory", json_real(arch_memory_used(NULL)));
 	json_object_set_new(o, "device", json_string(arch_describe()));
 	json_dumpf(o, stdout, JSON_INDENT(1) | JSON_PRESERVE_ORDER);
 	putchar('\n');

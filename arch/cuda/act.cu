@@ -39,8 +39,8 @@ template <class F> static void each(F f, size_t n, bool wide)
 }
 
 struct gelu_fwd {
-	bf16 *h;
-	const bf16 *pre;
+	real *h;
+	const real *pre;
 
 	template <int W> __device__ void at(size_t i) const
 	{
@@ -56,12 +56,12 @@ struct gelu_fwd {
 
 void k_gelu_fwd(act_t *h, const act_t *pre, size_t n)
 {
-	each(gelu_fwd{ bf16_of(h), bf16_of(pre) }, n, row_wide(h, 0) && row_wide(pre, 0));
+	each(gelu_fwd{ real_of(h), real_of(pre) }, n, row_wide(h, 0) && row_wide(pre, 0));
 }
 
 struct gelu_bwd {
-	bf16 *dpre;
-	const bf16 *pre, *dh;
+	real *dpre;
+	const real *pre, *dh;
 
 	template <int W> __device__ void at(size_t i) const
 	{
@@ -78,14 +78,14 @@ struct gelu_bwd {
 
 void k_gelu_bwd(act_t *dpre, const act_t *pre, const act_t *dh, size_t n)
 {
-	each(gelu_bwd{ bf16_of(dpre), bf16_of(pre), bf16_of(dh) }, n,
+	each(gelu_bwd{ real_of(dpre), real_of(pre), real_of(dh) }, n,
 	     row_wide(dpre, 0) && row_wide(pre, 0) && row_wide(dh, 0));
 }
 
 /* Rows of whole groups of W elements. */
 struct axpby {
-	bf16 *y;
-	const bf16 *x;
+	real *y;
+	const real *x;
 	long ldy, ldx;
 	int c;
 	float alpha, beta;
@@ -107,7 +107,7 @@ struct axpby {
 
 void k_axpby(act_t *y, long ldy, const act_t *x, long ldx, int n, int c, double alpha, double beta)
 {
-	each(axpby{ bf16_of(y), bf16_of(x), ldy, ldx, c, (float)alpha, (float)beta },
+	each(axpby{ real_of(y), real_of(x), ldy, ldx, c, (float)alpha, (float)beta },
 	     (size_t)n * c, row_wide(y, ldy) && row_wide(x, ldx) && c % WIDE == 0);
 }
 
@@ -133,7 +133,7 @@ void k_sum_grad(grad_t *older, const grad_t *newer, size_t n)
 	each(sum_grad{ older, newer }, n, row_wide(older, 0) && row_wide(newer, 0));
 }
 
-/* Between float and bf16, either way. */
+/* Between float and real, either way. */
 template <class TO, class FROM> struct convert {
 	TO *dst;
 	const FROM *src;
@@ -149,10 +149,10 @@ template <class TO, class FROM> struct convert {
 
 void k_cast(param_t *dst, const grad_t *src, size_t n)
 {
-	each(convert<bf16, float>{ bf16_of(dst), src }, n, row_wide(dst, 0) && row_wide(src, 0));
+	each(convert<real, float>{ real_of(dst), src }, n, row_wide(dst, 0) && row_wide(src, 0));
 }
 
 void k_widen(acc_t *dst, const act_t *src, size_t n)
 {
-	each(convert<float, bf16>{ dst, bf16_of(src) }, n, row_wide(dst, 0) && row_wide(src, 0));
+	each(convert<float, real>{ dst, real_of(src) }, n, row_wide(dst, 0) && row_wide(src, 0));
 }

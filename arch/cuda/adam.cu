@@ -27,7 +27,7 @@ static __device__ __forceinline__ void update(const struct adam &a, float decay,
  */
 template <int W> static __device__ __forceinline__ void
 update_at(const struct adam &a, float decay, const struct adam_buffers &x, size_t i, float *wide,
-	  bf16 *narrow)
+	  real *narrow)
 {
 	float w[W], g[W], m[W], v[W];
 
@@ -47,13 +47,10 @@ update_at(const struct adam &a, float decay, const struct adam_buffers &x, size_
 	row_store<W>(x.v + i, v);
 	if (x.master)
 		row_store<W>(x.master + i, w);
-	if (wide) {
+	if (wide)
 		row_store<W>(wide, w);
-	} else if constexpr (W == GROUP) {
-		*(uint2 *)narrow = make_uint2(pack_bf16(w[0], w[1]), pack_bf16(w[2], w[3]));
-	} else {
+	else
 		row_store<W>(narrow, w);
-	}
 }
 
 static __global__ void __launch_bounds__(THREADS)
@@ -79,12 +76,12 @@ adamw_kernel(struct adam_buffers x, struct optim_span s, struct adam_hyper hp,
 		for (; i < to; i += THREADS * GROUP) {
 			if (aligned && i + GROUP <= to && i % GROUP == 0) {
 				update_at<GROUP>(own, decay, x, i - s.offset,
-						 wide ? wide + i : NULL, bf16_of(x.w) + i);
+						 wide ? wide + i : NULL, real_of(x.w) + i);
 				continue;
 			}
 			for (size_t k = i; k < MIN(i + GROUP, to); k++)
 				update_at<1>(own, decay, x, k - s.offset, wide ? wide + k : NULL,
-					     bf16_of(x.w) + k);
+					     real_of(x.w) + k);
 		}
 	});
 }

@@ -3,6 +3,7 @@
  * Attention forward and backward: which path takes a shape, and delta = <d_o, o>.
  */
 #include "attn.cuh"
+#include "rows.cuh"
 
 enum {
 	DELTA_LANES = 8,	/* of a row: 16 bytes each make a row of 64 */
@@ -52,20 +53,21 @@ static __global__ void __launch_bounds__(DELTA_THREADS) delta_kernel(struct attn
 
 	if (inside) {
 		long from = at / a.heads * a.o_row + at % a.heads * a.o_head;
-		const bf16 *o = bf16_of(a.o) + from, *d_o = p.d_o + from;
+		const real *o = real_of(a.o) + from, *d_o = p.d_o + from;
 
 		if (p.vec) {
 			for (int e = lane * 8; e < a.dv; e += DELTA_LANES * 8) {
-				uint4 x = *(const uint4 *)(o + e), y = *(const uint4 *)(d_o + e);
-				const bf16 *xs = (const bf16 *)&x, *ys = (const bf16 *)&y;
+				float x[8], y[8];
 
+				row_load<8>(x, o + e);
+				row_load<8>(y, d_o + e);
 #pragma unroll
 				for (int j = 0; j < 8; j++)
-					sum += __bfloat162float(xs[j]) * __bfloat162float(ys[j]);
+					sum += x[j] * y[j];
 			}
 		} else {
 			for (int e = lane; e < a.dv; e += DELTA_LANES)
-				sum += __bfloat162float(o[e]) * __bfloat162float(d_o[e]);
+				sum += get(o + e) * get(d_o + e);
 		}
 	}
 	for (int step = DELTA_LANES / 2; step; step /= 2)
@@ -85,11 +87,11 @@ void k_attn_bwd(const struct attn *a, act_t *dq, act_t *dk, act_t *dv, acc_t *dg
 
 	p.vec = p.vec && aligned(dq, 0, 0, 0) && aligned(dk, 0, 0, 0) && aligned(dv, 0, 0, 0) &&
 		aligned(d_o, 0, 0, 0);
-	p.dq = bf16_of(dq);
-	p.dk = bf16_of(dk);
-	p.dv = bf16_of(dv);
+	p.dq = real_of(dq);
+	p.dk = real_of(dk);
+	p.dv = real_of(dv);
 	p.dgamma = dgamma;
-	p.d_o = bf16_of(d_o);
+	p.d_o = real_of(d_o);
 	p.delta = delta;
 	if (attn_wgmma_takes(p)) {
 		attn_wgmma_bwd(p);

@@ -5,7 +5,7 @@
  * What the paths of forward and backward share: the arguments as kernels take them,
  * and which path takes a shape. Paths: wgmma (sm_90a; widths 64 and 128, no
  * reciprocal term), mma.sync (widths up to 128, no reciprocal term), and a general
- * one on mma.sync for everything.
+ * one for everything, on mma.sync or, for float, on ordinary multiply-adds.
  */
 #ifndef TENON_CUDA_ATTN_CUH
 #define TENON_CUDA_ATTN_CUH
@@ -28,9 +28,9 @@ struct attn_run {
 	struct attn a;
 	float scale, ra;
 	bool vec;
-	bf16 *dq, *dk, *dv;
+	real *dq, *dk, *dv;
 	float *dgamma;
-	const bf16 *d_o;
+	const real *d_o;
 	float *delta;
 	int q_per, near;
 	bool do_k, do_v;
@@ -136,17 +136,31 @@ void attn_any_fwd(const struct attn_run &p);
 /** attn_any_bwd() - general path; delta is there already */
 void attn_any_bwd(const struct attn_run &p);
 
+#ifdef CONFIG_REAL_BF16
 /** attn_mma_takes() - can the mma.sync path run this shape? */
 bool attn_mma_takes(const struct attn_run &p);
+
+/** attn_wgmma_takes() - can the sm_90a path run this shape on this device? */
+bool attn_wgmma_takes(const struct attn_run &p);
+#else
+static inline bool attn_mma_takes(const struct attn_run &p)
+{
+	(void)p;
+	return false;
+}
+
+static inline bool attn_wgmma_takes(const struct attn_run &p)
+{
+	(void)p;
+	return false;
+}
+#endif
 
 /** attn_mma_fwd() - mma.sync path */
 void attn_mma_fwd(const struct attn_run &p);
 
 /** attn_mma_bwd() - mma.sync path; delta is there already */
 void attn_mma_bwd(const struct attn_run &p);
-
-/** attn_wgmma_takes() - can the sm_90a path run this shape on this device? */
-bool attn_wgmma_takes(const struct attn_run &p);
 
 /** attn_wgmma_fwd() - sm_90a path */
 void attn_wgmma_fwd(const struct attn_run &p);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /*
- * Attention of any shape on mma.sync: widths in chunks of W columns (an odd width is
+ * Attention of any shape, in bf16 or float: widths in chunks of W columns (an odd width is
  * padded with zeros in shared memory), reciprocal term, every way of sharing keys and
  * values. A block owns TILE rows x and one chunk of their columns, and runs over tiles
  * y of the other side. With roles given by the caller one product serves all:
@@ -14,13 +14,13 @@
  * has one block and one order: no atomics.
  */
 #include "attn.cuh"
-#include "attn_mma.cuh"
+#include "tile.cuh"
 
 enum { W = 64 };
 
 /* Two tiles of operands. */
 struct any_smem {
-	bf16 x[TILE * W], y[TILE * W];
+	real x[TILE * W], y[TILE * W];
 };
 
 /* Head @h of sequence @i. */
@@ -33,9 +33,9 @@ static __device__ struct any_views any_at(const struct attn_run &p, int i, int h
 	const struct attn &a = p.a;
 	struct any_views v;
 
-	v.q = { bf16_of(a.q) + attn_q(a, i, h), a.q_row };
-	v.k = { bf16_of(a.k) + attn_k(a, i, h), a.k_row };
-	v.v = { bf16_of(a.v) + attn_v(a, i, h), a.v_row };
+	v.q = { real_of(a.q) + attn_q(a, i, h), a.q_row };
+	v.k = { real_of(a.k) + attn_k(a, i, h), a.k_row };
+	v.v = { real_of(a.v) + attn_v(a, i, h), a.v_row };
 	v.d_o = { p.d_o ? p.d_o + attn_o(a, i, h) : NULL, a.o_row };
 	return v;
 }
@@ -49,7 +49,7 @@ static __device__ void acc_zero(tile_acc &c)
 }
 
 /* One tile of operands, there when this returns. */
-static __device__ void any_load(const struct attn_run &p, bf16 *s, const struct head_view &v,
+static __device__ void any_load(const struct attn_run &p, real *s, const struct head_view &v,
 				int pos, int e0, int width)
 {
 	__syncthreads();
@@ -74,11 +74,11 @@ static __device__ void any_product(tile_acc &c, struct any_smem &s, const struct
 }
 
 /* c += s y, s rounded */
-static __device__ void any_sum(tile_acc &c, const tile_acc &s, const bf16 *y)
+static __device__ void any_sum(tile_acc &c, const tile_acc &s, const real *y)
 {
-	tile_left left;
+	tile_operand left;
 
-	tile_pack(left, s);
+	operand_of(left, s);
 	mul_nn<W>(c, left, y);
 }
 
@@ -168,7 +168,7 @@ static __global__ void __launch_bounds__(TILE_THREADS) any_fwd_kernel(struct att
 		if (!blockIdx.z && threadIdx.x % 4 == 0)
 			a.lse[at] = max[half] + logf(sum[half]);
 	}
-	rows_store<W>(bf16_of(a.o) + attn_o(a, i, h), a.o_row, x0, a.t, e0, a.dv, o, f[0], f[1],
+	rows_store<W>(real_of(a.o) + attn_o(a, i, h), a.o_row, x0, a.t, e0, a.dv, o, f[0], f[1],
 		      p.vec);
 }
 

@@ -34,6 +34,14 @@ static __device__ __forceinline__ void ldmatrix_t(uint32_t (&r)[4], const bf16 *
 		     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at) : "memory");
 }
 
+/* The left operand of mul_nn(): accumulators, rounded. */
+typedef tile_left tile_operand;
+
+static __device__ __forceinline__ void operand_of(tile_operand &a, const tile_acc &c)
+{
+	tile_pack(a, c);
+}
+
 /* Address of chunk @c (8 elements) of row @r. */
 template <int W> static __device__ __forceinline__ int tile_at(int r, int c)
 {
@@ -91,6 +99,27 @@ static __device__ __forceinline__ void mul_nt(tile_acc &c, const bf16 *x, const 
 			mma(c[n + 1], a, b[2], b[3]);
 		}
 	}
+}
+
+/* Accumulators to a tile [TILE][TILE] in shared memory, rounded. */
+static __device__ __forceinline__ void operand_put(bf16 *p, const tile_acc &c)
+{
+#pragma unroll
+	for (int n = 0; n < TILE_N; n++)
+#pragma unroll
+		for (int i = 0; i < 4; i += 2)
+			*(uint32_t *)(p + tile_at<TILE>(acc_row(i), n) + acc_col(0, 0)) =
+				pack_bf16(c[n][i], c[n][i + 1]);
+}
+
+/* The warp's 16 rows of the transposed tile of operand_put(). */
+static __device__ __forceinline__ void operand_transposed(tile_operand &a, const bf16 *p)
+{
+	int lane = threadIdx.x % 32, chunk = threadIdx.x / 32 * 2 + lane / 8 % 2;
+
+#pragma unroll
+	for (int k = 0; k < TILE / 16; k++)
+		ldmatrix_t(a[k], p + tile_at<TILE>(16 * k + lane % 8 + lane / 16 * 8, chunk));
 }
 
 /* c[16][W] += a[16][TILE] y[TILE][W] */

@@ -241,10 +241,11 @@ static __device__ __forceinline__ void quad_transpose(uint32_t (&v)[4])
  * @vec: rows begin at multiples of 16 bytes and width is a multiple of 8
  */
 template <int W>
-static __device__ __forceinline__ void rows_store(bf16 *dst, long row, int pos, int t, int e0,
+static __device__ __forceinline__ void rows_store(real *dst, long row, int pos, int t, int e0,
 						  int width, const float (*c)[4], float f0,
 						  float f1, bool vec)
 {
+	vec = vec && sizeof(real) == sizeof(bf16);	/* float: no more than checks */
 #pragma unroll
 	for (int i = 0; i < 4; i += 2) {
 		int at = pos + acc_row(i);
@@ -269,7 +270,7 @@ static __device__ __forceinline__ void rows_store(bf16 *dst, long row, int pos, 
 				int e = e0 + acc_col(n, k);
 
 				if (at < t && e < width)
-					dst[at * row + e] = __float2bfloat16(c[n][i + k] * f);
+					put(dst + at * row + e, c[n][i + k] * f);
 			}
 		}
 	}

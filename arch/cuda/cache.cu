@@ -8,24 +8,25 @@
 enum { THREADS = 128 };
 
 /* Sixteen bytes at a time where both rows begin at a multiple of them. */
-static __device__ void row_copy(bf16 *dst, const bf16 *src, int width)
+static __device__ void row_copy(real *dst, const real *src, int width)
 {
-	bool wide = ((uintptr_t)dst | (uintptr_t)src) % 16 == 0 && width % WIDE == 0;
+	constexpr int SIXTEEN = 16 / sizeof(real);
+	bool wide = ((uintptr_t)dst | (uintptr_t)src) % 16 == 0 && width % SIXTEEN == 0;
 
-	for (int j = threadIdx.x; wide && j < width / WIDE; j += THREADS)
+	for (int j = threadIdx.x; wide && j < width / SIXTEEN; j += THREADS)
 		((uint4 *)dst)[j] = ((const uint4 *)src)[j];
 	for (int j = threadIdx.x; !wide && j < width; j += THREADS)
 		dst[j] = src[j];
 }
 
 /* Row @pos of sequence @i. */
-static __device__ bf16 *cache_row(const struct cache_rows &c, int i, int pos)
+static __device__ real *cache_row(const struct cache_rows &c, int i, int pos)
 {
-	return bf16_of(c.base) + i * c.seq + (c.slots ? pos % c.slots : pos) * c.row;
+	return real_of(c.base) + i * c.seq + (c.slots ? pos % c.slots : pos) * c.row;
 }
 
 static __global__ void __launch_bounds__(THREADS)
-put_kernel(struct cache_rows c, const bf16 *src, long ld, const int32_t *pos)
+put_kernel(struct cache_rows c, const real *src, long ld, const int32_t *pos)
 {
 	int i = blockIdx.x;
 
@@ -36,12 +37,12 @@ put_kernel(struct cache_rows c, const bf16 *src, long ld, const int32_t *pos)
 
 void k_cache_put(const struct cache_rows *c, const act_t *src, long ld, const int32_t *pos, int b)
 {
-	launch(put_kernel, b, THREADS, 0, *c, bf16_of(src), ld, pos);
+	launch(put_kernel, b, THREADS, 0, *c, real_of(src), ld, pos);
 }
 
 /* Rows that a later one would overwrite in a ring are left out. */
 static __global__ void __launch_bounds__(THREADS)
-fill_kernel(struct cache_rows c, const bf16 *src, long ld, const int32_t *len, int t)
+fill_kernel(struct cache_rows c, const real *src, long ld, const int32_t *len, int t)
 {
 	int i = blockIdx.y, u = blockIdx.x;
 
@@ -52,12 +53,12 @@ fill_kernel(struct cache_rows c, const bf16 *src, long ld, const int32_t *len, i
 void k_cache_fill(const struct cache_rows *c, const act_t *src, long ld, const int32_t *len, int b,
 		  int t)
 {
-	fill_kernel<<<dim3(t, b), THREADS, 0, cuda_stream()>>>(*c, bf16_of(src), ld, len, t);
+	fill_kernel<<<dim3(t, b), THREADS, 0, cuda_stream()>>>(*c, real_of(src), ld, len, t);
 	CUDA_LAUNCHED();
 }
 
 static __global__ void __launch_bounds__(THREADS)
-last_kernel(bf16 *dst, const bf16 *src, const int32_t *len, int t, int c)
+last_kernel(real *dst, const real *src, const int32_t *len, int t, int c)
 {
 	long i = blockIdx.x;
 
@@ -66,6 +67,6 @@ last_kernel(bf16 *dst, const bf16 *src, const int32_t *len, int t, int c)
 
 void k_last_rows(act_t *dst, const act_t *src, const int32_t *len, int b, int t, int c)
 {
-	last_kernel<<<b, THREADS, 0, cuda_stream()>>>(bf16_of(dst), bf16_of(src), len, t, c);
+	last_kernel<<<b, THREADS, 0, cuda_stream()>>>(real_of(dst), real_of(src), len, t, c);
 	CUDA_LAUNCHED();
 }

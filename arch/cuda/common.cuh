@@ -2,8 +2,8 @@
 /**
  * DOC: what every file of the cuda backend shares
  *
- * act_t and param_t are bf16 (CONFIG_REAL_BF16): outside arch/ two opaque bytes, here
- * __nv_bfloat16 through bf16_of().
+ * act_t and param_t are real here, through real_of(): bf16 (CONFIG_REAL_BF16; outside arch/
+ * two opaque bytes) or float. What runs on tensor cores is for bf16 alone, and says bf16.
  */
 #ifndef TENON_CUDA_COMMON_CUH
 #define TENON_CUDA_COMMON_CUH
@@ -21,8 +21,14 @@ extern "C" {
 }
 
 typedef __nv_bfloat16 bf16;
+#ifdef CONFIG_REAL_BF16
+typedef bf16 real;
+#else
+typedef float real;
+#endif
 
-static_assert(sizeof(act_t) == sizeof(bf16), "arch/cuda needs CONFIG_REAL_BF16");
+static_assert(sizeof(act_t) == sizeof(real) && sizeof(acc_t) == sizeof(float),
+	      "arch/cuda has bf16 and float");
 
 #define LOG2E 1.4426950408889634f
 #define LN2 0.6931471805599453f
@@ -136,14 +142,49 @@ static __device__ __forceinline__ void let_next(void)
 #endif
 }
 
-static inline __host__ __device__ bf16 *bf16_of(act_t *p)
+static inline __host__ __device__ real *real_of(act_t *p)
 {
-	return (bf16 *)p;
+	return (real *)p;
 }
 
-static inline __host__ __device__ const bf16 *bf16_of(const act_t *p)
+static inline __host__ __device__ const real *real_of(const act_t *p)
 {
-	return (const bf16 *)p;
+	return (const real *)p;
+}
+
+#ifdef CONFIG_REAL_BF16
+#define bf16_of real_of	/* where there are tensor cores */
+#endif
+
+/** get() - an element as float */
+static __device__ __forceinline__ float get(const bf16 *p)
+{
+	return __bfloat162float(*p);
+}
+
+static __device__ __forceinline__ float get(const float *p)
+{
+	return *p;
+}
+
+/** put() - *p = x, rounded to nearest even where it is bf16 */
+static __device__ __forceinline__ void put(bf16 *p, float x)
+{
+	*p = __float2bfloat16(x);
+}
+
+static __device__ __forceinline__ void put(float *p, float x)
+{
+	*p = x;
+}
+
+/** rounded() - @x as memory would hold it */
+static __device__ __forceinline__ float rounded(float x)
+{
+	real r;
+
+	put(&r, x);
+	return get(&r);
 }
 
 static inline __host__ __device__ int div_up(int a, int b)

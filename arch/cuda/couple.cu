@@ -17,7 +17,7 @@ static __device__ __forceinline__ int couple_head(const struct couple &c, int f)
 }
 
 static __global__ void __launch_bounds__(THREADS)
-fill_kernel(struct couple c, bf16 *w, const bf16 *p)
+fill_kernel(struct couple c, real *w, const real *p)
 {
 	long at = (long)blockIdx.x * THREADS + threadIdx.x;
 	/* neighbours in memory are neighbouring threads */
@@ -26,16 +26,16 @@ fill_kernel(struct couple c, bf16 *w, const bf16 *p)
 
 	if (at >= (long)c.fdim * c.l)
 		return;
-	w[f * c.f_stride + j * c.l_stride] = __float2bfloat16(
-		j == f % c.l ? (float)c.factor * __bfloat162float(p[couple_head(c, f)]) : 0);
+	put(w + f * c.f_stride + j * c.l_stride,
+	    j == f % c.l ? (float)c.factor * get(p + couple_head(c, f)) : 0);
 }
 
 void k_couple_fill(const struct couple *c, param_t *w, const param_t *p)
 {
 	long n = (long)c->fdim * c->l;
 
-	fill_kernel<<<(n + THREADS - 1) / THREADS, THREADS, 0, cuda_stream()>>>(*c, bf16_of(w),
-										 bf16_of(p));
+	fill_kernel<<<(n + THREADS - 1) / THREADS, THREADS, 0, cuda_stream()>>>(*c, real_of(w),
+										 real_of(p));
 	CUDA_LAUNCHED();
 }
 
@@ -101,7 +101,7 @@ template <class T> static void transpose(T *dst, long ldd, const T *src, long ld
 
 void k_transpose(param_t *dst, long ldd, const param_t *src, long lds, int rows, int cols)
 {
-	transpose<bf16>(bf16_of(dst), ldd, bf16_of(src), lds, rows, cols, 0);
+	transpose<real>(real_of(dst), ldd, real_of(src), lds, rows, cols, 0);
 }
 
 void k_transpose_grad(grad_t *dst, long ldd, const grad_t *src, long lds, int rows, int cols,

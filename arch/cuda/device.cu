@@ -8,6 +8,7 @@
  * CUDA graph.
  */
 #include <cublasLt.h>
+#include <cuda_profiler_api.h>
 #include <string.h>
 
 #include "arch.h"
@@ -55,8 +56,8 @@ static void describe(int device)
 	CUDA(cudaRuntimeGetVersion(&runtime));
 	snprintf(bits, sizeof(bits), "%.80s, cuBLASLt %zu.%zu.%zu", prop.name, lt / 10000,
 		 lt / 100 % 100, lt % 100);
-	snprintf(description, sizeof(description), "cuda, BF16, %s, %d multiprocessors, CUDA %d.%d, "
-		 "driver's %d.%d", bits, prop.multiProcessorCount, runtime / 1000,
+	snprintf(description, sizeof(description), "cuda, %s, %s, %d multiprocessors, CUDA %d.%d, "
+		 "driver's %d.%d", ACT_NAME, bits, prop.multiProcessorCount, runtime / 1000,
 		 runtime % 1000 / 10, driver / 1000, driver % 1000 / 10);
 }
 
@@ -249,6 +250,12 @@ double arch_mark_seconds(struct arch_mark *from, struct arch_mark *to)
 	arch_mark_wait(to);
 	CUDA(cudaEventElapsedTime(&ms, (cudaEvent_t)from->event, (cudaEvent_t)to->event));
 	return ms / 1e3;
+}
+
+void arch_profile(bool on)
+{
+	arch_sync();
+	CUDA(on ? cudaProfilerStart() : cudaProfilerStop());
 }
 
 /* ---- graphs -------------------------------------------------------------------- */

@@ -145,7 +145,7 @@ void k_causal_mean_fill(acc_t *sum, long sum_seq, const acc_t *zbar, const int32
 
 /* A warp has a row. */
 static __global__ void __launch_bounds__(THREADS)
-gate_fwd_kernel(float *gamma, const float *zbar, const bf16 *w, int n, int heads, int c,
+gate_fwd_kernel(float *gamma, const float *zbar, const real *w, int n, int heads, int c,
 		float alpha)
 {
 	int i = blockIdx.x * (THREADS / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -161,7 +161,7 @@ gate_fwd_kernel(float *gamma, const float *zbar, const bf16 *w, int n, int heads
 #pragma unroll
 			for (int h = 0; h < HEADS; h++)
 				if (h0 + h < heads)
-					sum[h] += z * __bfloat162float(w[(long)(h0 + h) * c + j]);
+					sum[h] += z * get(w + (long)(h0 + h) * c + j);
 		}
 #pragma unroll
 		for (int h = 0; h < HEADS; h++) {
@@ -178,7 +178,7 @@ void k_head_gate_fwd(acc_t *gamma, const acc_t *zbar, const param_t *w, int n, i
 		     double alpha)
 {
 	gate_fwd_kernel<<<div_up(n, THREADS / 32), THREADS, 0, cuda_stream()>>>(
-		gamma, zbar, bf16_of(w), n, heads, c, alpha);
+		gamma, zbar, real_of(w), n, heads, c, alpha);
 	CUDA_LAUNCHED();
 }
 
@@ -218,7 +218,7 @@ rows_bwd(float *dzbar, const float *zbar, int c, int rows, const float (*d)[HEAD
 /* dzbar of ROWS rows in some columns, and their part [heads][c] of dw */
 static __global__ void __launch_bounds__(THREADS)
 gate_bwd_kernel(float *dzbar, float *part, const float *gamma, const float *dgamma,
-		const float *zbar, const bf16 *w, int n, int heads, int c, float alpha)
+		const float *zbar, const real *w, int n, int heads, int c, float alpha)
 {
 	__shared__ float d[ROWS][HEADS];
 	int i0 = blockIdx.x * ROWS, rows = min(ROWS, n - i0);
@@ -242,7 +242,7 @@ gate_bwd_kernel(float *dzbar, float *part, const float *gamma, const float *dgam
 #pragma unroll
 		for (int h = 0; h < HEADS; h++)
 			if (h0 + h < heads)
-				own[h] = __bfloat162float(w[(long)(h0 + h) * c + j]);
+				own[h] = get(w + (long)(h0 + h) * c + j);
 		for (int i = 0; i < rows; i += AHEAD)
 			rows_bwd(dzbar + (long)(i0 + i) * c + j, zbar + (long)(i0 + i) * c + j, c,
 				 min((int)AHEAD, rows - i), d + i, own, sum, h0 > 0);
@@ -262,7 +262,7 @@ void k_head_gate_bwd(acc_t *dzbar, grad_t *dw, const acc_t *gamma, const acc_t *
 	int threads = MIN(ROUND_UP(c, 32), (int)THREADS);
 
 	gate_bwd_kernel<<<dim3(chunks, div_up(c, threads)), threads, 0, cuda_stream()>>>(
-		dzbar, part, gamma, dgamma, zbar, bf16_of(w), n, heads, c, alpha);
+		dzbar, part, gamma, dgamma, zbar, real_of(w), n, heads, c, alpha);
 	CUDA_LAUNCHED();
 	sum_parts(sum_to<1>{ { dw } }, part, chunks, size);
 }

@@ -19,6 +19,12 @@
 #include "gemm.cuh"
 #include "rows.cuh"
 
+#ifdef CONFIG_REAL_BF16
+#define REAL_TYPE CUDA_R_16BF
+#else
+#define REAL_TYPE CUDA_R_32F
+#endif
+
 enum {
 	LT_BYTES = 32 << 20,	/* workspace of the library */
 	PART_BYTES = 16 << 20,	/* of workspace_part() */
@@ -155,7 +161,7 @@ static void plan_epilogue(struct gemm_plan *p)
 	};
 	const struct gemm_key *key = &p->key;
 	cublasLtEpilogue_t ep = (key->bias ? with_bias : without)[key->ep];
-	cudaDataType type = CUDA_R_16BF;
+	cudaDataType type = REAL_TYPE;
 	int64_t ld = key->ldaux;
 
 	if (key->db)
@@ -216,28 +222,29 @@ static struct gemm_plan *plan_make(const struct gemm *g, const struct gemm_key *
 	struct gemm_plan *p = (struct gemm_plan *)calloc(1, sizeof(*p));
 	cublasOperation_t opa = key->tb ? CUBLAS_OP_T : CUBLAS_OP_N;
 	cublasOperation_t opb = key->ta ? CUBLAS_OP_T : CUBLAS_OP_N;
-	cudaDataType out = key->wide ? CUDA_R_32F : CUDA_R_16BF;
+	cudaDataType out = key->wide ? CUDA_R_32F : REAL_TYPE;
 
 	if (!p)
 		die("no memory for the plan of a product");
 	if (!handle)
 		LT(cublasLtCreate(&handle));
 	p->key = *key;
-	LT(cublasLtMatmulDescCreate(&p->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+	LT(cublasLtMatmulDescCreate(&p->desc, IS_ENABLED(CONFIG_REAL_TF32) ?
+				    CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUDA_R_32F));
 	set(p->desc, CUBLASLT_MATMUL_DESC_TRANSA, &opa, sizeof(opa));
 	set(p->desc, CUBLASLT_MATMUL_DESC_TRANSB, &opb, sizeof(opb));
 	plan_epilogue(p);
 	plan_point(p, g);
-	p->a = key->tb ? layout(CUDA_R_16BF, key->k, key->n, key->ldb, key, key->sb) :
-			 layout(CUDA_R_16BF, key->n, key->k, key->ldb, key, key->sb);
-	p->b = key->ta ? layout(CUDA_R_16BF, key->m, key->k, key->lda, key, key->sa) :
-			 layout(CUDA_R_16BF, key->k, key->m, key->lda, key, key->sa);
+	p->a = key->tb ? layout(REAL_TYPE, key->k, key->n, key->ldb, key, key->sb) :
+			 layout(REAL_TYPE, key->n, key->k, key->ldb, key, key->sb);
+	p->b = key->ta ? layout(REAL_TYPE, key->m, key->k, key->lda, key, key->sa) :
+			 layout(REAL_TYPE, key->k, key->m, key->lda, key, key->sa);
 	p->c = layout(out, key->n, key->m, key->ldc, key, key->sc);
 	plan_choose(p);
 	return p;
 }
 
-static const struct gemm_plan *plan_of(const struct gemm *g, bool wide)
+static struct gemm_plan *plan_of(const struct gemm *g, bool wide)
 {
 	struct gemm_key key = key_of(g, wide);
 
@@ -254,18 +261,24 @@ static const struct gemm_plan *plan_of(const struct gemm *g, bool wide)
 
 /* ---- products ------------------------------------------------------------------ */
 
-static void run(const struct gemm_plan *p, const struct gemm *g)
+/* Of float products the library may refuse what it has proposed: then there is none. */
+static void run(struct gemm_plan *p, const struct gemm *g)
 {
 	float alpha = g->alpha, beta = g->beta;
+	cublasStatus_t status = cublasLtMatmul(handle, p->desc, &alpha, g->b, p->a, g->a, p->b,
+					       &beta, g->c, p->c, g->c, p->c, &p->algo, workspace,
+					       LT_BYTES, cuda_stream());
 
-	LT(cublasLtMatmul(handle, p->desc, &alpha, g->b, p->a, g->a, p->b, &beta, g->c, p->c, g->c,
-			  p->c, &p->algo, workspace, LT_BYTES, cuda_stream()));
+	if (!IS_ENABLED(CONFIG_REAL_BF16) && status == CUBLAS_STATUS_INVALID_VALUE)
+		p->found = false;
+	else
+		lt_check(status, "cublasLtMatmul", __LINE__);
 }
 
 /* Returns false, and has started nothing, where there is no algorithm with the epilogue. */
 static bool product(const struct gemm *g, bool wide)
 {
-	const struct gemm_plan *p = plan_of(g, wide);
+	struct gemm_plan *p = plan_of(g, wide);
 
 	if (p->found)
 		run(p, g);
@@ -281,9 +294,12 @@ static void product_alone(const struct gemm *g, bool wide)
 	plain.bias = NULL;
 	plain.aux = NULL;
 	plain.db = NULL;
-	if (!product(&plain, wide))
+	if (product(&plain, wide))
+		return;
+	if (IS_ENABLED(CONFIG_REAL_BF16))
 		die("cuBLASLt has no algorithm for a product of %d x %d x %d (strides %ld, %ld, "
 		    "%ld)", g->m, g->n, g->k, g->lda, g->ldb, g->ldc);
+	gemm_loops(&plain, wide);
 }
 
 void k_gemm(const struct gemm *g)
@@ -302,7 +318,7 @@ void k_gemm_acc(const struct gemm *g)
 
 /* What row i of a [k][m] adds to the bias's gradient. */
 template <int W> struct bias_row {
-	const bf16 *a;
+	const real *a;
 	long lda;
 
 	__device__ __forceinline__ void operator()(float (&v)[1][W], int i, int j) const
@@ -314,7 +330,7 @@ template <int W> struct bias_row {
 /* In a pass of its own where the library does not make it beside the product. */
 static void bias_gradient(const struct gemm *g)
 {
-	const bf16 *a = (const bf16 *)g->a;
+	const real *a = (const real *)g->a;
 	struct sum_to<1> to = { { g->db } };
 
 	if (row_wide(a, g->lda) && g->m % WIDE == 0)

@@ -16,6 +16,9 @@
  */
 bool gemm_thin(const struct gemm *g, bool wide);
 
+/** gemm_loops() - without epilogue, one thread an element: what the library refuses */
+void gemm_loops(const struct gemm *g, bool wide);
+
 /** gemm_epilogue() - the epilogue as a pass of its own over c, which holds the product */
 void gemm_epilogue(const struct gemm *g);
 

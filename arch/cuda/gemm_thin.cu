@@ -27,21 +27,19 @@ enum {
 /* One element behind the product: bias, activation, and where they go. */
 struct finish {
 	enum gemm_epilogue ep;
-	const bf16 *bias;
-	bf16 *aux;
+	const real *bias;
+	real *aux;
 	long ldaux;
 
 	__device__ __forceinline__ float operator()(float x, long i, int j) const
 	{
 		if (bias)
-			x += __bfloat162float(bias[j]);
+			x += get(bias + j);
 		if (ep == GEMM_BIAS_GELU) {
-			bf16 pre = __float2bfloat16(x);
-
-			aux[i * ldaux + j] = pre;
-			x = gelu(__bfloat162float(pre));
+			put(aux + i * ldaux + j, x);
+			x = gelu(rounded(x));
 		} else if (ep == GEMM_DGELU) {
-			x *= gelu_grad(__bfloat162float(aux[i * ldaux + j]));
+			x *= gelu_grad(get(aux + i * ldaux + j));
 		}
 		return x;
 	}
@@ -51,27 +49,7 @@ static struct finish finish_of(const struct gemm *g)
 {
 	bool bias = g->ep == GEMM_BIAS || g->ep == GEMM_BIAS_GELU;
 
-	return { g->ep, bias ? bf16_of(g->bias) : NULL, bf16_of(g->aux), g->ldaux };
-}
-
-static __device__ __forceinline__ void put(bf16 *p, float x)
-{
-	*p = __float2bfloat16(x);
-}
-
-static __device__ __forceinline__ void put(float *p, float x)
-{
-	*p = x;
-}
-
-static __device__ __forceinline__ float get(const bf16 *p)
-{
-	return __bfloat162float(*p);
-}
-
-static __device__ __forceinline__ float get(const float *p)
-{
-	return *p;
+	return { g->ep, bias ? real_of(g->bias) : NULL, real_of(g->aux), g->ldaux };
 }
 
 /* This lane's 16 bytes of row @row of [rows][k], from @l on; 0 outside. */
@@ -196,7 +174,7 @@ template <class OUT> static void thin(const struct gemm *g)
 
 bool gemm_thin(const struct gemm *g, bool wide)
 {
-	if (g->m > THIN_ROWS || g->ta || !g->tb || g->batch > 1 || g->k % WIDE ||
+	if (!IS_ENABLED(CONFIG_REAL_BF16) || g->m > THIN_ROWS || g->ta || !g->tb || g->batch > 1 || g->k % WIDE ||
 	    !row_wide(g->a, g->lda) || !row_wide(g->b, g->ldb))
 		return false;
 	if (wide)
@@ -206,7 +184,36 @@ bool gemm_thin(const struct gemm *g, bool wide)
 	return true;
 }
 
-static __global__ void __launch_bounds__(THREADS) epilogue_kernel(bf16 *c, long ldc, int m, int n,
+template <class OUT>
+static __global__ void __launch_bounds__(THREADS) loops_kernel(struct gemm g)
+{
+	size_t at = (size_t)blockIdx.x * THREADS + threadIdx.x;
+	long i = at / g.n, j = at % g.n;
+	const real *a = (const real *)g.a + blockIdx.y * g.sa + i * (g.ta ? 1 : g.lda);
+	const real *b = (const real *)g.b + blockIdx.y * g.sb + j * (g.tb ? g.ldb : 1);
+	OUT *c = (OUT *)g.c + blockIdx.y * g.sc + i * g.ldc + j;
+	float sum = 0;
+
+	if (i >= g.m)
+		return;
+	for (long l = 0; l < g.k; l++)
+		sum = fmaf(get(a + l * (g.ta ? g.lda : 1)), get(b + l * (g.tb ? 1 : g.ldb)), sum);
+	put(c, (float)g.alpha * sum + (g.beta == 0 ? 0 : (float)g.beta * get(c)));
+}
+
+void gemm_loops(const struct gemm *g, bool wide)
+{
+	size_t n = (size_t)g->m * g->n;
+	dim3 grid((n + THREADS - 1) / THREADS, MAX(g->batch, 1));
+
+	if (wide)
+		loops_kernel<float><<<grid, THREADS, 0, cuda_stream()>>>(*g);
+	else
+		loops_kernel<real><<<grid, THREADS, 0, cuda_stream()>>>(*g);
+	CUDA_LAUNCHED();
+}
+
+static __global__ void __launch_bounds__(THREADS) epilogue_kernel(real *c, long ldc, int m, int n,
 								  struct finish f)
 {
 	size_t at = (size_t)blockIdx.x * THREADS + threadIdx.x;
@@ -222,6 +229,6 @@ void gemm_epilogue(const struct gemm *g)
 	size_t n = (size_t)g->m * g->n;
 
 	epilogue_kernel<<<(n + THREADS - 1) / THREADS, THREADS, 0, cuda_stream()>>>(
-		(bf16 *)g->c, g->ldc, g->m, g->n, finish_of(g));
+		(real *)g->c, g->ldc, g->m, g->n, finish_of(g));
 	CUDA_LAUNCHED();
 }

@@ -70,13 +70,13 @@ add_norm_fwd_kernel(struct norm a)
 			continue;
 		if (FEW)
 			affine<W>(w[FEW * k], bias[FEW * k], a, j);
-		row_load<W>(x[k], bf16_of(a.x) + at + j);
+		row_load<W>(x[k], real_of(a.x) + at + j);
 		if (a.y) {
-			row_load<W>(y, bf16_of(a.y) + at + j);
+			row_load<W>(y, real_of(a.y) + at + j);
 #pragma unroll
 			for (int e = 0; e < W; e++)
-				x[k][e] = __bfloat162float(__float2bfloat16(x[k][e] + y[e]));
-			row_store<W>(bf16_of(a.xo) + at + j, x[k]);
+				x[k][e] = rounded(x[k][e] + y[e]);
+			row_store<W>(real_of(a.xo) + at + j, x[k]);
 		}
 #pragma unroll
 		for (int e = 0; e < W; e++)
@@ -108,7 +108,7 @@ add_norm_fwd_kernel(struct norm a)
 #pragma unroll
 		for (int e = 0; e < W; e++)
 			x[k][e] = (x[k][e] - mean) * rstd * w[FEW * k][e] + bias[FEW * k][e];
-		row_store<W>(bf16_of(a.xn) + at + j, x[k]);
+		row_store<W>(real_of(a.xn) + at + j, x[k]);
 	}
 }
 
@@ -151,7 +151,7 @@ norm_bwd_kernel(struct norm_bwd n)
 
 		if (!inside || j >= a.c)
 			continue;
-		row_load<W>(x[k], bf16_of(a.x) + at + j);
+		row_load<W>(x[k], real_of(a.x) + at + j);
 		row_load<W>(g[k], n.dxn + at + j);
 		row_load<W>(w, a.w + j);
 #pragma unroll
@@ -184,14 +184,14 @@ norm_bwd_kernel(struct norm_bwd n)
 /* What a row adds to dw and db. */
 template <int W> struct norm_row {
 	struct norm a;
-	const bf16 *dxn;
+	const real *dxn;
 
 	__device__ __forceinline__ void operator()(float (&v)[2][W], int i, int j) const
 	{
 		long at = (long)i * a.c + j;
 		float mean = a.rms ? 0 : a.mean[i], r = a.rstd[i], x[W];
 
-		row_load<W>(x, bf16_of(a.x) + at);
+		row_load<W>(x, real_of(a.x) + at);
 		row_load<W>(v[1], dxn + at);
 #pragma unroll
 		for (int e = 0; e < W; e++)
@@ -213,7 +213,7 @@ template <int W> static void norm_bwd(const struct norm_bwd *n)
 void k_norm_bwd(const struct norm *a, act_t *dx, const act_t *dres, const act_t *dxn, grad_t *dw,
 		grad_t *db)
 {
-	struct norm_bwd n = { *a, bf16_of(dx), bf16_of(dres), bf16_of(dxn), dw, db };
+	struct norm_bwd n = { *a, real_of(dx), real_of(dres), real_of(dxn), dw, db };
 
 	if (!norm_wide(a, dx, dres, dxn))
 		norm_bwd<1>(&n);

@@ -11,11 +11,12 @@
 /** struct norm_bwd - the arguments of k_norm_bwd() */
 struct norm_bwd {
 	struct norm a;
-	bf16 *dx;
-	const bf16 *dres, *dxn;
+	real *dx;
+	const real *dres, *dxn;
 	grad_t *dw, *db;
 };
 
+#ifdef CONFIG_REAL_BF16
 /**
  * norm_bwd_team() - in one pass, where a few warps can hold a row
  *
@@ -23,5 +24,12 @@ struct norm_bwd {
  * nothing was started.
  */
 bool norm_bwd_team(const struct norm_bwd *n);
+#else
+static inline bool norm_bwd_team(const struct norm_bwd *n)
+{
+	(void)n;
+	return false;
+}
+#endif
 
 #endif

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT
 /*
  * Gathering along routing rows of the modes none and rms: the tiles of the rows once
- * more, as rounded left operands. A block owns TILE rows of the result and WIDTH of their
+ * more, as left operands. A block owns TILE rows of the result and WIDTH of their
  * columns, and goes over the tiles of the other side in one order.
  */
 #include "route_gather.cuh"
 
-enum { WIDTH = 128 };	/* columns of a block: two tiles of SCORE_W */
+enum { WIDTH = 2 * SCORE_W };	/* columns of a block */
 
 struct dense_smem {
 	struct score_smem score;
-	bf16 p[TILE * SCORE_W];		/* a tile of R^, rows queries */
+	real p[TILE * TILE];		/* a tile of R^, rows queries */
 };
 
 /* p to alpha R^: entries below the threshold are dropped. */
@@ -32,7 +32,7 @@ static __device__ void tile_weights(tile_acc &p, const struct route &r, int i, i
 }
 
 /* Columns [c0, c0 + SCORE_W) of TILE rows of one end to shared memory, rounded. */
-static __device__ void tile_in(bf16 *s, const struct gather &g, int i, int set, int pos, int c0)
+static __device__ void tile_in(real *s, const struct gather &g, int i, int set, int pos, int c0)
 {
 	const struct columns &p = g.part;
 	int t = g.r.a.t;
@@ -48,19 +48,9 @@ static __device__ void tile_in(bf16 *s, const struct gather &g, int i, int set, 
 		int row = n / SCORE_W, c = n % SCORE_W;
 		bool inside = pos + row < t && c0 + c < p.width;
 
-		s[tile_at<SCORE_W>(row, c / 8) + c % 8] = __float2bfloat16(
-			inside ? p.in_wide[((long)i * t + pos + row) * p.ldi + c0 + c] : 0);
+		put(s + tile_at<SCORE_W>(row, c / 8) + c % 8,
+		    inside ? p.in_wide[((long)i * t + pos + row) * p.ldi + c0 + c] : 0);
 	}
-}
-
-/* Rows [16k, 16k + 16) of p^T for this warp's 16 keys, all TILE queries. */
-static __device__ __forceinline__ void left_transposed(tile_left &a, const bf16 *p)
-{
-	int lane = threadIdx.x % 32, chunk = threadIdx.x / 32 * 2 + lane / 8 % 2;
-
-#pragma unroll
-	for (int k = 0; k < TILE / 16; k++)
-		ldmatrix_t(a[k], p + tile_at<SCORE_W>(16 * k + lane % 8 + lane / 16 * 8, chunk));
 }
 
 /* out rows pos.. = sums + beta out */
@@ -81,9 +71,8 @@ static __device__ void tile_out(const float (*c)[4], const struct gather &g, int
 			if (p.out_wide)
 				p.out_wide[at] = c[n][k] + (g.beta == 0 ? 0 : g.beta * p.out_wide[at]);
 			else
-				p.out[at] = __float2bfloat16(
-					c[n][k] + (g.beta == 0 ? 0 :
-						   g.beta * __bfloat162float(p.out[at])));
+				put(p.out + at,
+				    c[n][k] + (g.beta == 0 ? 0 : g.beta * get(p.out + at)));
 		}
 	}
 }
@@ -98,30 +87,23 @@ dense_kernel(struct gather g, struct score_run run)
 	int from = TRANSPOSED ? own : 0, to = TRANSPOSED ? blocks : own + 1;
 	float c[2][SCORE_W / 8][4] = {};
 	tile_acc p;
-	tile_left left;
+	tile_operand left;
 
 	for (int other = from; other < to; other++) {
 		int t0 = (TRANSPOSED ? other : own) * TILE, u0 = (TRANSPOSED ? own : other) * TILE;
 
 		route_tile(p, mem.score, r, run, i, set, t0, u0);
 		tile_weights(p, r, i, set, t0, g.alpha);
-		if (TRANSPOSED) {
-#pragma unroll
-			for (int n = 0; n < TILE / 8; n++)
-#pragma unroll
-				for (int k = 0; k < 4; k += 2)
-					*(uint32_t *)(mem.p + tile_at<SCORE_W>(acc_row(k), n) +
-						      acc_col(0, 0)) =
-						pack_bf16(p[n][k], p[n][k + 1]);
-		} else {
-			tile_pack(left, p);
-		}
+		if (TRANSPOSED)
+			operand_put(mem.p, p);
+		else
+			operand_of(left, p);
 		tile_in(mem.score.x[0], g, i, set, other * TILE, c0);
 		tile_in(mem.score.x[1], g, i, set, other * TILE, c0 + SCORE_W);
 		copy_wait<0>();
 		__syncthreads();
 		if (TRANSPOSED)
-			left_transposed(left, mem.p);
+			operand_transposed(left, mem.p);
 		mul_nn<SCORE_W>(c[0], left, mem.score.x[0]);
 		mul_nn<SCORE_W>(c[1], left, mem.score.x[1]);
 		__syncthreads();
@@ -162,11 +144,11 @@ static void gather(const struct route *r, const struct columns &part, double alp
 void k_route_gather_fwd(const struct route *r, const struct route_rows *y, const act_t *x,
 			long ldx, int width, double alpha, double beta, void *scratch)
 {
-	const bf16 *from = bf16_of(x);
+	const real *from = real_of(x);
 
 	(void)width;
 	(void)scratch;
-	gather(r, { bf16_of(y->x), NULL, y->ld, from, NULL, ldx, y->width / r->nr }, alpha, beta,
+	gather(r, { real_of(y->x), NULL, y->ld, from, NULL, ldx, y->width / r->nr }, alpha, beta,
 	       false, NULL);
 	if (y->wide)
 		gather(r, { NULL, y->wide, y->wide_ld, from + y->width, NULL, ldx, y->wide_width },
@@ -177,12 +159,12 @@ void k_route_gather_bwd(const struct route *r, act_t *dx, long lddx, const struc
 			int width, double alpha, double beta, void *scratch)
 {
 	int32_t *lists = (int32_t *)scratch;
-	bf16 *to = bf16_of(dx);
+	real *to = real_of(dx);
 
 	(void)width;
 	if (r->mode == ROUTE_TOPK)
 		lists_sort(r, lists);
-	gather(r, { to, NULL, lddx, bf16_of(dy->x), NULL, dy->ld, dy->width / r->nr }, alpha, beta,
+	gather(r, { to, NULL, lddx, real_of(dy->x), NULL, dy->ld, dy->width / r->nr }, alpha, beta,
 	       true, lists);
 	if (dy->wide)
 		gather(r, { to + dy->width, NULL, lddx, NULL, dy->wide, dy->wide_ld,

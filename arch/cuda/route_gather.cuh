@@ -18,10 +18,10 @@
  * @width: columns of a row set
  */
 struct columns {
-	bf16 *out;
+	real *out;
 	float *out_wide;
 	long ldo;
-	const bf16 *in;
+	const real *in;
 	const float *in_wide;
 	long ldi;
 	int width;

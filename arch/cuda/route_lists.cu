@@ -26,7 +26,7 @@ static __device__ __forceinline__ void in_load(float (&x)[WIDE], const struct co
 
 static __device__ __forceinline__ void in_load(float (&x)[1], const struct columns &p, long at)
 {
-	x[0] = p.in_wide ? p.in_wide[at] : __bfloat162float(p.in[at]);
+	x[0] = p.in_wide ? p.in_wide[at] : get(p.in + at);
 }
 
 /* out[W] at @at = sum + beta out */

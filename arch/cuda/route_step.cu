@@ -105,29 +105,9 @@ void k_route_step(const struct route_step *r, const acc_t *p, long p_stride, int
 
 enum { STEP_THREADS = 64 };	/* a column each */
 
-static __device__ __forceinline__ float get(const bf16 *p)
-{
-	return __bfloat162float(*p);
-}
-
-static __device__ __forceinline__ float get(const float *p)
-{
-	return *p;
-}
-
-static __device__ __forceinline__ void put(bf16 *p, float x)
-{
-	*p = __float2bfloat16(x);
-}
-
-static __device__ __forceinline__ void put(float *p, float x)
-{
-	*p = x;
-}
-
 /* @own columns of each row set; x: the cache's column where these begin */
 template <class Y> static __global__ void __launch_bounds__(STEP_THREADS)
-gather_kernel(struct route_step r, Y *y, long ldy, const bf16 *x, long seq, long row, int own,
+gather_kernel(struct route_step r, Y *y, long ldy, const real *x, long seq, long row, int own,
 	      float alpha, float beta)
 {
 	int i = blockIdx.y / r.nr, set = blockIdx.y % r.nr, n = r.pos[i] + 1;
@@ -151,11 +131,11 @@ gather_kernel(struct route_step r, Y *y, long ldy, const bf16 *x, long seq, long
 void k_route_gather_step(const struct route_step *r, const struct route_rows *y,
 			 const struct cache_rows *x, double alpha, double beta)
 {
-	const bf16 *from = bf16_of(x->base);
+	const real *from = real_of(x->base);
 	int own = y->width / r->nr;
 
-	gather_kernel<bf16><<<dim3(div_up(own, STEP_THREADS), r->b * r->nr), STEP_THREADS, 0,
-			      cuda_stream()>>>(*r, bf16_of(y->x), y->ld, from, x->seq, x->row, own,
+	gather_kernel<real><<<dim3(div_up(own, STEP_THREADS), r->b * r->nr), STEP_THREADS, 0,
+			      cuda_stream()>>>(*r, real_of(y->x), y->ld, from, x->seq, x->row, own,
 					       alpha, beta);
 	CUDA_LAUNCHED();
 	if (!y->wide)

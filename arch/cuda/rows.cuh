@@ -29,7 +29,7 @@ template <int W> static __device__ __forceinline__ void row_load(float (&x)[W], 
 	} else {
 #pragma unroll
 		for (int i = 0; i < W; i++)
-			x[i] = __bfloat162float(p[i]);
+			x[i] = get(p + i);
 	}
 }
 
@@ -52,10 +52,12 @@ template <int W> static __device__ __forceinline__ void row_store(bf16 *p, const
 	if constexpr (W == WIDE) {
 		*(uint4 *)p = make_uint4(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]),
 					 pack_bf16(x[4], x[5]), pack_bf16(x[6], x[7]));
+	} else if constexpr (W == 4) {
+		*(uint2 *)p = make_uint2(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]));
 	} else {
 #pragma unroll
 		for (int i = 0; i < W; i++)
-			p[i] = __float2bfloat16(x[i]);
+			put(p + i, x[i]);
 	}
 }
 

@@ -2,7 +2,7 @@
 /**
  * DOC: attention rows, recomputed
  *
- * Tiles of log2 P from q, k and the log-sum-exp of a forward, on mma.sync: a block of
+ * Tiles of log2 P from q, k and the log-sum-exp of a forward: a block of
  * TILE_THREADS makes the TILE queries t0.. against the TILE keys u0.. of several heads,
  * one after the other, while the operands of the next product are on their way; groups of
  * so many threads, told apart by threadIdx.y, may share a block and its heads. Each
@@ -13,13 +13,13 @@
 #define TENON_CUDA_SCORE_CUH
 
 #include "attn.cuh"
-#include "attn_mma.cuh"
+#include "tile.cuh"
 
-enum { SCORE_W = 64 };	/* columns of a head that are multiplied at a time */
+enum { SCORE_W = 128 / sizeof(real) };	/* columns of a head that are multiplied at a time */
 
 /* Operands of two products: the running one and the next. */
 struct score_smem {
-	bf16 x[2][TILE * SCORE_W], y[2][TILE * SCORE_W];
+	real x[2][TILE * SCORE_W], y[2][TILE * SCORE_W];
 };
 
 /**
@@ -55,8 +55,8 @@ score_load(struct score_smem &mem, const struct score_run &r, int i, int h0, int
 	const struct attn &a = r.a;
 	int h = h0 + n / steps, chunks = div_up(a.dk, SCORE_W), e0 = n % steps % chunks * SCORE_W;
 	bool turned = n % steps >= chunks;
-	struct head_view q = { bf16_of(a.q) + attn_q(a, i, h), a.q_row };
-	struct head_view k = { bf16_of(a.k) + attn_k(a, i, h), a.k_row };
+	struct head_view q = { real_of(a.q) + attn_q(a, i, h), a.q_row };
+	struct head_view k = { real_of(a.k) + attn_k(a, i, h), a.k_row };
 
 	tile_load<SCORE_W>(mem.x[n % 2], turned ? k : q, t0, a.t, e0, a.dk, r.vec);
 	tile_load<SCORE_W>(mem.y[n % 2], turned ? q : k, u0, a.t, e0, a.dk, r.vec);

@@ -27,16 +27,6 @@ static __device__ void part_add(struct part &a, const struct part &b)
 	a.max = b.max > a.max ? b.max : a.max;
 }
 
-static __device__ __forceinline__ float number(const bf16 *x)
-{
-	return __bfloat162float(*x);
-}
-
-static __device__ __forceinline__ float number(const float *x)
-{
-	return *x;
-}
-
 template <class T> static __global__ void __launch_bounds__(THREADS)
 parts_kernel(struct part *parts, const T *x, size_t n)
 {
@@ -44,7 +34,7 @@ parts_kernel(struct part *parts, const T *x, size_t n)
 	struct part a = { 0, 0, INFINITY, -INFINITY };
 
 	for (size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x; i < n; i += PARTS * THREADS) {
-		float v = number(x + i);
+		float v = get(x + i);
 
 		part_add(a, { v, (double)v * v, v, v });
 	}
@@ -83,7 +73,7 @@ template <class T> static void stats(struct stats *dst, const T *x, size_t n)
 
 void k_stats(struct stats *dst, const act_t *x, size_t n)
 {
-	stats(dst, bf16_of(x), n);
+	stats(dst, real_of(x), n);
 }
 
 void k_stats_acc(struct stats *dst, const acc_t *x, size_t n)

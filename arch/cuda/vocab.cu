@@ -16,8 +16,8 @@ enum {
 };
 
 template <int W> static __global__ void __launch_bounds__(THREADS)
-embed_fwd_kernel(bf16 *x, const int32_t *tok, const int32_t *pos, const bf16 *wte,
-		 const bf16 *wpe, int t, int c)
+embed_fwd_kernel(real *x, const int32_t *tok, const int32_t *pos, const real *wte,
+		 const real *wpe, int t, int c)
 {
 	long row = blockIdx.x;
 	int i = row / t, at = row % t + (pos ? pos[i] : 0);
@@ -40,10 +40,10 @@ void k_embed_fwd(act_t *x, const int32_t *tok, const int32_t *pos, const param_t
 {
 	if (row_wide(x, c) && row_wide(wte, c) && row_wide(wpe, c))
 		embed_fwd_kernel<WIDE><<<b * t, THREADS, 0, cuda_stream()>>>(
-			bf16_of(x), tok, pos, bf16_of(wte), bf16_of(wpe), t, c);
+			real_of(x), tok, pos, real_of(wte), real_of(wpe), t, c);
 	else
 		embed_fwd_kernel<1><<<b * t, THREADS, 0, cuda_stream()>>>(
-			bf16_of(x), tok, pos, bf16_of(wte), bf16_of(wpe), t, c);
+			real_of(x), tok, pos, real_of(wte), real_of(wpe), t, c);
 	CUDA_LAUNCHED();
 }
 
@@ -67,7 +67,7 @@ template <int W> static __device__ void give(float *dst, float (&sum)[W], bool a
 }
 
 template <int W> static __global__ void __launch_bounds__(THREADS)
-embed_segment_kernel(float *dwte, float *part, const bf16 *dx, const int32_t *tok,
+embed_segment_kernel(float *dwte, float *part, const real *dx, const int32_t *tok,
 		     const int32_t *order, int n, int c)
 {
 	__shared__ int32_t rows[SEGMENT], tokens[SEGMENT + 2];
@@ -138,7 +138,7 @@ embed_run_kernel(float *dwte, const float *part, const int32_t *tok, const int32
 }
 
 template <int W> static __global__ void __launch_bounds__(THREADS)
-embed_position_kernel(float *dwpe, const bf16 *dx, int b, int t, int c)
+embed_position_kernel(float *dwpe, const real *dx, int b, int t, int c)
 {
 	int at = blockIdx.x;
 
@@ -156,7 +156,7 @@ embed_position_kernel(float *dwpe, const bf16 *dx, int b, int t, int c)
 	}
 }
 
-template <int W> static void embed_bwd(float *dwte, float *dwpe, const bf16 *dx,
+template <int W> static void embed_bwd(float *dwte, float *dwpe, const real *dx,
 				       const int32_t *tok, const int32_t *order, int b, int t,
 				       int t_max, int c, float *part)
 {
@@ -178,9 +178,9 @@ void k_embed_bwd(grad_t *dwte, grad_t *dwpe, const act_t *dx, const int32_t *tok
 		 const int32_t *order, int b, int t, int t_max, int c, void *scratch)
 {
 	if (row_wide(dwte, c) && row_wide(dwpe, c) && row_wide(dx, c) && row_wide(scratch, c))
-		embed_bwd<WIDE>(dwte, dwpe, bf16_of(dx), tok, order, b, t, t_max, c,
+		embed_bwd<WIDE>(dwte, dwpe, real_of(dx), tok, order, b, t, t_max, c,
 				(float *)scratch);
 	else
-		embed_bwd<1>(dwte, dwpe, bf16_of(dx), tok, order, b, t, t_max, c,
+		embed_bwd<1>(dwte, dwpe, real_of(dx), tok, order, b, t, t_max, c,
 			     (float *)scratch);
 }

@@ -46,7 +46,7 @@ static __device__ struct online block_join(struct online x, struct online *part)
 }
 
 /* Columns [j, j + W) of a row, minus infinity from @vocab on. */
-template <int W> static __device__ __forceinline__ void logits_at(float (&x)[W], const bf16 *row,
+template <int W> static __device__ __forceinline__ void logits_at(float (&x)[W], const real *row,
 								 int j, int vocab)
 {
 	row_load<W>(x, row + j);
@@ -58,7 +58,7 @@ template <int W> static __device__ __forceinline__ void logits_at(float (&x)[W],
 }
 
 /* The same, to @all. */
-template <int W> static __device__ __forceinline__ void add(struct online &all, const bf16 *row,
+template <int W> static __device__ __forceinline__ void add(struct online &all, const real *row,
 							   int j, int vocab)
 {
 	float x[W], max = -INFINITY, sum = 0, low;
@@ -78,7 +78,7 @@ template <int W> static __device__ __forceinline__ void add(struct online &all, 
 	all.sum += sum;
 }
 
-template <int W> static __device__ struct online row_online(const bf16 *row, int vocab)
+template <int W> static __device__ struct online row_online(const real *row, int vocab)
 {
 	struct online all = { -INFINITY, 0 };
 
@@ -114,13 +114,16 @@ static __device__ __forceinline__ void copies_before(int left)
 }
 
 /* The same by way of @kept. */
-static __device__ struct online row_online_kept(bf16 *kept, const bf16 *row, int vocab)
+static __device__ struct online row_online_kept(real *kept, const real *row, int vocab)
 {
 	int pieces = div_up(vocab, PIECE * THREADS * WIDE);
 	struct online all = { -INFINITY, 0 };
 
 	for (int n = 0; n < pieces; n++) {
-		each_of_piece(n, vocab, [&](int j) { copy16(kept + j, row + j); });
+		each_of_piece(n, vocab, [&](int j) {
+			for (int at = 0; at < WIDE; at += 16 / sizeof(real))
+				copy16(kept + j + at, row + j + at);
+		});
 		copy_commit();
 	}
 	for (int n = 0; n < pieces; n++) {
@@ -149,15 +152,15 @@ static __device__ __forceinline__ void gradient(float (&x)[W], const struct onli
 
 /* @keep: the row fits shared memory, W is WIDE */
 template <int W> static __global__ void __launch_bounds__(THREADS, 2)
-xent_kernel(float *loss, bf16 *logits, const int32_t *target, int v, int vocab,
+xent_kernel(float *loss, real *logits, const int32_t *target, int v, int vocab,
 	    const int32_t *scored, bool grad, bool keep)
 {
-	extern __shared__ __align__(16) bf16 kept[];
+	extern __shared__ __align__(16) real kept[];
 	__shared__ struct online part[THREADS / 32];
 	long i = blockIdx.x;
-	bf16 *row = logits + i * v;
+	real *row = logits + i * v;
 	int aim = target[i];
-	float factor = 1.0f / *scored, at = aim < 0 ? 0 : __bfloat162float(row[aim]);
+	float factor = 1.0f / *scored, at = aim < 0 ? 0 : get(row + aim);
 	struct online all = { 0, 1 };
 
 	if (aim >= 0)
@@ -179,13 +182,13 @@ xent_kernel(float *loss, bf16 *logits, const int32_t *target, int v, int vocab,
 	}
 }
 
-template <int W> static void xent(float *loss, bf16 *logits, const int32_t *target, int n, int v,
+template <int W> static void xent(float *loss, real *logits, const int32_t *target, int n, int v,
 				  int vocab, const int32_t *scored, bool grad)
 {
 	size_t room = MIN((size_t)KEEP_BYTES, cuda_shared_max() - STATIC_BYTES), bytes = 0;
 
-	if (W == WIDE && v * sizeof(bf16) <= room) {
-		bytes = v * sizeof(bf16);
+	if (W == WIDE && v * sizeof(real) <= room) {
+		bytes = v * sizeof(real);
 		shared_room(xent_kernel<W>, room);
 	}
 	xent_kernel<W><<<n, THREADS, bytes, cuda_stream()>>>(loss, logits, target, v, vocab,
@@ -197,9 +200,9 @@ void k_xent(acc_t *loss, act_t *logits, const int32_t *target, int n, int v, int
 	    const int32_t *scored, bool grad)
 {
 	if (row_wide(logits, v))
-		xent<WIDE>(loss, bf16_of(logits), target, n, v, vocab, scored, grad);
+		xent<WIDE>(loss, real_of(logits), target, n, v, vocab, scored, grad);
 	else
-		xent<1>(loss, bf16_of(logits), target, n, v, vocab, scored, grad);
+		xent<1>(loss, real_of(logits), target, n, v, vocab, scored, grad);
 }
 
 static __global__ void mask_kernel(float *logits, int n, int v, int vocab)

@@ -154,13 +154,27 @@ def _int(sym, raw):
     if not re.fullmatch(r"-?[0-9]{1,18}", _given(raw)):
         raise BadValue("is a whole number; write it in decimal, unquoted")
     value = int(raw)
-    for low, high, _ in sym.orig_ranges:
-        low, high = int(low.str_value), int(high.str_value)
-        if not low <= value <= high:
-            near = low if value < low else high
-            raise BadValue(f"is outside what is legal, {low}..{high}; "
-                           f"nearest legal {near}")
+    problem = range_problem(sym, value, sym.kconfig.y)
+    if problem:
+        raise BadValue(problem)
     return str(value)
+
+
+def range_problem(sym, value, *conditions):
+    """Why a number cannot be that of its symbol, or None. The first range counts whose
+    condition is one of these; without any, whose condition now holds."""
+    for low, high, condition in sym.orig_ranges:
+        if condition in conditions or \
+                (not conditions and kconfiglib.expr_value(condition)):
+            low, high = int(low.str_value), int(high.str_value)
+            if low <= value <= high:
+                return None
+            near = low if value < low else high
+            where = "" if condition is sym.kconfig.y else " with " + \
+                kconfiglib.expr_str(condition, lambda item: f"CONFIG_{item.name}")
+            return (f"is outside what is legal{where}, {low}..{high}; "
+                    f"nearest legal {near}")
+    return None
 
 
 def _string(raw):

@@ -8,6 +8,7 @@ of the choice. Everything else that has no effect is an error with the reason.
 
 import kconfiglib
 
+from . import lines
 from .declare import ConfigError
 
 
@@ -30,22 +31,37 @@ def check(conf, own):
 
 
 def check_overridden(conf, merged, bases=0):
-    """Note lines of earlier files that later ones made moot.
+    """Note lines of earlier files that later ones made moot; refuse numbers for which
+    later ones left no room.
 
     Not for the first files, which the next one is based on, among themselves.
     """
-    moot, one = [], {line.file for own in merged[:bases + 1]
-                     for line in own.values()}
+    moot, errors, one = [], [], {line.file for own in merged[:bases + 1]
+                                 for line in own.values()}
     for i, own in enumerate(merged[:-1]):
         later = {sym: line for m in merged[i + 1:] for sym, line in m.items()}
         for line in own.values():
             if effective(line) or _replaced(line, later):
                 continue
+            if out_of_range(line):
+                errors.append(f"{line.file}:{line.number}: {line.text}: "
+                              + out_of_range(line))
+                continue
             culprit = _blame_line(conf, line, {**own, **later})
             if culprit and culprit.file != line.file \
                     and not {culprit.file, line.file} <= one:
                 moot.append((line, culprit))
+    if errors:
+        raise ConfigError(errors)
     _note(conf, moot)
+
+
+def out_of_range(line):
+    """Why a number is outside the range that its symbol now has, or None."""
+    sym = line.symbol
+    if sym.orig_type != kconfiglib.INT or not sym.visibility:
+        return None
+    return lines.range_problem(sym, int(line.value))
 
 
 def effective(line):
@@ -79,9 +95,9 @@ def _note(conf, moot):
     for line, culprit in moot:
         groups.setdefault((line.file, culprit), []).append(line)
     for (file, culprit), members in groups.items():
-        lines = dict.fromkeys((line.number, line.text) for line in members)
-        numbers = ",".join(str(number) for number, _ in lines)
-        texts = ", ".join(text for _, text in lines)
+        said = dict.fromkeys((line.number, line.text) for line in members)
+        numbers = ",".join(str(number) for number, _ in said)
+        texts = ", ".join(text for _, text in said)
         conf.notes.append(f"{file}:{numbers}: {texts}: no effect beside "
                           f"{culprit.text} ({culprit.file}:{culprit.number})")
 
@@ -151,6 +167,8 @@ def _reason(conf, line):
     refusal = conf.decl.refusals.get(sym.name)
     if refusal and not sym.visibility:
         return refusal
+    if out_of_range(line):
+        return out_of_range(line)
     if _derived(conf, sym):
         return (f"contradicts the selection that makes it {sym.str_value}; "
                 f"delete the line, or set {_missing(conf, sym)}")
