@@ -4,7 +4,7 @@
 
 # Goals run in the order in which they were typed: make defconfig-tiny-gpt2 all
 .NOTPARALLEL:
-.PHONY: all train build objects kernels check-programs install demo check bench table setup help clean mrproper \
+.PHONY: all train build objects kernels check-programs install demo check randconfig-check bench table setup help clean mrproper \
 	FORCE
 all:
 
@@ -113,6 +113,13 @@ check: setup
 	$(Q)$(afresh) $(compile-once) TENON_SRC=$(CURDIR) TENON_TESTDIR=$(abspath $(check-dir))/scratch \
 		prove --jobs $(shell nproc) --exec 'sh tests/run.sh' \
 		$(or $(call cmdline,TESTS),$(call check-order,$(wildcard tests/*.t)) $(check-programs-of)) </dev/null
+
+# Random configurations, seeds SEED to SEED + N - 1. Not part of check: minutes for each ten.
+randconfig-check: setup
+	$(Q)mkdir -p $(check-dir)
+	$(Q)$(afresh) OMP_WAIT_POLICY=passive prove --verbose --exec $(PYTHON) tests/randconfig.py :: \
+		--count $(or $(call cmdline,N),30) --seed $(or $(call cmdline,SEED),1) \
+		--dir $(abspath $(check-dir))/randconfig </dev/null
 
 # Cleaning
 
