@@ -4,7 +4,7 @@
 
 # Goals run in the order in which they were typed: make defconfig-tiny-gpt2 all
 .NOTPARALLEL:
-.PHONY: all train build objects kernels check-programs install demo check randconfig-check bench table setup help clean mrproper \
+.PHONY: all train build plan explain objects kernels check-programs install demo check randconfig-check bench table setup help clean mrproper \
 	FORCE
 all:
 
@@ -48,6 +48,10 @@ defconfig-%: FORCE
 $(fragments):
 	$(if $(defconfig)$(filter-out $(firstword $(fragments)),$@),@:,$(Q)$(KCONFIG) merge $(fragments))
 
+explain:
+	$(if $(call cmdline,SYMBOL),,$(error make explain: say which symbol: make explain SYMBOL=N_EMBD))
+	$(Q)$(KCONFIG) $@ '$(subst ','\'',$(call typed,SYMBOL))'
+
 list-defconfigs:
 	@sh scripts/list-defconfigs.sh
 
@@ -64,6 +68,10 @@ train: all
 build objects kernels check-programs:
 	$(have-config)
 	$(Q)+$(locked) $(build.mk) $@
+
+# What a configuration takes: the binary's own count of parameters, memory, FLOPs and cache.
+plan: build
+	$(Q)$(OBJ)/tenon plan
 
 # Binary, man page and bash completion; DESTDIR goes before all of it.
 prefix = $(call cmdline,DESTDIR)$(or $(call cmdline,PREFIX),/usr/local)

@@ -53,7 +53,7 @@ TO = {
     "SEED": "7", "NORM_EPSILON": "1e-2", "ADAM_EPSILON": "1e-3", "KV_HEADS": "1",
     "SPAM_SPIKE_THRESHOLD": "0", "LR_DECAY_STEPS": "3", "SPAM_THETA": "1.5", "MAX_ITERS": "23",
     "CHECKPOINT_INTERVAL": "5", "GENERATION_TOP_K": "1", "GRADIENT_ACCUMULATION": "3",
-    "BLOCK": "ra_mla recip mha mlp", "DATA_PATH": "LICENSE",
+    "BLOCK": "ra_mla recip mha mlp", "BLOCK_SIZE": "12", "HEAD_ROWS": "7", "DATA_PATH": "LICENSE",
 }
 WITH = {
     "BLOCK_ALT": {"BLOCK_ALT": "ra_mla recip mha mlp", "BLOCK_ALT_LAYERS": "1"},
@@ -95,8 +95,9 @@ def put(conf, *layers):
     values = {k: v for layer in (BASE, *layers) for k, v in layer.items()}
     for name, value in values.items():
         conf.syms[name].set_value(value)
-    lost = [f"{n}={v} is {conf.value(n)}" for n, v in values.items() if v not in ("n", conf.value(n))
-            and not (conf.syms[n].choice and n not in layers[-1])] if layers else []
+    # What BASE says may lose its meaning under them; what they say may not.
+    lost = [f"{n}={v} is '{conf.value(n)}'" for layer in layers for n, v in layer.items()
+            if v == values[n] != conf.value(n)]
     return "\n".join(rules.violations(conf) + lost)
 
 
