@@ -4,7 +4,8 @@
 
 # Goals run in the order in which they were typed: make defconfig-tiny-gpt2 all
 .NOTPARALLEL:
-.PHONY: all train build plan explain objects kernels check-programs install demo check randconfig-check bench table setup help clean mrproper \
+.PHONY: all train build plan explain objects kernels check-programs install demo check randconfig-check \
+	liveness-check disk-check fuzz bench table setup help clean mrproper \
 	FORCE
 all:
 
@@ -128,6 +129,25 @@ randconfig-check: setup
 	$(Q)$(afresh) OMP_WAIT_POLICY=passive prove --verbose --exec $(PYTHON) tests/randconfig.py :: \
 		--count $(or $(call cmdline,N),30) --seed $(or $(call cmdline,SEED),1) \
 		--dir $(abspath $(check-dir))/randconfig </dev/null
+
+# Every symbol changed alone, in one object tree.
+liveness-check: setup
+	$(Q)mkdir -p $(check-dir)
+	$(Q)$(afresh) OMP_WAIT_POLICY=passive prove --verbose --exec $(PYTHON) tests/liveness.py :: \
+		--dir $(abspath $(check-dir))/liveness </dev/null
+
+# All of what tests/disk.t tries a sample of: hours.
+disk-check: setup
+	$(Q)$(afresh) $(compile-once) OMP_WAIT_POLICY=passive TENON_TESTDIR=$(abspath $(check-dir))/disk \
+		prove --verbose --exec $(PYTHON) tests/disk.t :: --all </dev/null
+
+# Readers of files under libFuzzer: RUNS executions in all, which go on from the last ones.
+fuzz: setup
+	@sh scripts/setup.sh fuzz
+	$(Q)$(PYTHON) scripts/kconfig.py --config $(check-dir)/fuzz/.config --gen $(check-dir)/fuzz \
+		defconfig tiny-gpt2 tests/fuzz/shards.config
+	$(Q)$(PYTHON) scripts/kconfig.py --config $(check-dir)/fuzz/.config --gen $(check-dir)/fuzz sync
+	$(Q)sh tests/fuzz/run.sh $(check-dir)/fuzz $(or $(call cmdline,RUNS),1000000)
 
 # Cleaning
 

@@ -5,12 +5,13 @@
 # else print the command to type and fail. Says nothing where nothing is missing.
 # Run from the top of the tree.
 #
-#	scripts/setup.sh [torch|bench|curve]
+#	scripts/setup.sh [torch|bench|curve|fuzz]
 #
 # torch: Debian's PyTorch too, which tests/torch.t compares with.
 # bench: the newest PyTorch too, in a folder of its own, and what torch.compile needs;
 # where none can be had, Debian's.
 # curve: gnuplot too, where it can be had; without it a study draws no curve.
+# fuzz: clang too, with libFuzzer and the sanitizers.
 
 WITH=$1
 KCONFIGLIB=14.1.0
@@ -166,6 +167,12 @@ install_gnuplot() {
 		say "without gnuplot: no picture of the losses"
 }
 
+# The driver says where its own libraries are; of libFuzzer there is one for each processor.
+has_fuzzer() {
+	set -- "$(clang -print-resource-dir 2>/dev/null)"/lib/*/libclang_rt.fuzzer*.a
+	[ -e "$1" ]
+}
+
 log=$(mktemp) || exit
 trap 'rm -f "$log"' EXIT
 packages=$(missing_packages)
@@ -177,3 +184,4 @@ has_python || install_kconfiglib
 has_python || fail "no python3 imports kconfiglib $KCONFIGLIB even after the installation"
 [ "$WITH" != bench ] || has_new_torch || install_torch
 [ "$WITH" != curve ] || install_gnuplot
+[ "$WITH" != fuzz ] || has_fuzzer || install_packages clang libclang-rt-dev
