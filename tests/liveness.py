@@ -161,7 +161,8 @@ def result(conf, obj):
         raise RuntimeError(t.said(run))
     files = sorted(re.sub(r"tfevents.*", "tfevents", os.path.join(base, name)[len(out):])
                    for base, _, names in os.walk(out) for name in names)
-    text = t.tenon(binary, "generate", "--checkpoint", out, "--prompt", "a", cwd=t.SRC)
+    text = t.tenon(binary, "generate", "--checkpoint", out, "--prompt", "a", cwd=t.SRC,
+                   errors="backslashreplace")
     return [plain(run.stdout), t.metrics(out), files, t.steps(out), plain(text.stdout),
             t.tenon(binary, "plan", "--json", cwd=t.SRC).stdout]
 
