@@ -4,8 +4,8 @@
 
 # Goals run in the order in which they were typed: make defconfig-tiny-gpt2 all
 .NOTPARALLEL:
-.PHONY: all train build objects kernels check-programs install demo check bench table \
-	ablate ablate-status repro setup help clean mrproper \
+.PHONY: all train build plan explain objects kernels check-programs install demo check randconfig-check \
+	liveness-check disk-check fuzz bench table ablate ablate-status repro setup help clean mrproper \
 	FORCE
 all:
 
@@ -49,6 +49,10 @@ defconfig-%: FORCE
 $(fragments):
 	$(if $(defconfig)$(filter-out $(firstword $(fragments)),$@),@:,$(Q)$(KCONFIG) merge $(fragments))
 
+explain:
+	$(if $(call cmdline,SYMBOL),,$(error make explain: say which symbol: make explain SYMBOL=N_EMBD))
+	$(Q)$(KCONFIG) $@ '$(subst ','\'',$(call typed,SYMBOL))'
+
 list-defconfigs:
 	@sh scripts/list-defconfigs.sh
 
@@ -65,6 +69,10 @@ train: all
 build objects kernels check-programs:
 	$(have-config)
 	$(Q)+$(locked) $(build.mk) $@
+
+# What a configuration takes: the binary's own count of parameters, memory, FLOPs and cache.
+plan: build
+	$(Q)$(OBJ)/tenon plan
 
 # Binary, man page and bash completion; DESTDIR goes before all of it.
 prefix = $(call cmdline,DESTDIR)$(or $(call cmdline,PREFIX),/usr/local)
@@ -146,6 +154,32 @@ check: setup
 	$(Q)$(afresh) $(compile-once) TENON_SRC=$(CURDIR) TENON_TESTDIR=$(abspath $(check-dir))/scratch \
 		prove --jobs $(check-jobs) --exec 'sh tests/run.sh' \
 		$(or $(call cmdline,TESTS),$(call check-order,$(wildcard tests/*.t)) $(check-programs-of)) </dev/null
+
+# Random configurations, seeds SEED to SEED + N - 1. Not part of check: minutes for each ten.
+randconfig-check: setup
+	$(Q)mkdir -p $(check-dir)
+	$(Q)$(afresh) OMP_WAIT_POLICY=passive prove --verbose --exec $(PYTHON) tests/randconfig.py :: \
+		--count $(or $(call cmdline,N),30) --seed $(or $(call cmdline,SEED),1) \
+		--dir $(abspath $(check-dir))/randconfig </dev/null
+
+# Every symbol changed alone, in one object tree.
+liveness-check: setup
+	$(Q)mkdir -p $(check-dir)
+	$(Q)$(afresh) OMP_WAIT_POLICY=passive prove --verbose --exec $(PYTHON) tests/liveness.py :: \
+		--dir $(abspath $(check-dir))/liveness </dev/null
+
+# All of what tests/disk.t tries a sample of: hours.
+disk-check: setup
+	$(Q)$(afresh) $(compile-once) OMP_WAIT_POLICY=passive TENON_TESTDIR=$(abspath $(check-dir))/disk \
+		prove --verbose --exec $(PYTHON) tests/disk.t :: --all </dev/null
+
+# Readers of files under libFuzzer: RUNS executions in all, which go on from the last ones.
+fuzz: setup
+	@sh scripts/setup.sh fuzz
+	$(Q)$(PYTHON) scripts/kconfig.py --config $(check-dir)/fuzz/.config --gen $(check-dir)/fuzz \
+		defconfig tiny-gpt2 tests/fuzz/shards.config
+	$(Q)$(PYTHON) scripts/kconfig.py --config $(check-dir)/fuzz/.config --gen $(check-dir)/fuzz sync
+	$(Q)sh tests/fuzz/run.sh $(check-dir)/fuzz $(or $(call cmdline,RUNS),1000000)
 
 # Cleaning
 

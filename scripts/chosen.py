@@ -37,7 +37,8 @@ def main(binary, *command):
     plan = json.loads(done.stdout)
     constant = f" and {plan['cache_const']:,} of a sequence" if plan["cache_const"] else ""
     say(f"{plan['params']:,} parameters, {plan['train']['arena'] / MIB:,.1f} MiB to train, "
-        f"cache {plan['cache_token']:,} bytes of a token{constant}")
+        f"cache {plan['cache_token']:,} bytes of a token{constant}; all of it: "
+        f"{' '.join(['make', *(w for w in command[1:] if w.startswith('O='))])} plan")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ MAKEFLAGS += --no-builtin-rules --no-builtin-variables --no-print-directory
 cmdline = $(if $(filter command,$(firstword $(origin $(1)))),$($(1)))
 # The same as it was typed: a dollar sign is one.
 typed = $(if $(filter command,$(firstword $(origin $(1)))),$(value $(1)))
-unexport O V DESTDIR PREFIX OUT RESTART ALLOW_CONFIG_CHANGE THREADS TESTS PROGRAMS SEED RUNS BASE ARMS SEEDS \
-	EARLY_STOP BUILD RUN STEPS
+unexport O V DESTDIR PREFIX OUT RESTART ALLOW_CONFIG_CHANGE THREADS TESTS PROGRAMS SEED SYMBOL N RUNS BASE \
+	ARMS SEEDS EARLY_STOP BUILD RUN STEPS
 
 # O=DIR: DIR/.config, DIR/tenon and everything that is made.
 # Without it: ./.config, and everything under build/ with a link ./tenon.

@@ -21,7 +21,7 @@ except ImportError:
     sys.exit("kconfig.py: this Python has no kconfiglib; by hand, run it with the Python of the "
              "build: $(sh scripts/python.sh) scripts/kconfig.py")
 
-from kconf import header, interactive, lines, random_config, rules
+from kconf import explain, header, interactive, lines, random_config, rules
 from kconf.config import Config, write_if_changed
 from kconf.declare import ConfigError
 from plain import plain
@@ -98,7 +98,9 @@ def print_notes(conf):
 def save(args, conf):
     """Write FILE and say so where it changed."""
     if write_if_changed(args.config, conf.text()):
-        print(f"  CONFIG  {args.config}")
+        tree = os.path.dirname(args.config)
+        make = f"make O={tree}" if tree else "make"
+        print(f"  CONFIG  {args.config} (what it takes: {make} plan)")
 
 
 def save_anew(args, conf):
@@ -125,6 +127,19 @@ def as_loaded(text):
     plain.load([*with_bases(path)])
     plain.syms["RUN_NAME"].set_value(name[1])
     return plain.text()
+
+
+def asked(args, conf):
+    """The symbol that a verb was given, by any of its names."""
+    if len(args.arguments) != 1:
+        raise ConfigError(f"{args.verb} needs one symbol")
+    name = args.arguments[0].removeprefix("CONFIG_")
+    name = conf.decl.aliases.get(name, [name])[0]
+    if name not in conf.syms or not conf.syms[name].nodes:
+        close = difflib.get_close_matches(name, [s.name for s in conf.unique_defined_syms], 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ConfigError(f"{args.verb}: there is no symbol CONFIG_{name}{hint}")
+    return conf.syms[name]
 
 
 def listing(*missing):
@@ -274,14 +289,22 @@ def do_list(_args):
 @verb
 def do_get(args):
     """SYMBOL: print its value"""
-    if len(args.arguments) != 1:
-        raise ConfigError("get needs one symbol")
     conf = load(args)
-    name = args.arguments[0].removeprefix("CONFIG_")
-    name = conf.decl.aliases.get(name, [name])[0]
-    if name not in conf.syms or not conf.syms[name].nodes:
-        raise ConfigError(f"get: there is no symbol CONFIG_{name}")
-    print(conf.value(name))
+    print(asked(args, conf).str_value)
+
+
+@verb
+def do_explain(args):
+    """SYMBOL: its value, where that is from, what it depends on and touches"""
+    conf = load(args)
+    sym = asked(args, conf)
+    begun = Config()
+    if conf.value("RUN_NAME") in defconfig_names():
+        begun.load(with_bases(os.path.join(FOLDER, conf.value("RUN_NAME"))))
+    print(f"CONFIG_{sym.name}")
+    for tag, words in explain.explain(conf, sym, args.gen, begun.origin):
+        print(f"  {tag:12} {words}")
+    print("\n" + sym.nodes[0].help.rstrip())
 
 
 @verb

@@ -5,7 +5,7 @@
 # else print the command to type and fail. Says nothing where nothing is missing.
 # Run from the top of the tree.
 #
-#	scripts/setup.sh [torch|bench|curve|report|browser]
+#	scripts/setup.sh [torch|bench|curve|report|browser|fuzz]
 #
 # torch: Debian's PyTorch too, which tests/torch.t compares with.
 # bench: the newest PyTorch too, in a folder of its own, and what torch.compile needs;
@@ -13,6 +13,7 @@
 # curve: gnuplot too, where it can be had; without it a study draws no curve.
 # report: scipy too, where it can be had; without it a report has no intervals.
 # browser: chromium too, where it can be had; with it tests/report.t looks at reports.
+# fuzz: clang too, with libFuzzer and the sanitizers.
 
 WITH=$1
 KCONFIGLIB=14.1.0
@@ -181,6 +182,12 @@ wish_scipy() {
 	esac
 }
 
+# The driver says where its own libraries are; of libFuzzer there is one for each processor.
+has_fuzzer() {
+	set -- "$(clang -print-resource-dir 2>/dev/null)"/lib/*/libclang_rt.fuzzer*.a
+	[ -e "$1" ]
+}
+
 log=$(mktemp) || exit
 trap 'rm -f "$log"' EXIT
 packages=$(missing_packages)
@@ -196,3 +203,4 @@ has_python || fail "no python3 imports kconfiglib $KCONFIGLIB even after the ins
 [ "$WITH" != report ] || has_scipy || wish_scipy
 [ "$WITH" != browser ] || command -v chromium >/dev/null ||
 	wish chromium "without chromium: nobody looks at reports"
+[ "$WITH" != fuzz ] || has_fuzzer || install_packages clang libclang-rt-dev

@@ -3,9 +3,9 @@
 """Every mechanism in every mode: the mixer and model tests, in double, at tiny widths.
 
 27 combinations in which any three of gate pool, sparse mode, coupler tying and head average
-meet, and any two of all options; then the baseline, the choices of the stack, single
-mechanisms and random configurations. Compiled with -Og: make check runs the same programs at
--O3 under the tiny defconfigs.
+meet, and any two of all options; then the baseline, the choices of the stack and single
+mechanisms (tests/randconfig.py has random ones). Compiled with -Og: make check runs the same
+programs at -O3 under the tiny defconfigs.
 
     tests/sweep.t [WORD...]     only the combinations whose name holds every WORD
 """
@@ -19,8 +19,6 @@ PYTHON = os.environ.get("TENON_PYTHON", "/usr/bin/python3")
 SCRATCH = os.path.join(os.environ.get("TENON_TESTDIR", os.path.join(SRC, "build/check")), "sweep")
 PROGRAMS = ("test_mixer", "test_model")
 os.environ["TENON_OBJECTS"] = ""        # one object tree; what it can keep, it keeps by itself
-# Of the first 40 those that together have most pairs of values of all options.
-RANDOM_SEEDS = (3, 5, 7, 11, 18, 23, 25, 29, 36)
 
 BASE = {
     "MODEL_GPT2_RA_MLA": "y", "ARCH_CPU": "y", "REAL_DOUBLE": "y", "GPT2_MODEL_CUSTOM": "y",
@@ -165,19 +163,12 @@ def stacks():
     ]
 
 
-def random_configs():
-    """Legal configurations of any widths and blocks; a seed is its own repeat."""
-    return [(f"randconfig SEED={seed}", seed) for seed in RANDOM_SEEDS]
-
-
 def configure(obj, case):
-    """The command that writes the .config of one case: symbols, or a seed."""
-    kconfig = [PYTHON, "scripts/kconfig.py", "--config", f"{obj}/.config", "--gen", obj]
-    if isinstance(case, int):
-        return kconfig + ["randconfig", str(case)]
+    """The command that writes the .config of one case."""
     with open(f"{obj}/test_defconfig", "w") as f:
         f.writelines(f"CONFIG_{k}={v}\n" for k, v in case.items())
-    return kconfig + ["defconfig", f"{obj}/test_defconfig"]
+    return [PYTHON, "scripts/kconfig.py", "--config", f"{obj}/.config", "--gen", obj,
+            "defconfig", f"{obj}/test_defconfig"]
 
 
 def run(cmd, **kw):
@@ -203,11 +194,11 @@ def test(case):
 def main():
     # what follows is short, too
     long_first = sorted(combinations(), key=lambda c: c[1]["BLOCK_SIZE"], reverse=True)
-    cases = [c for c in long_first + extras() + stacks() + random_configs()
+    cases = [c for c in long_first + extras() + stacks()
              if all(w in c[0] for w in sys.argv[1:])]
     results = [(name, test(case)) for name, case in cases]
     if not sys.argv[1:]:
-        left = never_met([c for _, c in cases if isinstance(c, dict)])
+        left = never_met([c for _, c in cases])
         results.append(("any two options meet, and any three of the main ones",
                         "\n".join(map(str, left))))
     for i, (name, output) in enumerate(results, 1):
