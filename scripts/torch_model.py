@@ -55,6 +55,16 @@ def split_heads(x, heads):
     return x.view(x.shape[0], x.shape[1], heads, -1).transpose(1, 2)
 
 
+def rotate(cfg, x):
+    """R: pair i of x [B,heads,T,d] is (i, i + d/2), its angle t theta^(-2i/d)."""
+    t, d = x.shape[-2:]
+    turns = cfg.f("ROPE_THETA") ** (-torch.arange(d // 2, dtype=torch.float64) * 2 / d)
+    angle = torch.arange(t, dtype=torch.float64).unsqueeze(-1) * turns
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    low, high = x.split(d // 2, dim=-1)
+    return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1)
+
+
 def heads_out(probs, values, gamma=None):
     """gamma * P @ values as [B,T,H*D]; values [B,H,T,D], gamma [B,T,H] or None."""
     out = (probs @ values).transpose(1, 2)                   # [B,T,H,D]
@@ -63,7 +73,7 @@ def heads_out(probs, values, gamma=None):
     return out.reshape(out.shape[0], out.shape[1], -1)
 
 
-# ---- mha and mlp: GPT-2 ---------------------------------------------------------
+# ---- mha, mlp, swiglu: GPT-2 and LLaMA ---------------------------------------------------------
 
 
 def mha(cfg, p, x, taps, wanted):
@@ -72,6 +82,8 @@ def mha(cfg, p, x, taps, wanted):
     d = c // heads
     q, k, v = linear(p, "c_attn", x).split([c, groups * d, groups * d], dim=2)
     q, k, v = split_heads(q, heads), split_heads(k, groups), split_heads(v, groups)
+    if cfg.y("MHA_ROPE"):
+        q, k = rotate(cfg, q), rotate(cfg, k)
     if groups < heads:
         k, v = (y.repeat_interleave(heads // groups, dim=1) for y in (k, v))
     probs = causal_probs(q @ k.transpose(2, 3) / math.sqrt(d))
@@ -85,6 +97,16 @@ def hidden(p, x):
 
 def mlp(cfg, p, x, taps, wanted):
     return linear(p, "c_proj", hidden(p, x)), {}
+
+
+def swiglu(cfg, p, x, taps, wanted):
+    return gated(p, "", x), {}
+
+
+def gated(p, prefix, x):
+    """(SiLU(x gate^T) * x up^T) down^T."""
+    h = F.silu(linear(p, prefix + "gate_proj", x)) * linear(p, prefix + "up_proj", x)
+    return linear(p, prefix + "down_proj", h)
 
 
 # ---- ra_mla: latent attention ---------------------------------------------------
@@ -209,7 +231,7 @@ def recip(cfg, p, x, taps, wanted):
     return linear(p, "c_proj", h), out
 
 
-MIXERS = {"mha": mha, "mlp": mlp, "ra_mla": ra_mla, "recip": recip}
+MIXERS = {f.__name__: f for f in (mha, mlp, swiglu, ra_mla, recip)}
 
 
 # ---- the stack -------------------------------------------------------------------

@@ -33,6 +33,8 @@ GPT2 = {
 PLAIN = {k: v for k, v in GPT2.items() if k != "MODEL_GPT2"}
 PLAIN.update({"MODEL_GPT2_RA_MLA": "y", "RA_MLA_LATENT_DIM": 8})
 
+LLAMA = {**{k: v for k, v in GPT2.items() if k != "MODEL_GPT2"}, "MODEL_LLAMA": "y"}
+
 
 def gate(pool):
     return {"RA_MLA_MLP_ATTN_GATE": "y", "RA_MLA_MLP_GATE_DIM": 3, "RA_MLA_MLP_GATE_ALPHA": "0.7",
@@ -75,6 +77,10 @@ CASES = [
     ("gpt2, two key heads, another width", GPT2, {"KV_HEADS": 2, "INTERMEDIATE_SIZE": 22}),
     ("gpt2, one key head, RMSNorm, no biases, long", GPT2,
      {**MORE, "KV_HEADS": 1, "NORM_RMSNORM": "y", "LINEAR_BIAS": "n"}),
+    ("llama, grouped heads", LLAMA, {"KV_HEADS": 2}),
+    ("llama, another base, odd width of the mlp, long", LLAMA,
+     {**MORE, "ROPE_THETA": '"50"', "INTERMEDIATE_SIZE": 19, "LINEAR_BIAS": "y"}),
+    ("rope beside learned positions", GPT2, {"MHA_ROPE": "y"}),
     ("latent attention alone", PLAIN, {}),
     ("reciprocal term, window 0", PLAIN, {**reciprocal(0), **SHARED_V}),
     ("latent alone, untied", PLAIN, latent("untied")),
