@@ -252,4 +252,7 @@ extern const struct mixer *const __stop_tenon_mixers[];
  */
 const struct mixer *mixer_find(const char *name);
 
+/** mixer_times() - how many sub-layers of a layer are of this name */
+int mixer_times(const char *name, int layer);
+
 #endif

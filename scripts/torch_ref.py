@@ -79,9 +79,11 @@ def tokens(tensors):
 def recompute(tensors, model):
     """{name: tensor} of logits, loss and gradients in float64."""
     params = parameters(model.shapes, tensors)
-    logits, loss = model.forward(params, *tokens(tensors))
-    loss.backward()
+    logits, loss, aux = model.forward(params, *tokens(tensors))
+    (loss if aux is None else loss + aux).backward()
     out = {"logits": logits.detach(), "loss": loss.detach().reshape(1)}
+    if aux is not None:
+        out["loss_aux"] = aux.detach().reshape(1)
     for name, p in params.items():
         out["grad." + name] = torch.zeros_like(p) if p.grad is None else p.grad
     return out

@@ -240,7 +240,7 @@ static void model_recomputes(struct net *n, enum recompute kind, const char *wha
 	double tol = kind == RECOMPUTE_ACTIVATIONS ? AGAIN_TOL * sqrt(NL) : 0;
 	int32_t first = n->tok[0];
 	double losses[2][2];
-	bool same = true;
+	bool same = true, more = model_has_aux(&n->m);
 	struct net r;
 
 	net_init(&r, PHASE_TRAIN, kind);
@@ -255,8 +255,7 @@ static void model_recomputes(struct net *n, enum recompute kind, const char *wha
 		net_run(&r, true);
 		arch_get(losses[0], n->m.loss, sizeof(losses[0]));
 		arch_get(losses[1], r.m.loss, sizeof(losses[1]));
-		same &= !memcmp(losses[0], losses[1], sizeof(losses[0])) && losses[0][1] == 1 &&
-			same_gradients(n, &r, tol);
+		same &= !memcmp(losses[0], losses[1], sizeof(losses[0])) && (more ? losses[0][1] > 1 : losses[0][1] == 1) && same_gradients(n, &r, tol);
 		for (int s = 0; s < NR_SUB; s++)
 			same &= same_metrics(n, &r, s);
 	}

@@ -156,8 +156,9 @@ class Declarations:
         self.refusals = found.get("refuse", {})
         self.divides = {n: _conditions(t)
                         for n, t in found.get("divides", {}).items()}
-        self.even = {n: _conditions(t)
-                     for n, t in found.get("even", {}).items()}
+        self.even, self.most, self.under = (
+            {n: _conditions(t) for n, t in found.get(kind, {}).items()}
+            for kind in ("even", "most", "under"))
         self.below = found.get("below", {})
         self.free = found.get("free", {})
         self.tries = {n: t.split() for n, t in found.get("try", {}).items()}

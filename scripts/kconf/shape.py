@@ -24,6 +24,11 @@ def violations(conf):
         for expression, condition in rules:
             if on(conf, name) and holds(conf, condition):
                 yield from _even(conf, name, expression, condition)
+    for strict, limits in ((False, conf.decl.most), (True, conf.decl.under)):
+        for name, rules in limits.items():
+            for expression, condition in rules:
+                if on(conf, name) and holds(conf, condition):
+                    yield from _limit(conf, name, expression, strict)
     for expression in conf.decl.below.values():
         yield from _below(conf, expression.split("*"))
 
@@ -88,6 +93,13 @@ def _even(conf, name, expression, condition):
     cause = f" ({_cause(conf, condition).rpartition(' ')[0]})" if condition else ""
     yield (f"{lines}{cause}: elements rotate in pairs, but {_named(words)} is "
            f"{number}; nearest legal {near}")
+
+
+def _limit(conf, name, expression, strict):
+    words, limit = _factors(conf, expression)
+    if conf.number(name) > limit - strict:
+        yield (f"{show(conf, name)} is not {'below' if strict else 'at most'} "
+               f"{_named(words)}={limit}; nearest legal {limit - strict}")
 
 
 def _cause(conf, condition):
