@@ -116,6 +116,25 @@ def gated(p, prefix, x):
     return linear(p, prefix + "down_proj", h)
 
 
+def moe(cfg, p, x, taps, wanted):
+    """A mixture of experts; every expert sees every token, weighted by 0 where not chosen."""
+    experts, k = cfg.i("NUM_EXPERTS"), cfg.i("EXPERTS_PER_TOK")
+    logits = linear(p, "router", x)                          # [B,T,E]
+    key = logits.detach()
+    if "router.balance_bias" in p:
+        key = key + p["router.balance_bias"]
+    slots = key.sort(dim=-1, descending=True, stable=True)[1][..., :k]
+    weights = logits.gather(-1, slots).softmax(-1)
+    chosen = torch.zeros_like(logits).scatter(-1, slots, weights)
+    y = gated(p, "shared_experts.", x) if "shared_experts.gate_proj.weight" in p else 0
+    for e in range(experts):
+        one = {n + "_proj.weight": p[f"experts.{n}_proj.weight"][e] for n in ("gate", "up", "down")}
+        y = y + chosen[..., e:e + 1] * gated(one, "", x)
+    share = torch.bincount(slots.flatten(), minlength=experts).to(x.dtype) / slots.numel()
+    balance = experts * (share * logits.softmax(-1).mean((0, 1))).sum()
+    return y, {"AUX": ("LOAD_BALANCE_ALPHA", balance)}
+
+
 # ---- mla: latent attention of DeepSeek-V2 ------------------------------------------
 
 
@@ -308,7 +327,7 @@ def recip(cfg, p, x, taps, wanted):
     return linear(p, "c_proj", h), out
 
 
-MIXERS = {f.__name__: f for f in (mha, mlp, mlp_splice, swiglu, mla, ra_mla, recip)}
+MIXERS = {f.__name__: f for f in (mha, mlp, mlp_splice, swiglu, moe, mla, ra_mla, recip)}
 
 
 # ---- the stack -------------------------------------------------------------------

@@ -123,6 +123,8 @@ static void model_gradients(struct net *n)
 	for (int i = 0; i < n->m.nr_entries; i++) {
 		const struct param_entry *e = &n->m.entries[i];
 
+		if (e->p->flags & FROZEN)
+			continue;
 		if (!fd_agrees(loss_of, n, (acc_t *)(n->m.w + e->offset), n->dw + e->offset, e->numel,
 			       e->name, &error)) {
 			diag("%s: error %.3g", e->name, error);
@@ -269,6 +271,15 @@ static void model_recomputes(struct net *n, enum recompute kind, const char *wha
 
 /* ---- causality ------------------------------------------------------------- */
 
+/* Largest difference that a change of other rows may make. */
+static double regroup_tol(const struct model *m)
+{
+	for (int s = 0; s < NR_SUB; s++)
+		if (m->sub[s].mixer->regroups)
+			return SAME_TOL;
+	return 0;
+}
+
 static void model_change(struct net *n, const acc_t *full)
 {
 	int cut = (n->t - 1) / 2;
@@ -288,7 +299,8 @@ static void model_change(struct net *n, const acc_t *full)
 	else if (LEAKS)
 		ok(diff > 1e-6, "the sequence pool leaks later tokens, as its help says (%.2g)", diff);
 	else
-		ok(diff == 0, "changed later tokens change no bit of earlier logits (%.2g)", diff);
+		ok(diff <= regroup_tol(&n->m), "changed later tokens change no earlier logits (%.2g)",
+		   diff);
 	ok(n->t == 1 || logits_differ(full, n->t, changed, n->t, n->t) > 1e-6,
 	   "and they do change later ones");
 	memcpy(n->tok, old, MB * n->t * sizeof(*old));

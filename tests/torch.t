@@ -34,6 +34,8 @@ ANY = {k: v for k, v in GPT2.items() if k != "MODEL_GPT2"}
 PLAIN = {**ANY, "MODEL_GPT2_RA_MLA": "y", "RA_MLA_LATENT_DIM": 8}
 LLAMA = {**ANY, "MODEL_LLAMA": "y"}
 MLA = {**ANY, "MODEL_GPT2_MLA": "y", "MLA_LATENT_DIM": 8}
+EXPERTS = {**ANY, "MODEL_MLA": "y", "BLOCK": '"mla moe"', "MLP_SWIGLU": "n", "MLP_MOE": "y",
+           "MLA_LATENT_DIM": 8, "INTERMEDIATE_SIZE": 20}
 
 
 def splice(width, **more):
@@ -105,6 +107,14 @@ CASES = [
       "BLOCK_ALT_LAYERS": '"1"', "MIXER_MHA": "y", "MHA_ROPE": "y"}),
     ("mlp_splice", MLA, {"BLOCK": '"mla mlp_splice"', "MLP_MLP": "n", "MLP_SPLICE": "y",
                          "MLP_SPLICE_DIM": 5}),
+    ("moe, one expert of a token, no shared one", EXPERTS,
+     {"NUM_EXPERTS": 3, "EXPERTS_PER_TOK": 1, "LOAD_BALANCE_ALPHA": '"0.5"'}),
+    ("moe, shared experts, bias, dense first layer", EXPERTS,
+     {"NUM_EXPERTS": 5, "EXPERTS_PER_TOK": 3, "SHARED_EXPERTS": 2, "EXPERT_SIZE": 6,
+      "MOE_BIAS_BALANCE": "y", "BLOCK_ALT": '"mla swiglu"', "BLOCK_ALT_LAYERS": '"0"',
+      "MLP_SWIGLU": "y"}),
+    ("moe, every expert, no balance, long", EXPERTS,
+     {**MORE, "NUM_EXPERTS": 2, "LOAD_BALANCE_ALPHA": '"0.0"'}),
     ("latent attention alone", PLAIN, {}),
     ("reciprocal term, window 0", PLAIN, {**reciprocal(0), **SHARED_V}),
     ("latent alone, untied", PLAIN, latent("untied")),

@@ -24,6 +24,10 @@ def violations(conf):
         for expression, condition in rules:
             if on(conf, name) and holds(conf, condition):
                 yield from _even(conf, name, expression, condition)
+    for name, condition in conf.decl.positive.items():
+        if on(conf, name) and holds(conf, condition) and not float(conf.value(name)):
+            yield (f"{show(conf, name)} must be above 0, as {_cause(conf, condition)}; "
+                   "nearest legal just above 0")
     for strict, limits in ((False, conf.decl.most), (True, conf.decl.under)):
         for name, rules in limits.items():
             for expression, condition in rules:
@@ -106,6 +110,9 @@ def _cause(conf, condition):
     """A condition as the lines that make it true, with a verb."""
     lines = []
     for no, name in re.findall(r"(!?)([A-Z]\w+)", condition):
+        if not conf.syms[name].choice and conf.value(name).isdecimal():
+            lines.append(show(conf, name))
+            continue
         mode = conf.decl.mode_of_member.get(conf.syms[name])
         lines.append(f'CONFIG_{mode.string.name}="{mode.string.str_value}"'
                      if mode else f"CONFIG_{name}={'n' if no else 'y'}")
