@@ -19,7 +19,7 @@ verbs := menuconfig guiconfig oldconfig olddefconfig savedefconfig alldefconfig 
 	listnewconfig
 defconfig := $(filter defconfig-% %_defconfig,$(MAKECMDGOALS))
 fragments := $(filter %.config,$(MAKECMDGOALS))
-.PHONY: $(verbs) randconfig list-defconfigs $(fragments)
+.PHONY: $(verbs) randconfig yamlconfig list-defconfigs $(fragments)
 
 ifneq ($(word 2,$(defconfig)),)
 $(error $(defconfig): only one of them can be the configuration; name one, and fragments on top)
@@ -47,6 +47,16 @@ defconfig-%: FORCE
 # With a defconfig they were merged there, so that all are checked together.
 $(fragments):
 	$(if $(defconfig)$(filter-out $(firstword $(fragments)),$@),@:,$(Q)$(KCONFIG) merge $(fragments))
+
+# The lines that a guide's YAML means, taken as a defconfig of that name.
+yaml-name = $(basename $(notdir $(call cmdline,FILE)))
+
+yamlconfig:
+	$(if $(call cmdline,FILE),,$(error make yamlconfig: say which file: make yamlconfig FILE=guide.yaml))
+	@sh scripts/setup.sh yaml
+	$(Q)mkdir -p $(OBJ)/yaml
+	$(Q)/usr/bin/python3 scripts/yamlconfig.py '$(call cmdline,FILE)' >'$(OBJ)/yaml/$(yaml-name)'
+	$(Q)$(KCONFIG) defconfig '$(OBJ)/yaml/$(yaml-name)' $(fragments)
 
 list-defconfigs:
 	@sh scripts/list-defconfigs.sh
@@ -116,7 +126,7 @@ check: setup
 
 # Cleaning
 
-made := lib arch model train ckpt data infer dist tools tests include scripts arms check bench tenon \
+made := yaml lib arch model train ckpt data infer dist tools tests include scripts arms check bench tenon \
 	compile.flags nvcc.flags link.flags
 
 clean:
