@@ -159,6 +159,7 @@ class Declarations:
         self.even, self.most, self.under = (
             {n: _conditions(t) for n, t in found.get(kind, {}).items()}
             for kind in ("even", "most", "under"))
+        self.cpu = found.get("cpu", {})
         self.positive = found.get("positive", {})
         self.below = found.get("below", {})
         self.free = found.get("free", {})
