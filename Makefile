@@ -106,7 +106,8 @@ check-dir = $(OBJ)/check
 # Why the programs do not run on a GPU, empty where they do; tests/cuda.t looks for itself.
 no-gpu = $(eval no-gpu := $$(shell sh tests/gpu.sh))$(no-gpu)
 check-configs = $(check-config-y) $(if $(no-gpu),,$(check-config-gpu))
-check-programs-of = $(foreach c,$(check-configs),$(addprefix $(check-dir)/$(c)/tests/,$(test-y)))
+check-programs-of = $(foreach c,$(check-configs),$(addprefix $(check-dir)/$(c)/tests/,$(test-y)) \
+	$(if $(findstring +arch-cuda,$(c)),,$(addprefix $(check-dir)/$(c)/tests/,$(test-cpu))))
 # The same text is compiled once for all object trees: tests/bin/gcc.
 compile-once = TENON_OBJECTS=$(abspath $(check-dir))/scratch/objects PATH="$(CURDIR)/tests/bin:$$PATH"
 one-check-tree = $(compile-once) $(MAKE) O=$(check-dir)/$(1) $(jobs) EXTRA_CFLAGS='-g0 $(EXTRA_CFLAGS)' \
