@@ -32,8 +32,9 @@ extern "C" {
  */
 struct optim_range {
 	size_t offset, numel;
-	double decay, rate;
+	double decay;
 	int32_t frozen, wide;
+	double rate;
 };
 
 /**
