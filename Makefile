@@ -20,7 +20,7 @@ verbs := menuconfig guiconfig oldconfig olddefconfig savedefconfig alldefconfig 
 	listnewconfig
 defconfig := $(filter defconfig-% %_defconfig,$(MAKECMDGOALS))
 fragments := $(filter %.config,$(MAKECMDGOALS))
-.PHONY: $(verbs) randconfig list-defconfigs $(fragments)
+.PHONY: $(verbs) randconfig yamlconfig list-defconfigs $(fragments)
 
 ifneq ($(word 2,$(defconfig)),)
 $(error $(defconfig): only one of them can be the configuration; name one, and fragments on top)
@@ -52,6 +52,16 @@ $(fragments):
 explain:
 	$(if $(call cmdline,SYMBOL),,$(error make explain: say which symbol: make explain SYMBOL=N_EMBD))
 	$(Q)$(KCONFIG) $@ '$(subst ','\'',$(call typed,SYMBOL))'
+
+# The lines that a guide's YAML means, taken as a defconfig of that name.
+yaml-name = $(basename $(notdir $(call cmdline,FILE)))
+
+yamlconfig:
+	$(if $(call cmdline,FILE),,$(error make yamlconfig: say which file: make yamlconfig FILE=guide.yaml))
+	@sh scripts/setup.sh yaml
+	$(Q)mkdir -p $(OBJ)/yaml
+	$(Q)/usr/bin/python3 scripts/yamlconfig.py '$(call cmdline,FILE)' >'$(OBJ)/yaml/$(yaml-name)'
+	$(Q)$(KCONFIG) defconfig '$(OBJ)/yaml/$(yaml-name)' $(fragments)
 
 list-defconfigs:
 	@sh scripts/list-defconfigs.sh
@@ -133,7 +143,9 @@ check-dir = $(OBJ)/check
 # Why the programs do not run on a GPU, empty where they do; tests/cuda.t looks for itself.
 no-gpu = $(eval no-gpu := $$(shell sh tests/gpu.sh))$(no-gpu)
 check-configs = $(check-config-y) $(if $(no-gpu),,$(check-config-gpu))
-programs-of = $(filter-out $(if $(filter-out $(firstword $(check-configs)),$(1)),$(plain-test-y)),$(test-y))
+# Of the tests of all configurations those that have something of their own to say in this one.
+programs-of = $(filter-out $(if $(filter-out $(firstword $(check-configs)),$(1)),$(plain-test-y)),$(test-y)) \
+	$(if $(findstring +arch-cuda,$(1)),,$(test-cpu))
 check-programs-of = $(foreach c,$(check-configs),$(addprefix $(check-dir)/$(c)/tests/,$(call programs-of,$(c))))
 # The same text is compiled once for all object trees: tests/bin/gcc.
 compile-once = TENON_OBJECTS=$(abspath $(check-dir))/scratch/objects PATH="$(CURDIR)/tests/bin:$$PATH"
@@ -183,7 +195,7 @@ fuzz: setup
 
 # Cleaning
 
-made := lib arch model train ckpt data infer dist tools tests include scripts arms check bench tenon \
+made := yaml lib arch model train ckpt data infer dist tools tests include scripts arms check bench tenon \
 	compile.flags nvcc.flags link.flags
 
 clean:

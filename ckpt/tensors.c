@@ -13,6 +13,14 @@
 #include "safetensors.h"
 #include "util.h"
 
+/* Whether tensor @i is of a set. */
+static bool has(const struct tensor_set *set, const struct model *m, int i)
+{
+	bool frozen = m->entries[i].p->flags & FROZEN;
+
+	return set->which == TENSORS_ALL || frozen == (set->which == TENSORS_FROZEN);
+}
+
 void tensors_of(const struct optim *o, struct tensor_set *weights,
 		struct tensor_set buffers[OPTIM_BUFFERS])
 {
@@ -20,7 +28,7 @@ void tensors_of(const struct optim *o, struct tensor_set *weights,
 					.weights = true };
 	for (int i = 0; o && i < optim_rule.nr_buffers; i++)
 		buffers[i] = (struct tensor_set){ .prefix = optim_rule.buffers[i],
-						  .buf = o->buf[i] };
+						  .which = TENSORS_TRAINED, .buf = o->buf[i] };
 }
 
 static void shape_of(const struct param_entry *e, int64_t *shape)
@@ -36,8 +44,11 @@ void tensors_declare(struct st_writer *w, const struct model *m, const struct te
 	int64_t shape[8];
 
 	for (int i = 0; i < m->nr_entries; i++) {
-		char *name = xasprintf("%s%s", set->prefix, m->entries[i].name);
+		char *name;
 
+		if (!has(set, m, i))
+			continue;
+		name = xasprintf("%s%s", set->prefix, m->entries[i].name);
 		shape_of(&m->entries[i], shape);
 		st_declare(w, name, REAL_NAME, m->entries[i].p->ndim, shape);
 		free(name);
@@ -61,7 +72,7 @@ static int stream(struct st_writer *w, struct sha256 *sha, const struct model *m
 	int err = 0;
 
 	for (int i = 0; i < m->nr_entries; i++)
-		for (size_t at = 0, n; at < m->entries[i].numel && !err; at += n) {
+		for (size_t at = 0, n; has(set, m, i) && at < m->entries[i].numel && !err; at += n) {
 			n = MIN(m->entries[i].numel - at, (size_t)PIECE);
 			get_piece(m, set, &m->entries[i], at, n, host);
 			if (w)
@@ -137,18 +148,21 @@ static const struct st_tensor *find(const struct st_file *f, const char *prefix,
 static char *match(const struct st_file *f, const char *path, const struct model *m,
 		   const struct tensor_set *sets, int nr)
 {
+	int count = 0;
+
 	for (int s = 0; s < nr; s++)
 		for (int i = 0; i < m->nr_entries; i++) {
 			const struct param_entry *e = &m->entries[i];
-			const char *what = mismatch(find(f, sets[s].prefix, e), e);
+			const char *what = has(&sets[s], m, i) ?
+					   mismatch(find(f, sets[s].prefix, e), e) : NULL;
 
+			count += has(&sets[s], m, i);
 			if (what)
 				return xasprintf("%s: tensor %s%s %s", path, sets[s].prefix,
 						 e->name, what);
 		}
-	if (st_count(f) != nr * m->nr_entries)
-		return xasprintf("%s: %d tensors where this binary has %d", path, st_count(f),
-				 nr * m->nr_entries);
+	if (st_count(f) != count)
+		return xasprintf("%s: %d tensors where this binary has %d", path, st_count(f), count);
 	return NULL;
 }
 
@@ -178,7 +192,8 @@ static char *fill_all(struct st_file *f, const char *path, struct model *m,
 
 	for (int s = 0; s < nr; s++)
 		for (int i = 0; i < m->nr_entries && !wrong; i++) {
-			int err = fill(f, m, &sets[s], &m->entries[i], host);
+			int err = has(&sets[s], m, i) ?
+				  fill(f, m, &sets[s], &m->entries[i], host) : 0;
 
 			if (err)
 				wrong = xasprintf("%s: tensor %s%s: %s", path, sets[s].prefix,

@@ -122,11 +122,13 @@ struct st_writer;
  * @prefix: before every tensor's name
  * @buf: device [param_elems]: gradients, a buffer of the optimizer's, or master weights;
  *	NULL: the weights themselves
+ * @which: of which tensors
  * @weights: they are weights: m->w follows what is read, rounded where it is narrower
  */
 struct tensor_set {
 	const char *prefix;
 	grad_t *buf;
+	enum tensor_kind { TENSORS_ALL, TENSORS_TRAINED, TENSORS_FROZEN } which;
 	bool weights;
 };
 

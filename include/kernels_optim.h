@@ -23,6 +23,8 @@ extern "C" {
  * @numel: elements
  * @decay: weight decay, 0 where none applies
  * @frozen: it is not trained, whatever its gradient holds
+ * @rate: of a frozen one: an applied update subtracts this much times the sign of the gradient
+ *	(on a cpu)
  * @wide: its weights are acc_t, numel of them, from element offset of the weights on;
  *	gradients, moments and masters are indexed as everywhere, from offset on
  *
@@ -32,6 +34,7 @@ struct optim_range {
 	size_t offset, numel;
 	double decay;
 	int32_t frozen, wide;
+	double rate;
 };
 
 /**

@@ -190,8 +190,11 @@ enum mixer_role { ROLE_ATTN, ROLE_MLP };	/* "attn." or "mlp." in names */
  * @form: NULL, or which of its equal forms this build executes, for people
  * @leaks: NULL, or a sentence: which setting makes outputs depend on later
  *	positions and what to choose instead; for training studies only, @step refuses
+ * @regroups: which rows are multiplied together depends on what they hold, so that a
+ *	change of one may round others differently
  * @aux: it adds to struct mixer_args.aux
  * @options: NULL, or the PARAM_OPTION() bits of a layer
+ * @idle: NULL, or how many parameters a token leaves unused
  * @cache: decode state of a sub-layer with these bits, NULL if none
  * @work: operations of one forward (or one backward) call with b sequences of t
  *	positions
@@ -220,8 +223,9 @@ struct mixer {
 	size_t param_size, act_size, again_size, host_size, tmp_size, step_tmp_size;
 	unsigned int taps_read, taps_written, taps_passing;
 	const char *form, *leaks;
-	bool aux;
+	bool aux, regroups;
 	unsigned int (*options)(int layer);
+	size_t (*idle)(unsigned int has);
 	struct cache_size (*cache)(unsigned int has);
 	void (*work)(struct work *w, int b, int t, unsigned int has, bool backward);
 	void (*work_step)(struct work *w, int pos, unsigned int has);
@@ -251,5 +255,8 @@ extern const struct mixer *const __stop_tenon_mixers[];
  * Returns: the ops, or NULL.
  */
 const struct mixer *mixer_find(const char *name);
+
+/** mixer_times() - how many sub-layers of a layer are of this name */
+int mixer_times(const char *name, int layer);
 
 #endif

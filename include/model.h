@@ -162,6 +162,7 @@ struct model {
 /**
  * struct plan - bytes and operations of a configuration, before anything is allocated
  * @params: tensors' elements that exist
+ * @params_active: those that a token uses
  * @params_published: counting the last layer's unread gate and latent-mix tensors too
  * @bytes_params, @bytes_grads, @bytes_optim, @bytes_act, @bytes_tmp, @bytes_cache:
  *	the arena's parts; @bytes_tmp has the libraries' workspace in it
@@ -173,7 +174,7 @@ struct model {
  * @slots: gradient buffers
  */
 struct plan {
-	uint64_t params, params_published;
+	uint64_t params, params_active, params_published;
 	size_t bytes_params, bytes_grads, bytes_optim, bytes_act, bytes_tmp, bytes_cache;
 	size_t bytes_arena;
 	size_t cache_token, cache_const;

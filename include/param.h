@@ -18,6 +18,7 @@ enum param_flag {
 	FROZEN = 1 << 1,	/* in checkpoints, but no gradient and no update: dw is not written */
 	WIDE = 1 << 2,		/* acc_t in every build: a member of type acc_t */
 	INIT_WHOLE = 1 << 3,	/* the init function must see the tensor in one piece */
+	BY_SIGN = 1 << 4,	/* with FROZEN: dw is written, its signs move it: struct param.rate */
 };
 
 /*
@@ -60,6 +61,8 @@ param_init_fn init_fanin;	/* N(0, 1 / sqrt(fan_in)) */
  * @flags: enum param_flag
  * @need: 0, or bits of which one must be set for the tensor to exist. Such tensors
  *	stand last in the struct.
+ * @rate: of a BY_SIGN tensor: after each applied update w -= rate * sign(sum of dw over the
+ *	micro-batches of the step)
  */
 struct param {
 	const char *name;
@@ -69,6 +72,7 @@ struct param {
 	param_init_fn *init;
 	int fan_in;
 	unsigned int flags, need;
+	double rate;
 };
 
 #define PARAM_NUMEL_1(a) ((size_t)(a))
@@ -105,6 +109,14 @@ struct param {
 	  .need = bits }
 #define PARAM(type, field, leaf, how, fan, flag, ...) \
 	PARAM_IF(type, field, leaf, how, fan, flag, 0, __VA_ARGS__)
+
+/** PARAM_BY_SIGN() - of acc_t, at first 0, moved by nothing but the signs of dw */
+#define PARAM_BY_SIGN(type, field, leaf, step, ...)				\
+	{ .name = leaf, .offset = offsetof(type, field) +			\
+		PARAM_SAME_SIZE(type, field, WIDE, __VA_ARGS__),		\
+	  .ndim = sizeof((int[]){ __VA_ARGS__ }) / sizeof(int),			\
+	  .dims = { __VA_ARGS__ }, .init = init_zero,				\
+	  .flags = WIDE | FROZEN | BY_SIGN, .rate = step }
 
 /**
  * GRAD() - where a tensor's gradient lives

@@ -64,6 +64,17 @@ int layer_first(int layer)
 	return first;
 }
 
+int mixer_times(const char *name, int layer)
+{
+	char *words = xstrdup(is_alt(layer) ? CONFIG_BLOCK_ALT : CONFIG_BLOCK), *save = NULL;
+	int n = 0;
+
+	for (char *word = strtok_r(words, " ", &save); word; word = strtok_r(NULL, " ", &save))
+		n += !strcmp(word, name);
+	free(words);
+	return n;
+}
+
 static const struct mixer *mixer_named(const char *word, const char *symbol)
 {
 	const struct mixer *mixer = mixer_find(word);

@@ -23,6 +23,16 @@ static uint64_t count_params(const struct model *m)
 	return n;
 }
 
+/* What a token leaves unused of them. */
+static uint64_t count_idle(const struct model *m)
+{
+	uint64_t n = 0;
+
+	for (int s = 0; s < NR_SUB; s++)
+		n += m->sub[s].mixer->idle ? m->sub[s].mixer->idle(m->sub[s].has) : 0;
+	return n;
+}
+
 /* What the published table counted too: tensors of the last layer that nobody reads. */
 static uint64_t count_unread(const struct model *m)
 {
@@ -78,6 +88,7 @@ void model_plan(const struct model *m, struct plan *p, enum phase phase, int seq
 	*probe = *m;
 	memset(p, 0, sizeof(*p));
 	p->params = count_params(m);
+	p->params_active = p->params - count_idle(m);
 	p->params_published = p->params + count_unread(m);
 	p->bytes_params = ROUND_UP(m->param_elems * sizeof(param_t), TENSOR_ALIGN);
 	if (phase == PHASE_TRAIN) {

@@ -5,11 +5,12 @@
 # else print the command to type and fail. Says nothing where nothing is missing.
 # Run from the top of the tree.
 #
-#	scripts/setup.sh [torch|bench|curve|report|browser|fuzz]
+#	scripts/setup.sh [torch|bench|curve|report|browser|fuzz|yaml]
 #
 # torch: Debian's PyTorch too, which tests/torch.t compares with.
 # bench: the newest PyTorch too, in a folder of its own, and what torch.compile needs;
 # where none can be had, Debian's.
+# yaml: PyYAML too, for make yamlconfig.
 # curve: gnuplot too, where it can be had; without it a study draws no curve.
 # report: scipy too, where it can be had; without it a report has no intervals.
 # browser: chromium too, where it can be had; with it tests/report.t looks at reports.
@@ -30,6 +31,10 @@ has_python() {
 
 has_torch() {
 	/usr/bin/python3 -c 'import torch, numpy' 2>/dev/null
+}
+
+has_yaml() {
+	/usr/bin/python3 -c 'import yaml' 2>/dev/null
 }
 
 has_new_torch() {
@@ -70,6 +75,7 @@ missing_packages() {
 	has_library jansson || echo libjansson-dev
 	has_linkable openblas blis || echo libopenblas-dev
 	has_linkable dnnl || echo libdnnl-dev
+	[ "$WITH" != yaml ] || has_yaml || echo python3-yaml
 	[ "$WITH" != torch ] || has_torch || echo python3-torch python3-numpy
 	[ "$WITH" != bench ] || bench_packages
 }

@@ -13,7 +13,8 @@ name in MIXERS:
 
 cfg the configuration, p its tensors by their leaf names, x [B,T,C], taps the values
 that it reads (None: nobody writes them), wanted the names of the taps that somebody
-reads, y [B,T,C].
+reads, y [B,T,C]. Among what it writes, AUX is an auxiliary loss: the symbol of its weight,
+and its value, of which the mean over the sub-layers that have one counts.
 
 Letters: B sequences, T positions, C width, H heads, D = C/H, L latent, F hidden,
 G gate width, V padded vocabulary, N untied latent width.
@@ -55,6 +56,16 @@ def split_heads(x, heads):
     return x.view(x.shape[0], x.shape[1], heads, -1).transpose(1, 2)
 
 
+def rotate(cfg, x):
+    """R: pair i of x [B,heads,T,d] is (i, i + d/2), its angle t theta^(-2i/d)."""
+    t, d = x.shape[-2:]
+    turns = cfg.f("ROPE_THETA") ** (-torch.arange(d // 2, dtype=torch.float64) * 2 / d)
+    angle = torch.arange(t, dtype=torch.float64).unsqueeze(-1) * turns
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    low, high = x.split(d // 2, dim=-1)
+    return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1)
+
+
 def heads_out(probs, values, gamma=None):
     """gamma * P @ values as [B,T,H*D]; values [B,H,T,D], gamma [B,T,H] or None."""
     out = (probs @ values).transpose(1, 2)                   # [B,T,H,D]
@@ -63,7 +74,7 @@ def heads_out(probs, values, gamma=None):
     return out.reshape(out.shape[0], out.shape[1], -1)
 
 
-# ---- mha and mlp: GPT-2 ---------------------------------------------------------
+# ---- mha, mlp, swiglu: GPT-2 and LLaMA ---------------------------------------------------------
 
 
 def mha(cfg, p, x, taps, wanted):
@@ -72,6 +83,8 @@ def mha(cfg, p, x, taps, wanted):
     d = c // heads
     q, k, v = linear(p, "c_attn", x).split([c, groups * d, groups * d], dim=2)
     q, k, v = split_heads(q, heads), split_heads(k, groups), split_heads(v, groups)
+    if cfg.y("MHA_ROPE"):
+        q, k = rotate(cfg, q), rotate(cfg, k)
     if groups < heads:
         k, v = (y.repeat_interleave(heads // groups, dim=1) for y in (k, v))
     probs = causal_probs(q @ k.transpose(2, 3) / math.sqrt(d))
@@ -85,6 +98,111 @@ def hidden(p, x):
 
 def mlp(cfg, p, x, taps, wanted):
     return linear(p, "c_proj", hidden(p, x)), {}
+
+
+def swiglu(cfg, p, x, taps, wanted):
+    return gated(p, "", x), {}
+
+
+def mlp_splice(cfg, p, x, taps, wanted):
+    """An MLP between splice.weight and its transpose."""
+    narrow = F.linear(x, p["splice.weight"])
+    return linear(p, "c_proj", hidden(p, narrow)) @ p["splice.weight"], {}
+
+
+def gated(p, prefix, x):
+    """(SiLU(x gate^T) * x up^T) down^T."""
+    h = F.silu(linear(p, prefix + "gate_proj", x)) * linear(p, prefix + "up_proj", x)
+    return linear(p, prefix + "down_proj", h)
+
+
+def moe(cfg, p, x, taps, wanted):
+    """A mixture of experts; every expert sees every token, weighted by 0 where not chosen."""
+    experts, k = cfg.i("NUM_EXPERTS"), cfg.i("EXPERTS_PER_TOK")
+    logits = linear(p, "router", x)                          # [B,T,E]
+    key = logits.detach()
+    if "router.balance_bias" in p:
+        key = key + p["router.balance_bias"]
+    slots = key.sort(dim=-1, descending=True, stable=True)[1][..., :k]
+    weights = logits.gather(-1, slots).softmax(-1)
+    chosen = torch.zeros_like(logits).scatter(-1, slots, weights)
+    y = gated(p, "shared_experts.", x) if "shared_experts.gate_proj.weight" in p else 0
+    for e in range(experts):
+        one = {n + "_proj.weight": p[f"experts.{n}_proj.weight"][e] for n in ("gate", "up", "down")}
+        y = y + chosen[..., e:e + 1] * gated(one, "", x)
+    share = torch.bincount(slots.flatten(), minlength=experts).to(x.dtype) / slots.numel()
+    balance = experts * (share * logits.softmax(-1).mean((0, 1))).sum()
+    return y, {"AUX": ("LOAD_BALANCE_ALPHA", balance)}
+
+
+# ---- mla: latent attention of DeepSeek-V2 ------------------------------------------
+
+
+def rms_norm(cfg, p, name, x, part=slice(None)):
+    """RMSNorm with its own weight, or part of it; without a weight identity."""
+    weight = p.get(name + ".weight")
+    if weight is None:
+        return x
+    return weight[part] * x * (x.square().mean(-1, keepdim=True) + cfg.f("NORM_EPSILON")).rsqrt()
+
+
+def splice(p, c, half):
+    """KVSplice of one half of the latents [B,T,r]."""
+    r = c.shape[-1]
+    rows = p["kv_splice.compress"].shape[0] * r // len(p["kv_splice.scale"])
+    own, narrow = slice(half * r, (half + 1) * r), slice(half * rows, (half + 1) * rows)
+    sigma = F.softplus(p["kv_splice.scale"][own])
+    shift, compress = p["kv_splice.shift"][own], p["kv_splice.compress"][narrow]
+    expand = p["kv_splice.expand"][own] if "kv_splice.expand" in p else compress.T
+    z = F.linear(c * sigma + shift, compress)
+    return (F.linear(z, expand) - shift) / sigma
+
+
+def mla_query(cfg, p, x, c):
+    """q_n and q_r, unrotated: [B,n,T,d_n], [B,n,T,d_r]."""
+    heads, rope = cfg.i("N_HEAD"), cfg.i("MLA_ROPE_DIM")
+    if cfg.s("MLA_QUERY") == "direct":
+        q = linear(p, "q_proj", x)
+    elif cfg.s("MLA_QUERY") == "latent":
+        q = linear(p, "q_b_proj", rms_norm(cfg, p, "q_a_layernorm", linear(p, "q_a_proj", x)))
+    else:
+        q = linear(p, "q_b_proj", c)
+    q = split_heads(q, heads)
+    if "q_rope_proj.weight" in p:
+        return q, split_heads(linear(p, "q_rope_proj", x), heads)
+    return q.split([q.shape[-1] - rope, rope], dim=-1)
+
+
+def mla(cfg, p, x, taps, wanted):
+    heads, halves = cfg.i("N_HEAD"), 2 if cfg.y("MLA_KV2") else 1
+    r = cfg.i("MLA_LATENT_DIM")
+    raw = linear(p, "kv_a_proj", x).split(r, dim=-1)
+    parts = [slice(h * r, (h + 1) * r) for h in range(halves)]
+    c = [rms_norm(cfg, p, "kv_a_layernorm", raw[h], parts[h]) for h in range(halves)]
+    out = {}
+    if "kv_splice.scale" in p:
+        spliced = [splice(p, c[h], h) for h in range(halves)]
+        errors = [((a - b).square().sum(-1) / (a.square().sum(-1) + 1e-12)).mean()
+                  for a, b in zip(c, spliced)]
+        out["AUX"] = ("MLA_KVSPLICE_RECON", sum(errors) / halves)
+        c = spliced
+    q_n, q_r = mla_query(cfg, p, x, c[0])
+    up, bias = p["kv_b_proj.weight"], p.get("kv_b_proj.bias")
+    up = up.view(heads, -1, r)
+    d_n = q_n.shape[-1]
+    keys = c[0].unsqueeze(1) @ up[:, :d_n].transpose(1, 2)
+    values = c[-1].unsqueeze(1) @ up[:, d_n:].transpose(1, 2)
+    if bias is not None:
+        bias = bias.view(heads, 1, -1)
+        keys, values = keys + bias[..., :d_n], values + bias[..., d_n:]
+    if cfg.y("MLA_ROPE_FULL"):
+        q_n, keys = rotate(cfg, q_n), rotate(cfg, keys)
+    scores = q_n @ keys.transpose(2, 3)
+    if q_r.shape[-1]:
+        key = rotate(cfg, linear(p, "k_rope_proj", x).unsqueeze(1))
+        scores = scores + rotate(cfg, q_r) @ key.transpose(2, 3)
+    probs = causal_probs(scores / math.sqrt(d_n + q_r.shape[-1]))
+    return linear(p, "o_proj", heads_out(probs, values)), out
 
 
 # ---- ra_mla: latent attention ---------------------------------------------------
@@ -209,7 +327,7 @@ def recip(cfg, p, x, taps, wanted):
     return linear(p, "c_proj", h), out
 
 
-MIXERS = {"mha": mha, "mlp": mlp, "ra_mla": ra_mla, "recip": recip}
+MIXERS = {f.__name__: f for f in (mha, mlp, mlp_splice, swiglu, moe, mla, ra_mla, recip)}
 
 
 # ---- the stack -------------------------------------------------------------------
@@ -256,7 +374,8 @@ class Model:
         return out
 
     def forward(self, p, inputs, targets, mask_padding=True):
-        """Logits [B,T,V] and mean loss; inputs and targets [B,T], -1 is not scored.
+        """Logits [B,T,V], mean loss and auxiliary loss (None: there is none); inputs and targets [B,T], -1 is
+        not scored.
 
         Without @mask_padding the padded columns compete, as they do in code that
         rounds the vocabulary up for speed.
@@ -264,12 +383,15 @@ class Model:
         x = p["wte.weight"][inputs]
         if "wpe.weight" in self.shapes:
             x = x + p["wpe.weight"][: inputs.shape[1]]
-        written = {}
+        written, aux = {}, {}
         for number, sub in enumerate(self.subs):
             y, values = MIXERS[sub["mixer"]](
                 self.cfg, self.leaves(p, sub["prefix"]),
                 self.norm(self.leaves(p, sub["norm"]), x), self.read(sub, written),
                 sub["writes"])
+            if "AUX" in values:
+                symbol, value = values.pop("AUX")
+                aux.setdefault(symbol, []).append(value)
             written.update({(number, tap): value for tap, value in values.items()})
             x = x + y
         head = "lm_head.weight" if "lm_head.weight" in self.shapes else "wte.weight"
@@ -278,4 +400,6 @@ class Model:
             pad = torch.arange(logits.shape[-1]) >= self.cfg.i("VOCAB_SIZE")
             logits = logits.masked_fill(pad, -math.inf)
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
-        return logits, loss
+        weighted = [self.cfg.f(symbol) * sum(v) / len(v) for symbol, v in aux.items()
+                    if self.cfg.f(symbol)]
+        return logits, loss, sum(weighted) if weighted else None

@@ -31,6 +31,10 @@ DTYPES = {"F64": (torch.float64, 8), "F32": (torch.float32, 4), "I32": (torch.in
 TOLERANCE = 1e-9
 
 
+# Prefixes of what is trained, and of what follows it.
+KINDS = ("param.", "state.")
+
+
 class BundleError(Exception):
     """A bundle that cannot be compared."""
 
@@ -57,8 +61,9 @@ def read_safetensors(path):
 
 
 def parameters(want, tensors):
-    """The bundle's parameters in float64; their names and shapes must be the model's."""
-    found = {name[6:]: t for name, t in tensors.items() if name.startswith("param.")}
+    """The bundle's parameters and state in float64; their names and shapes must be the
+    model's."""
+    found = {name[6:]: t for name, t in tensors.items() if name.startswith(KINDS)}
     for name in sorted(set(found) ^ set(want)):
         where = "missing from the bundle" if name in want else "not in the model"
         raise BundleError(f"tensor param.{name} is {where}")
@@ -66,7 +71,8 @@ def parameters(want, tensors):
         if tuple(t.shape) != want[name]:
             raise BundleError(f"param.{name} has shape {list(t.shape)}, "
                               f"the model {list(want[name])}")
-    return {name: t.double().requires_grad_() for name, t in found.items()}
+    return {name: t.double().requires_grad_("param." + name in tensors)
+            for name, t in found.items()}
 
 
 def tokens(tensors):
@@ -79,10 +85,14 @@ def tokens(tensors):
 def recompute(tensors, model):
     """{name: tensor} of logits, loss and gradients in float64."""
     params = parameters(model.shapes, tensors)
-    logits, loss = model.forward(params, *tokens(tensors))
-    loss.backward()
+    logits, loss, aux = model.forward(params, *tokens(tensors))
+    (loss if aux is None else loss + aux).backward()
     out = {"logits": logits.detach(), "loss": loss.detach().reshape(1)}
+    if aux is not None:
+        out["loss_aux"] = aux.detach().reshape(1)
     for name, p in params.items():
+        if not p.requires_grad:
+            continue
         out["grad." + name] = torch.zeros_like(p) if p.grad is None else p.grad
     return out
 
@@ -116,7 +126,7 @@ def compare(plan, path, tolerance, verbose):
             bad += 1
         if verbose or gap > tolerance:
             print(f"{'DIFFERS' if gap > tolerance else 'agrees'} {name} {gap:.3g}")
-    extra = ({n for n in tensors if not n.startswith("param.")} - set(reference) -
+    extra = ({n for n in tensors if not n.startswith(KINDS)} - set(reference) -
              {"tokens", "inputs", "targets"})
     if extra:
         raise BundleError(f"{path}: unknown tensor {min(extra)}")

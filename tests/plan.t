@@ -25,6 +25,21 @@ PUBLISHED = [
     ("all, untied", {TYING: '"untied"'}, 240250368, 64 * 3072 + 12 * 64 + 128 * 3072 + 128 * 128),
     ("all, tied", {TYING: '"tied_transpose"'}, 235335168, 64 * 3072 + 12 * 64),
 ]
+# Parameters and cached values a token and layer of published models, padded vocabulary.
+LATENT_MODELS = [
+    ("gpt2-mla0", 117401088, 256), ("gpt2-mlakv0", 118193664, 128),
+    ("gpt2-mlakv0-shared", 113475072, 128), ("gpt2-mlakv2", 121348608, 256),
+    ("gpt2-mlakv2m", 73345536, 256), ("mla-guide", 163258880, 208), ("mla-moe", 263938560, 208),
+    ("deepseek-v2-lite", 15706484224, 576),
+]
+# DeepSeek-V2-Lite on top of mla-moe: arXiv 2405.04434, its config.json.
+V2_LITE = {
+    "N_LAYER": 27, "N_HEAD": 16, "N_EMBD": 2048, "VOCAB_SIZE": 102400, "BLOCK_SIZE": 16,
+    "BATCH_SIZE": 1, "BLOCK_ALT": '"mla swiglu"', "BLOCK_ALT_LAYERS": '"0"', "MLP_SWIGLU": "y",
+    "INTERMEDIATE_SIZE": 10944, "EXPERT_SIZE": 1408, "NUM_EXPERTS": 64, "EXPERTS_PER_TOK": 6,
+    "SHARED_EXPERTS": 2, "MLA_QUERY": '"direct"', "MLA_LATENT_DIM": 512, "MLA_LATENT_NORM": "y",
+    "MLA_NOPE_DIM": 128, "MLA_V_DIM": 128, "MLA_ROPE_DIM": 64,
+}
 # A plan of 128 MiB and more, and what the process may take beyond it.
 BIG, WITHIN = 128, 0.02    # MiB, share
 
@@ -61,6 +76,18 @@ def published_counts():
         plan = json.loads(run(f"{obj}/tenon", "plan", "--json"))
         ok(plan["params_published"] == counted, f"{name}: {counted} as the published table counts")
         ok(plan["params"] == counted - unread, f"{name}: {counted - unread} exist")
+
+
+def latent_models():
+    for name, params, cached in LATENT_MODELS:
+        lite = name == "deepseek-v2-lite"
+        obj = build("latent", "mla-moe" if lite else name,
+                    {"ARCH_CPU": "y", **(V2_LITE if lite else {})})
+        plan = json.loads(run(f"{obj}/tenon", "plan", "--json"))
+        ok(plan["params"] == params, f"{name}: {params} parameters ({plan['params']})")
+        size = {"F32": 4, "BF16": 2}[re.search(r"positions, (\w+)", run(f"{obj}/tenon", "plan"))[1]]
+        want = cached * size * config(obj, "N_LAYER")
+        ok(plan["cache_token"] == want, f"{name}: {cached} values cached a token and layer")
 
 
 def pairs(plan_part, way):
@@ -170,6 +197,7 @@ def measured_memory(name, symbols, bytes_each, *flags):
 
 
 published_counts()
+latent_models()
 what_is_executed()
 decode_as_executed()
 hybrid_stack()

@@ -163,6 +163,36 @@ def stacks():
     ]
 
 
+def latents():
+    """mla with each query, rotation and splice; experts; the mixers beside them."""
+    base = {k: v for k, v in BASE.items() if not k.startswith(("RA_MLA", "MODEL"))}
+    base.update(BLOCK_SIZE=SHORT, MODEL_GPT2_MLA="y", MLA_LATENT_DIM=7)
+    other = {k: v for k, v in base.items() if k != "MODEL_GPT2_MLA"}
+    other.update(MODEL_MLA="y", MLA_QUERY='"latent"', MLA_Q_LATENT_DIM=5, MLA_ROPE_DIM=4)
+    splice = {"MLA_KVSPLICE": "y", "MLA_KVSPLICE_DIM": 3}
+    moe = {"BLOCK": '"mla moe"', "MLP_SWIGLU": "n", "MLP_MOE": "y", "INTERMEDIATE_SIZE": 12}
+    return [
+        ("mla", base),
+        ("mla, DeepSeek-V2's", dict(other, MLA_LATENT_NORM="y", MLA_NOPE_DIM=5, MLA_V_DIM=3)),
+        ("mla, two latents, splice in the last layer, rotations from x",
+         dict(other, **splice, MLA_KVSPLICE_LAYERS=1, MLA_KVSPLICE_RECON='"0.7"', MLA_KV2="y",
+              MLA_ROPE_FROM='"x"', MLA_LATENT_NORM="y", BLOCK_SIZE=LONG)),
+        ("mla, shared query, tied splice",
+         dict(base, **splice, MLA_KVSPLICE_TIED="y", MLA_QUERY='"shared"', MLA_ROPE_DIM=2)),
+        ("mla, whole keys rotate, two splices as wide as the latents; mlp_splice",
+         dict(base, **dict(splice, MLA_KVSPLICE_DIM=7), MLA_ROPE_FULL="y", MLA_KV2="y",
+              MLP_MLP="n", MLP_SPLICE="y",
+              BLOCK='"mla mlp_splice"', MLP_SPLICE_DIM=5)),
+        ("moe", dict(other, **moe, SHARED_EXPERTS=1)),
+        ("moe, one expert of a token, bias, dense first layer",
+         dict(other, **dict(moe, MLP_SWIGLU="y"), EXPERTS_PER_TOK=1,
+              LOAD_BALANCE_ALPHA='"0.5"', MOE_BIAS_BALANCE="y",
+              BLOCK_ALT='"mla swiglu"', BLOCK_ALT_LAYERS='"0"')),
+        ("llama", {**{k: v for k, v in base.items() if "MLA" not in k}, "MODEL_LLAMA": "y",
+                   "KV_HEADS": 2}),
+    ]
+
+
 def configure(obj, case):
     """The command that writes the .config of one case."""
     with open(f"{obj}/test_defconfig", "w") as f:
@@ -180,10 +210,13 @@ def test(case):
     """Output of what failed, '' where everything passed."""
     obj = os.path.join(SCRATCH, "tree")
     os.makedirs(obj, exist_ok=True)
+    programs = PROGRAMS
+    if "MLA_LATENT_DIM" in case:
+        programs += ("test_mla",)
     steps = [configure(obj, case),
-             ["make", "-s", f"O={obj}", "check-programs", f"PROGRAMS={' '.join(PROGRAMS)}",
+             ["make", "-s", f"O={obj}", "check-programs", f"PROGRAMS={' '.join(programs)}",
               "EXTRA_CFLAGS=-Og -g0"]]
-    steps += [[f"{obj}/tests/{p}"] for p in PROGRAMS]
+    steps += [[f"{obj}/tests/{p}"] for p in programs]
     for cmd in steps:
         done = run(cmd)
         if done.returncode:
@@ -194,7 +227,7 @@ def test(case):
 def main():
     # what follows is short, too
     long_first = sorted(combinations(), key=lambda c: c[1]["BLOCK_SIZE"], reverse=True)
-    cases = [c for c in long_first + extras() + stacks()
+    cases = [c for c in long_first + extras() + stacks() + latents()
              if all(w in c[0] for w in sys.argv[1:])]
     results = [(name, test(case)) for name, case in cases]
     if not sys.argv[1:]:

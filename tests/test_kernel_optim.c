@@ -389,16 +389,39 @@ static void loss_is_summed_as_gradients_are(void)
 	ok(!wrong, "loss_tree_is_the_fixed_tree (1 to 100 losses)");
 }
 
+/* A frozen range with a rate moves against the signs of its gradient, unless it is skipped. */
+static void frozen_range_follows_signs(void)
+{
+	static const grad_t g[] = { -3, 0, 2, 1e-30, -0.0, 7 };
+	enum { N = ARRAY_SIZE(g) };
+	struct optim_range range = { 0, N, 0, 1, 1, 0.25 };
+	struct optim_span span = { 0, N, &range, 1 };
+	struct adam_state st = { .corr1 = 1, .corr2 = 1, .lr = 1 };
+	grad_t w[N] = { 1, 1, 1, 1, 1, 1 }, master[N], m[N] = { 0 }, v[N] = { 0 };
+	struct adam_buffers x = { g, m, v, master, (param_t *)w };
+	bool good = true;
+
+	for (int skip = 1; skip >= 0; skip--) {
+		st.common.skip = skip;
+		k_adamw(&x, &span, &spam, &st);
+		arch_sync();
+		for (int i = 0; i < N; i++)
+			good &= w[i] == 1 - (skip ? 0 : 0.25 * ((g[i] > 0) - (g[i] < 0))) &&
+				(skip || master[i] == w[i]) && !m[i] && !v[i];
+	}
+	ok(good, "frozen_range_follows_signs");
+}
+
 int main(void)
 {
-	struct optim_range small[] = { { 0, 64, 0.1, 0, 0 }, { 64, 1, 0, 0, 0 },
-				       { 65, 7, 0.1, 0, 0 }, { 72, 300, 0, 0, 0 },
-				       { 372, 628, 0.3, 0, 0 } };
-	struct optim_range large[] = { { 0, 16390, 0.1, 0, 0 }, { 16390, 2, 0, 0, 0 },
-				       { 16392, 150001, 0.1, 0, 0 } };
+	struct optim_range small[] = { { 0, 64, 0.1, 0, 0, 0 }, { 64, 1, 0, 0, 0, 0 },
+				       { 65, 7, 0.1, 0, 0, 0 }, { 72, 300, 0, 0, 0, 0 },
+				       { 372, 628, 0.3, 0, 0, 0 } };
+	struct optim_range large[] = { { 0, 16390, 0.1, 0, 0, 0 }, { 16390, 2, 0, 0, 0, 0 },
+				       { 16392, 150001, 0.1, 0, 0, 0 } };
 	/* padding behind three of them */
-	struct optim_range frozen[] = { { 0, 60, 0.1, 0, 0 }, { 64, 1, 0, 0, 0 },
-					{ 70, 600, 0.1, 1, 0 }, { 700, 300, 0.2, 0, 0 } };
+	struct optim_range frozen[] = { { 0, 60, 0.1, 0, 0, 0 }, { 64, 1, 0, 0, 0, 0 },
+					{ 70, 600, 0.1, 1, 0, 0 }, { 700, 300, 0.2, 0, 0, 0 } };
 	const bool always = sizeof(param_t) != sizeof(grad_t);
 	struct adam_hyper hp = spam;
 
@@ -425,5 +448,7 @@ int main(void)
 	test_run("AdamW without norm clip", 1000, 60, hp, small, 5);
 	test_spans(large, 3);
 	loss_is_summed_as_gradients_are();
+	if (IS_ENABLED(CONFIG_ARCH_CPU))
+		frozen_range_follows_signs();
 	return tap_done();
 }

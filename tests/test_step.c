@@ -225,7 +225,7 @@ static void nonfinite_never_enters_the_weights(void)
 	size_t n = run.m.param_elems, size = n * sizeof(param_t), moments = n * sizeof(grad_t);
 	param_t *copy = xmalloc(size);
 	grad_t *m = xmalloc(moments), *after = xmalloc(moments);
-	const struct param_entry *e = model_find(&run.m, "ln_f.bias");
+	const struct param_entry *e = model_find(&run.m, "ln_f.weight");
 	acc_t bad = NAN;		/* norms are not rounded */
 	const char *name;
 	struct step_row row;

@@ -28,8 +28,17 @@ GPT2 = {
     "N_LAYER": 3, "N_HEAD": 4, "N_EMBD": 16, "VOCAB_SIZE": VOCAB, "BATCH_SIZE": 2,
     "BLOCK_SIZE": SHORT, "DATA_SHARDS": "y", "DATA_PATH": '"none"',
 }
-PLAIN = {k: v for k, v in GPT2.items() if k != "MODEL_GPT2"}
-PLAIN.update({"MODEL_GPT2_RA_MLA": "y", "RA_MLA_LATENT_DIM": 8})
+ANY = {k: v for k, v in GPT2.items() if k != "MODEL_GPT2"}
+PLAIN = {**ANY, "MODEL_GPT2_RA_MLA": "y", "RA_MLA_LATENT_DIM": 8}
+LLAMA = {**ANY, "MODEL_LLAMA": "y"}
+MLA = {**ANY, "MODEL_GPT2_MLA": "y", "MLA_LATENT_DIM": 8}
+EXPERTS = {**ANY, "MODEL_MLA": "y", "BLOCK": '"mla moe"', "MLP_SWIGLU": "n", "MLP_MOE": "y",
+           "MLA_LATENT_DIM": 8, "INTERMEDIATE_SIZE": 20}
+
+
+def splice(width, **more):
+    return {"MLA_KVSPLICE": "y", "MLA_KVSPLICE_DIM": width,
+            **{f"MLA_KVSPLICE_{k}": v for k, v in more.items()}}
 
 
 def gate(pool):
@@ -73,6 +82,37 @@ CASES = [
     ("gpt2, two key heads, another width", GPT2, {"KV_HEADS": 2, "INTERMEDIATE_SIZE": 22}),
     ("gpt2, one key head, RMSNorm, no biases, long", GPT2,
      {**MORE, "KV_HEADS": 1, "NORM_RMSNORM": "y", "LINEAR_BIAS": "n"}),
+    ("llama, grouped heads", LLAMA, {"KV_HEADS": 2}),
+    ("llama, another base, odd width of the mlp, long", LLAMA,
+     {**MORE, "ROPE_THETA": '"50"', "INTERMEDIATE_SIZE": 19, "LINEAR_BIAS": "y"}),
+    ("rope beside learned positions", GPT2, {"MHA_ROPE": "y"}),
+    ("mla", MLA, {}),
+    ("mla as DeepSeek-V2, another stack", {**ANY, "MODEL_MLA": "y"},
+     {"MLA_LATENT_DIM": 9, "MLA_QUERY": '"latent"', "MLA_Q_LATENT_DIM": 6, "MLA_ROPE_DIM": 4,
+      "MLA_NOPE_DIM": 5, "MLA_V_DIM": 3, "MLA_LATENT_NORM": "y"}),
+    ("mla, two latents, splice in the last layers", MLA,
+     {**splice(4, RECON='"0.3"', LAYERS=2), "MLA_KV2": "y", "MLA_QUERY": '"latent"',
+      "MLA_Q_LATENT_DIM": 5, "MLA_ROPE_DIM": 2, "MLA_ROPE_FROM": '"x"', "MLA_LATENT_NORM": "y"}),
+    ("mla, shared query, tied splice, long", MLA,
+     {**MORE, **splice(3, RECON='"0.5"', TIED="y"), "MLA_QUERY": '"shared"', "MLA_ROPE_DIM": 6,
+      "MLA_ROPE_FROM": '"x"'}),
+    ("mla, shared query with its rotated part, splice", MLA,
+     {**splice(6), "MLA_QUERY": '"shared"', "MLA_ROPE_DIM": 2}),
+    ("mla, whole keys rotate, no biases", MLA,
+     {"MLA_ROPE_FULL": "y", "MLA_NOPE_DIM": 6, "MLA_KV2": "y", "LINEAR_BIAS": "n"}),
+    ("mla, whole keys rotate, splice, beside mha", MLA,
+     {**splice(2, TIED="y", LAYERS=1), "MLA_ROPE_FULL": "y", "BLOCK_ALT": '"mha mlp"',
+      "BLOCK_ALT_LAYERS": '"1"', "MIXER_MHA": "y", "MHA_ROPE": "y"}),
+    ("mlp_splice", MLA, {"BLOCK": '"mla mlp_splice"', "MLP_MLP": "n", "MLP_SPLICE": "y",
+                         "MLP_SPLICE_DIM": 5}),
+    ("moe, one expert of a token, no shared one", EXPERTS,
+     {"NUM_EXPERTS": 3, "EXPERTS_PER_TOK": 1, "LOAD_BALANCE_ALPHA": '"0.5"'}),
+    ("moe, shared experts, bias, dense first layer", EXPERTS,
+     {"NUM_EXPERTS": 5, "EXPERTS_PER_TOK": 3, "SHARED_EXPERTS": 2, "EXPERT_SIZE": 6,
+      "MOE_BIAS_BALANCE": "y", "BLOCK_ALT": '"mla swiglu"', "BLOCK_ALT_LAYERS": '"0"',
+      "MLP_SWIGLU": "y"}),
+    ("moe, every expert, no balance, long", EXPERTS,
+     {**MORE, "NUM_EXPERTS": 2, "LOAD_BALANCE_ALPHA": '"0.0"'}),
     ("latent attention alone", PLAIN, {}),
     ("reciprocal term, window 0", PLAIN, {**reciprocal(0), **SHARED_V}),
     ("latent alone, untied", PLAIN, latent("untied")),

@@ -139,7 +139,7 @@ static void check(const struct dump *d, int error)
 }
 
 static void declare(const struct dump *d, const struct tensor_set *param,
-		    const struct tensor_set *grad)
+		    const struct tensor_set *state, const struct tensor_set *grad)
 {
 	const int64_t bt[] = { d->b, d->t }, whole[] = { d->b, d->t + 1 }, one = 1;
 
@@ -152,6 +152,7 @@ static void declare(const struct dump *d, const struct tensor_set *param,
 		st_declare(d->st, "tokens", "I32", 2, whole);
 	}
 	tensors_declare(d->st, &d->m, param);
+	tensors_declare(d->st, &d->m, state);
 	st_declare(d->st, "logits", REAL_NAME, 3, (int64_t[]){ d->b, d->t, V });
 	st_declare(d->st, "loss", REAL_NAME, 1, &one);
 	if (model_has_aux(&d->m))
@@ -185,8 +186,12 @@ static void write_losses(const struct dump *d, double loss)
 
 static void write_bundle(struct dump *d)
 {
-	const struct tensor_set param = { .prefix = "param.", .weights = true };
-	const struct tensor_set grad = { .prefix = "grad.", .buf = d->m.dw };
+	const struct tensor_set param = { .prefix = "param.", .which = TENSORS_TRAINED,
+					  .weights = true };
+	const struct tensor_set state = { .prefix = "state.", .which = TENSORS_FROZEN,
+					  .weights = true };
+	const struct tensor_set grad = { .prefix = "grad.", .which = TENSORS_TRAINED,
+					 .buf = d->m.dw };
 	size_t numbers = (size_t)d->b * (d->apart ? 2 * d->t : d->t + 1);
 	double loss = model_loss(&d->m);
 	char hex[65], *path;
@@ -196,9 +201,10 @@ static void write_bundle(struct dump *d)
 	d->st = st_create(d->path);
 	if (!d->st)
 		fail(d, -errno);
-	declare(d, &param, &grad);
+	declare(d, &param, &state, &grad);
 	check(d, st_data(d->st, d->file, sizeof(*d->file) * numbers));
 	check(d, tensors_stream(d->st, &d->m, &param));
+	check(d, tensors_stream(d->st, &d->m, &state));
 	write_logits(d);
 	write_losses(d, loss);
 	check(d, tensors_stream(d->st, &d->m, &grad));

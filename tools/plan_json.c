@@ -199,9 +199,10 @@ static json_t *recompute_json(const struct report *r)
 void plan_json(const struct report *r)
 {
 	const struct plan *p = &r->plan[PHASE_TRAIN];
-	json_t *o = json_pack("{s:s,s:I,s:I,s:f,s:f,s:f,s:i,s:b,s:I,s:I,s:I,s:o,s:o}",
+	json_t *o = json_pack("{s:s,s:I,s:I,s:I,s:f,s:f,s:f,s:i,s:b,s:I,s:I,s:I,s:o,s:o}",
 		"run", CONFIG_RUN_NAME,
 		"params", (json_int_t)p->params,
+		"params_active", (json_int_t)p->params_active,
 		"params_published", (json_int_t)p->params_published,
 		"flops_token", p->flops_token,
 		"flops_token_fwd", p->flops_token_fwd,

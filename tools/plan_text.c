@@ -237,6 +237,8 @@ void plan_text(const struct report *r)
 	print_taps(&r->m);
 	printf("capacity     %d sequences x %d positions, %s\n", B_MAX, T_MAX, ACT_NAME);
 	printf("parameters   %" PRIu64 "\n", p->params);
+	if (p->params_active != p->params)
+		printf("             %" PRIu64 " of them active for a token\n", p->params_active);
 	if (p->params_published != p->params)
 		printf("             %" PRIu64 " with the last layer's unread tensors, as the published RA-MLA "
 		       "table counts (Documentation/study.md)\n", p->params_published);

@@ -63,6 +63,7 @@ static void put_ranges(const struct model *m, struct optim_range *ranges)
 		r[i].offset = e->offset;
 		r[i].numel = e->numel;
 		r[i].decay = e->p->flags & DECAY ? CONFIG_WEIGHT_DECAY : 0;
+		r[i].rate = e->p->flags & BY_SIGN ? e->p->rate : 0;
 		r[i].frozen = e->p->flags & FROZEN ? 1 : 0;
 		r[i].wide = e->p->flags & WIDE ? 1 : 0;
 	}

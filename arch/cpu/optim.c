@@ -192,6 +192,23 @@ static void update_piece(const struct adam_buffers *x, const struct optim_span *
 	}
 }
 
+/* Those of a frozen range that has a rate; the weights are wide, and so their own masters. */
+static void update_by_sign(const struct adam_buffers *x, const struct optim_span *s,
+			   const struct optim_range *range)
+{
+	size_t from = MAX(s->offset, range->offset);
+	size_t to = MIN(s->offset + s->n, range->offset + range->numel);
+	grad_t *w = (grad_t *)(x->w + range->offset) - range->offset;
+
+	for (size_t at = from; at < to; at++) {
+		grad_t g = x->g[at - s->offset];
+
+		w[at] -= range->rate * ((g > 0) - (g < 0));
+		if (x->master)
+			x->master[at - s->offset] = w[at];
+	}
+}
+
 void k_adamw(const struct adam_buffers *x, const struct optim_span *s, const struct adam_hyper *hp,
 	     const struct adam_state *st)
 {
@@ -206,4 +223,7 @@ void k_adamw(const struct adam_buffers *x, const struct optim_span *s, const str
 		for (int r = 0; (to = next_piece(s, &r, &at, end)) > at; at = to)
 			update_piece(x, s, &s->ranges[r], at, to, &a, st->lr);
 	}
+	for (int r = 0; r < s->nr; r++)
+		if (s->ranges[r].rate > 0)
+			update_by_sign(x, s, &s->ranges[r]);
 }

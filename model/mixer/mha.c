@@ -4,10 +4,12 @@
  * 1706.03762): one projection to queries, keys and values, causal softmax with
  * scale 1/sqrt(D), output projection. Several query heads may share a key and a value
  * head (Ainslie et al. 2023, arXiv 2305.13245): c_attn's rows are H query heads, then
- * KV key heads, then KV value heads.
+ * KV key heads, then KV value heads. Queries and keys may be rotated by their position
+ * (kernels_rope.h), before they are cached.
  */
 #include <math.h>
 
+#include "kernels_rope.h"
 #include "mixer.h"
 #include "util.h"
 #include "../linear.h"
@@ -16,6 +18,7 @@ enum {
 	KV = CONFIG_KV_HEADS ? CONFIG_KV_HEADS : H,
 	KV_WIDTH = KV * D,
 	QKV = C + 2 * KV_WIDTH,
+	ROPE = IS_ENABLED(CONFIG_MHA_ROPE),
 };
 
 static_assert(H % KV == 0, "CONFIG_KV_HEADS must divide CONFIG_N_HEAD");
@@ -55,6 +58,16 @@ static const struct param mha_params[] = {
 	PARAM(struct mha_param, c_proj_bias, "c_proj.bias", init_zero, 0, NO_DECAY, BIAS * C),
 };
 
+/* Queries and keys, which stand side by side, of n rows; @pos as in struct rope. */
+static void mha_rope(act_t *qkv, int n, int t, const int32_t *pos, bool back)
+{
+	const struct rope_heads heads = { .x = qkv, .row = QKV, .head = D, .heads = H + KV };
+
+	if (ROPE)
+		k_rope(&(struct rope){ .n = n, .t = t, .pos = pos, .width = D,
+				       .theta = CONFIG_ROPE_THETA, .back = back }, &heads, 1);
+}
+
 static struct attn mha_attn(const struct mixer_args *a)
 {
 	struct mha_act *act = a->act;
@@ -78,6 +91,7 @@ static void mha_forward(const struct mixer_args *a)
 	int n = a->b * a->t;
 
 	linear_bias_fwd(act->qkv[0], a->x, w->c_attn, w->c_attn_bias, n, QKV, C);
+	mha_rope(act->qkv[0], n, a->t, NULL, false);
 	k_attn_fwd(&at);
 	linear_bias_fwd(a->y, act->o, w->c_proj, w->c_proj_bias, n, C, C);
 }
@@ -95,6 +109,7 @@ static void mha_backward(const struct mixer_args *a)
 		  a->dy, act->o, n, C, C, 1, 0);
 	linear_dx(tmp->d_o[0], a->dy, w->c_proj, n, C, C, 1, 0);
 	k_attn_bwd(&at, dq, dq + C, dq + C + KV_WIDTH, NULL, tmp->d_o[0], tmp->delta[0]);
+	mha_rope(dq, n, a->t, NULL, true);
 	linear_dw(GRAD(a->dw, struct mha_param, c_attn), GRAD(a->dw, struct mha_param, c_attn_bias),
 		  dq, a->x, n, QKV, C, 1, 0);
 	linear_dx(a->dx, dq, w->c_attn, n, QKV, C, 1, 0);
@@ -119,6 +134,7 @@ static void mha_step(const struct mixer_args *a, void *cache, const int32_t *pos
 	struct cache_rows rows = mha_rows(c);
 
 	linear_bias_fwd(tmp->qkv[0], a->x, w->c_attn, w->c_attn_bias, a->b, QKV, C);
+	mha_rope(tmp->qkv[0], a->b, 1, pos, false);
 	k_cache_put(&rows, tmp->qkv[0] + C, QKV, pos, a->b);
 	k_attn_step(&(struct attn_step){
 		.b = a->b, .heads = H, .group = H / KV, .dk = D, .dv = D, .t_max = T_MAX,

@@ -11,6 +11,8 @@ import itertools
 from . import stack
 
 ALT = ("BLOCK_ALT", "BLOCK_ALT_LAYERS")
+# What else has a default that depends on the model.
+FOLLOW = ("LEARNED_POSITIONS", "HEAD_TIED", "LINEAR_BIAS", "MHA_ROPE")
 
 
 def describe(conf):
@@ -23,10 +25,12 @@ def describe(conf):
 
 
 def model_changed(conf):
-    """Mixers and BLOCK become those of the model that was chosen."""
+    """Mixers, BLOCK and the stack become those of the model that was chosen."""
     for block in conf.decl.blocks.values():
         conf.syms[block.symbol].unset_value()
-    conf.syms["BLOCK"].unset_value()
+    for name in ("BLOCK", *FOLLOW):
+        conf.syms[name].unset_value()
+    conf.syms["NORM_RMSNORM"].choice.unset_value()
     for name in ALT:
         conf.syms[name].set_value("")
 

@@ -156,6 +156,11 @@ class Declarations:
         self.refusals = found.get("refuse", {})
         self.divides = {n: _conditions(t)
                         for n, t in found.get("divides", {}).items()}
+        self.even, self.most, self.under = (
+            {n: _conditions(t) for n, t in found.get(kind, {}).items()}
+            for kind in ("even", "most", "under"))
+        self.cpu = found.get("cpu", {})
+        self.positive = found.get("positive", {})
         self.below = found.get("below", {})
         self.free = found.get("free", {})
         self.tries = {n: t.split() for n, t in found.get("try", {}).items()}

@@ -2,7 +2,8 @@
 """Sizes that must divide or stay below a limit, as the Kconfig files declare.
 
 An expression is a product of numbers and symbols (`4*N_EMBD`), or several joined
-by `or`: the first that is not 0 counts (`INTERMEDIATE_SIZE or 4*N_EMBD`).
+by `or`: the first that is not 0 counts (`INTERMEDIATE_SIZE or 4*N_EMBD`). It may be
+divided by a symbol (`N_EMBD/N_HEAD`).
 """
 
 import math
@@ -19,6 +20,24 @@ def violations(conf):
         for expression, condition in rules:
             if holds(conf, condition):
                 yield from _divides(conf, name, expression, condition)
+    for name, rules in conf.decl.even.items():
+        for expression, condition in rules:
+            if on(conf, name) and holds(conf, condition):
+                yield from _even(conf, name, expression, condition)
+    for name, what in conf.decl.cpu.items():
+        if conf.on("ARCH_CUDA") and conf.value(name) not in ("", "n", "0"):
+            yield (f"{show(conf, name)}: arch/cuda has no kernel {what}; set CONFIG_ARCH_CPU=y, "
+                   f"or {show(conf, name).partition('=')[0]}="
+                   f"{'n' if conf.value(name) == 'y' else '0'}")
+    for name, condition in conf.decl.positive.items():
+        if on(conf, name) and holds(conf, condition) and not float(conf.value(name)):
+            yield (f"{show(conf, name)} must be above 0, as {_cause(conf, condition)}; "
+                   "nearest legal just above 0")
+    for strict, limits in ((False, conf.decl.most), (True, conf.decl.under)):
+        for name, rules in limits.items():
+            for expression, condition in rules:
+                if on(conf, name) and holds(conf, condition):
+                    yield from _limit(conf, name, expression, strict)
     for expression in conf.decl.below.values():
         yield from _below(conf, expression.split("*"))
 
@@ -28,15 +47,29 @@ def holds(conf, condition):
     return not condition or conf.eval_string(condition) > 0
 
 
+def on(conf, name):
+    """Whether a switch is y, or a number counts: its symbol has a value."""
+    return conf.value(name) not in ("", "n")
+
+
 def _factors(conf, text):
     """(words, value) of the product that counts in an expression."""
     for part in text.split(" or "):
-        words = part.split("*")
+        over, _, under = part.partition("/")
+        words = over.split("*")
         value = math.prod(int(w) if w.isdigit() else conf.number(w)
                           for w in words)
+        if under:
+            words[-1] += "/" + under
+            value //= conf.number(under)
         if value:
             break
     return words, value
+
+
+def _named(words):
+    """A product with its symbols as files write them."""
+    return re.sub("[A-Z][A-Z0-9_]*", r"CONFIG_\g<0>", "*".join(words))
 
 
 def value(conf, text):
@@ -48,16 +81,43 @@ def _divides(conf, name, expression, condition):
     number = conf.number(name)
     words, multiple = _factors(conf, expression)
     if number and multiple % number:
-        named = "*".join(w if w.isdigit() else f"CONFIG_{w}" for w in words)
         cause = f", as {_cause(conf, condition)}" if condition else ""
-        yield (f"{show(conf, name)} does not divide {named}={multiple}{cause}; "
+        yield (f"{show(conf, name)} does not divide {_named(words)}={multiple}{cause}; "
                f"nearest that do: {_divisors_near(multiple, number)}")
+
+
+def _even(conf, name, expression, condition):
+    words, number = _factors(conf, expression)
+    if not number % 2:
+        return
+    over, _, under = words[0].partition("/")
+    if under and conf.number(over) % 2 == 0:
+        near = f"CONFIG_{under}=" + _divisors_near(conf.number(over) // 2,
+                                                   conf.number(under))
+    elif under:
+        near = f"CONFIG_{over}={(number + 1) * conf.number(under)}"
+    else:
+        near = f"{number - 1} and {number + 1}"
+    lines = ", ".join(show(conf, n) for n in dict.fromkeys((over, under, name)) if n)
+    cause = f" ({_cause(conf, condition).rpartition(' ')[0]})" if condition else ""
+    yield (f"{lines}{cause}: elements rotate in pairs, but {_named(words)} is "
+           f"{number}; nearest legal {near}")
+
+
+def _limit(conf, name, expression, strict):
+    words, limit = _factors(conf, expression)
+    if conf.number(name) > limit - strict:
+        yield (f"{show(conf, name)} is not {'below' if strict else 'at most'} "
+               f"{_named(words)}={limit}; nearest legal {limit - strict}")
 
 
 def _cause(conf, condition):
     """A condition as the lines that make it true, with a verb."""
     lines = []
     for no, name in re.findall(r"(!?)([A-Z]\w+)", condition):
+        if not conf.syms[name].choice and conf.value(name).isdecimal():
+            lines.append(show(conf, name))
+            continue
         mode = conf.decl.mode_of_member.get(conf.syms[name])
         lines.append(f'CONFIG_{mode.string.name}="{mode.string.str_value}"'
                      if mode else f"CONFIG_{name}={'n' if no else 'y'}")
