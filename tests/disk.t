@@ -38,8 +38,8 @@ PICKS, BYTES, CUTS, FLIPS, KILLS = (None, None, None, 1000, 200) if ALL else (6,
 def shim(tmp):
     """The library that fails operations."""
     path = f"{tmp}/fail_nth.so"
-    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-Wall", "-o", path, "tests/fail_nth.c", "-ldl"],
-                   cwd=t.SRC, check=True)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-Wall", "-o", path, "tests/fail_nth.c",
+                    "-ldl"], cwd=t.SRC, check=True)
     return path
 
 
@@ -100,8 +100,8 @@ def test_operations(binary, library, whole, start, tmp, name):
     for word, how in HOW.items():
         wrong = []
         # The last ones, where all steps are done and the run is not, hide most.
-        span, last = range(1, (total or 0) + 1), range(max((total or 0) - LAST, 1), (total or 0) + 1)
-        for at in sorted({*picked(rng, span, PICKS), *picked(rng, last, PICKS and 3)}):
+        span = range(1, (total or 0) + 1)
+        for at in sorted({*picked(rng, span, PICKS), *picked(rng, span[-LAST:], PICKS and 3)}):
             begin()
             run, _ = faulty(binary, library, out, at, how)
             problem = ended(run, how, out, whole) or goes_on(binary, whole, out)
@@ -146,8 +146,8 @@ def test_damage(binary, whole, tmp):
             tried += 1
             if problem:
                 wrong.append(f"{words}: {problem}")
-        t.ok(tried and not wrong, f"{name}: {tried} damages are named, the checkpoint before it used",
-             "\n".join(wrong[:5]))
+        t.ok(tried and not wrong, f"{name}: {tried} damages are named, the checkpoint before it "
+             "used", "\n".join(wrong[:5]))
 
 
 def test_kills(binary, whole, tmp, kills):
