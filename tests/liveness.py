@@ -9,6 +9,7 @@ turned to each of its members. What cannot show here stands in EXEMPT, with the 
     tests/liveness.py [--dir DIR] [SYMBOL...]
 """
 import argparse
+import json
 import os
 import re
 import shutil
@@ -85,8 +86,9 @@ EXEMPT = {
     "ABLATION_SEEDS": "what make does, not a run; tests/study.t",
 }
 
-# What the clock, the machine's load or a folder's name leaves in lines.
-NOISE = re.compile(r"[\d.,]+ tok/s.*|\S*/run\b|[\d.]+ m?s\b|\d+(\.\d+)? (s|min|h) left.*|peak.*")
+# Lines that name symbols, and what the clock leaves in the others.
+NAMES = ("run ", "build ", "time ")
+NOISE = re.compile(r"[\d.]+ tok/s( .median.|  eta \S+)?|[\d.]+ MiB at most|[\d.]+ measured")
 
 
 def put(conf, *layers):
@@ -146,7 +148,7 @@ def make(obj):
 
 
 def plain(text):
-    return NOISE.sub("~", text)
+    return [NOISE.sub("~", line) for line in text.splitlines() if not line.startswith(NAMES)]
 
 
 def result(conf, obj):
@@ -163,8 +165,10 @@ def result(conf, obj):
                    for base, _, names in os.walk(out) for name in names)
     text = t.tenon(binary, "generate", "--checkpoint", out, "--prompt", "a", cwd=t.SRC,
                    errors="backslashreplace")
-    return [plain(run.stdout), t.metrics(out), files, t.steps(out), plain(text.stdout),
-            t.tenon(binary, "plan", "--json", cwd=t.SRC).stdout]
+    plan = json.loads(t.tenon(binary, "plan", "--json", cwd=t.SRC).stdout)
+    for name in ("run", "recompute", "memory_available"):   # symbols by name; the machine
+        del plan[name]
+    return [plain(run.stdout), t.metrics(out), files, t.steps(out), plain(text.stdout), plan]
 
 
 def main():
@@ -190,7 +194,8 @@ def main():
 
     again = of({})
     seen.clear()
-    t.ok(of({}) == again, "the same configuration twice: the same result")
+    t.ok(of({}) == again, "the same configuration twice: the same result",
+         [(a, b) for a, b in zip(again, of({})) if a != b])
     for name, before, after in list(cases(conf, args.symbols)):
         value = after.get(name) if before is not None else "?"
         try:

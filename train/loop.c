@@ -188,8 +188,10 @@ static int train(struct run *r)
 {
 	int status;
 
-	if (dist_leads())
+	if (dist_leads()) {
+		result_drop(r->dir);
 		r->metrics = metrics_open(r->dir, &r->st);
+	}
 	log_start(r, r->st.step);
 	stop_install();
 	status = train_loop(r);

@@ -2,10 +2,12 @@
 /*
  * result.json: what a run came to, for people and for the study script.
  */
+#include <errno.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "arch.h"
 #include "json.h"
@@ -146,6 +148,15 @@ void result_write(struct run *r)
 	free(text);
 	free(path);
 	json_decref(root);
+}
+
+void result_drop(const char *dir)
+{
+	char *path = xasprintf("%s/result.json", dir);
+
+	if (unlink(path) < 0 && errno != ENOENT)
+		die("cannot remove %s, which says that the run is finished: %s", path, file_error(errno));
+	free(path);
 }
 
 bool result_show(const char *dir, int64_t total)

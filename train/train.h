@@ -230,6 +230,8 @@ void log_line(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
 /** result_write() - DIR/result.json and the closing lines */
 void result_write(struct run *r);
+/** result_drop() - none while the run trains: one that lost its last checkpoint has an older one */
+void result_drop(const char *dir);
 /** result_show() - the closing lines of a finished run; false if it has none for @total steps */
 bool result_show(const char *dir, int64_t total);
 

@@ -7,7 +7,8 @@ import re
 import kconfiglib
 
 SOURCES = ("arch", "ckpt", "data", "dist", "include", "infer", "lib", "model", "tools", "train")
-FREE = {"resume": "may differ in it", "weights": "may differ in it where their weights alone are used"}
+FREE = {"resume": "may differ in it",
+        "weights": "may differ in it where their weights alone are used"}
 FEW = 8         # objects that are named one by one
 
 
