@@ -55,6 +55,8 @@ TO = {
     "SPAM_SPIKE_THRESHOLD": "0", "LR_DECAY_STEPS": "3", "SPAM_THETA": "1.5", "MAX_ITERS": "23",
     "CHECKPOINT_INTERVAL": "5", "GENERATION_TOP_K": "1", "GRADIENT_ACCUMULATION": "3",
     "BLOCK": "ra_mla recip mha mlp", "BLOCK_SIZE": "12", "HEAD_ROWS": "7", "DATA_PATH": "LICENSE",
+    # Early rows are nearly even: nothing is below half of their root mean square.
+    "RA_MLA_MLP_SPARSE_RMS_THRESHOLD": "1.5",
 }
 WITH = {
     "BLOCK_ALT": {"BLOCK_ALT": "ra_mla recip mha mlp", "BLOCK_ALT_LAYERS": "1"},
