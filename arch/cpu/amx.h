@@ -11,13 +11,8 @@
 
 #include "real.h"
 
-/* Was the compiler told of a processor that has it? Where not, nothing below is linked. */
-#ifdef __AMX_BF16__
-enum { HAVE_AMX = NARROW };
-#else
-enum { HAVE_AMX = 0 };
-#endif
-
+/* Is this bf16, and was the compiler told of a processor that has it? */
+#if defined(CONFIG_REAL_BF16) && defined(__AMX_BF16__)
 /** amx_ready() - whether the products below may be called; asks the kernel once */
 bool amx_ready(void);
 
@@ -49,5 +44,30 @@ void amx_pack(int m, int k, const act_t *a, long lda, acc_t *to);
  */
 void amx_gemm(int m, int n, int k, acc_t alpha, const acc_t *a, const act_t *b, long ldb,
 	      acc_t beta, acc_t *c, long ldc);
+
+#else
+static inline bool amx_ready(void)
+{
+	return false;
+}
+
+static inline long amx_left(int m, int k)
+{
+	(void)m, (void)k;
+	return 0;
+}
+
+static inline void amx_pack(int m, int k, const act_t *a, long lda, acc_t *to)
+{
+	(void)m, (void)k, (void)a, (void)lda, (void)to;
+}
+
+static inline void amx_gemm(int m, int n, int k, acc_t alpha, const acc_t *a, const act_t *b,
+			    long ldb, acc_t beta, acc_t *c, long ldc)
+{
+	(void)m, (void)n, (void)k, (void)alpha, (void)a, (void)b, (void)ldb, (void)beta, (void)c;
+	(void)ldc;
+}
+#endif
 
 #endif

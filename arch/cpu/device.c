@@ -143,7 +143,7 @@ static bool fused(void)
 const char *arch_bits(void)
 {
 	static char line[151];
-	const char *few = HAVE_AMX && amx_ready() ? ", few rows by AMX" : "";
+	const char *few = amx_ready() ? ", few rows by AMX" : "";
 
 	snprintf(line, sizeof(line), "%s%s%s, vectors of %d bytes%s%s", blas_name(),
 		 NARROW ? blas_narrow_way() : "", few, __BIGGEST_ALIGNMENT__,

@@ -153,18 +153,13 @@ struct own {
 	long ld;
 };
 
-static bool by_amx(void)
-{
-	return HAVE_AMX && amx_ready();
-}
-
 static struct own own_of(const struct gemm *g, const struct cut *cut, bool apart)
 {
 	size_t area = apart ? (size_t)cut->mb * cut->nb : 0, left = 0;
 	struct own own = { .product = -1 };
 
 	if (is_thin(g))
-		left = by_amx() ? amx_left(g->m, g->k) : thin_left(g->m, g->k);
+		left = amx_ready() ? amx_left(g->m, g->k) : thin_left(g->m, g->k);
 	own.sums = tile_scratch(area + left);
 	own.room = own.sums + area;
 	return own;
@@ -178,12 +173,12 @@ static void thin(const struct gemm *g, int p, const act_t *a, const act_t *b, in
 		own->product = p;
 		own->ld = g->lda;
 		own->few = own->room;
-		if (by_amx())
+		if (amx_ready())
 			amx_pack(g->m, g->k, a, g->lda, own->room);
 		else
 			own->few = thin_widen(a, &own->ld, g->m, g->k, own->room);
 	}
-	if (by_amx())
+	if (amx_ready())
 		amx_gemm(g->m, n, g->k, g->alpha, own->few, b, g->ldb, beta, s->x, s->ld);
 	else
 		thin_gemm(g->m, n, g->k, g->alpha, own->few, own->ld, b, g->ldb, beta, s->x, s->ld);
