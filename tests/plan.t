@@ -58,7 +58,8 @@ def run(*cmd, **kw):
     return subprocess.run(cmd, cwd=SRC, check=True, stdout=subprocess.PIPE, text=True, **kw).stdout
 
 
-def build(name, defconfig, symbols):
+def build(name, defconfig, symbols, *goals):
+    """The object tree of a configuration; without goals, with its binary."""
     obj = os.path.join(OBJ, name)
     os.makedirs(obj, exist_ok=True)
     fragment = os.path.join(obj, "test.config")
@@ -66,7 +67,7 @@ def build(name, defconfig, symbols):
         f.writelines(f"CONFIG_{k}={v}\n" for k, v in symbols.items())
     run(PYTHON, "scripts/kconfig.py", "--config", f"{obj}/.config", "--gen", obj, "defconfig",
         defconfig, fragment, stderr=subprocess.DEVNULL)
-    run("make", "-s", f"O={obj}", "build", "EXTRA_CFLAGS=-O1 -g0")
+    run("make", "-s", f"O={obj}", "EXTRA_CFLAGS=-O1 -g0", *goals or ("build",))
     return obj
 
 
@@ -82,10 +83,10 @@ def latent_models():
     for name, params, cached in LATENT_MODELS:
         lite = name == "deepseek-v2-lite"
         obj = build("latent", "mla-moe" if lite else name,
-                    {"ARCH_CPU": "y", **(V2_LITE if lite else {})})
-        plan = json.loads(run(f"{obj}/tenon", "plan", "--json"))
+                    {"ARCH_CPU": "y", **(V2_LITE if lite else {})}, "check-programs", "PROGRAMS=dumps")
+        plan = json.loads(run(f"{obj}/tests/dumps", "plan", "--json"))
         ok(plan["params"] == params, f"{name}: {params} parameters ({plan['params']})")
-        size = {"F32": 4, "BF16": 2}[re.search(r"positions, (\w+)", run(f"{obj}/tenon", "plan"))[1]]
+        size = {"F32": 4, "BF16": 2}[re.search(r"positions, (\w+)", run(f"{obj}/tests/dumps", "plan"))[1]]
         want = cached * size * config(obj, "N_LAYER")
         ok(plan["cache_token"] == want, f"{name}: {cached} values cached a token and layer")
 
