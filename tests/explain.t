@@ -58,6 +58,12 @@ def menus(node):
         node = node.next
 
 
+# What opens a symbol beside bools of its condition.
+ROTATED = {"MIXER_MLA": "y", "MLA_QUERY_LATENT": "y", "MLA_ROPE_DIM": "4"}
+OPENED_BY = {"ROPE_THETA": {"MIXER_MHA": "y", "MHA_ROPE": "y"}, "MLA_ROPE_FROM_X": ROTATED,
+             "MLA_ROPE_FROM_LATENT": ROTATED}
+
+
 def reach(conf, sym):
     """Whether a symbol opens with the bools that its condition names, as a user would set them."""
     for one in kconfig.kconfiglib.expr_items(sym.direct_dep):
@@ -75,6 +81,8 @@ def test_menu(conf):
     for sym in prompted(conf):
         conf.unset_values()
         conf.syms["GPT2_MODEL_CUSTOM"].set_value("y")
+        for name, value in OPENED_BY.get(sym.name, {}).items():
+            conf.syms[name].set_value(value)
         # A machine without the library or nvcc has no such choice.
         if not reach(conf, sym) and sym.name not in conf.decl.refusals and \
                 not sym.name.startswith("CUDA_"):
