@@ -22,7 +22,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import training as t                                # noqa: E402
 
 sys.path.insert(0, os.path.join(t.SRC, "scripts"))
-from kconf import random_config, rules, stack       # noqa: E402
+from kconf import block, random_config, rules, stack    # noqa: E402
 from kconf.config import Config                     # noqa: E402
 from kconf.declare import ConfigError               # noqa: E402
 
@@ -40,7 +40,7 @@ LIMIT_S = 900
 # A configuration as items (symbol, value), of BLOCK and BLOCK_ALT one for each word.
 
 def items_of(conf):
-    """What a configuration sets otherwise than the smallest one."""
+    """What a configuration sets otherwise than the smallest one, or than its model would."""
     mixers = {b.symbol for b in conf.decl.blocks.values()}
     found = []
     for sym in conf.unique_defined_syms:
@@ -52,7 +52,7 @@ def items_of(conf):
         elif sym.visibility and sym.name not in {*mixers, *RUN, "RUN_NAME"}:
             found.append((sym.name, sym.str_value))
     put(conf, [])   # what is not open there has no value to compare with
-    return [(name, value) for name, value in found if name in stack.NAMES or
+    return [(name, value) for name, value in found if name in (*stack.NAMES, *block.FOLLOW) or
             not conf.syms[name].visibility or conf.value(name) != value]
 
 
@@ -66,8 +66,8 @@ def put(conf, items):
     values.update((name, " ".join(w)) for name, w in words.items())
     if not words["BLOCK_ALT"]:
         values["BLOCK_ALT_LAYERS"] = ""
-    for block in conf.decl.blocks.values():
-        values[block.symbol] = "ny"[any(block.name in w for w in words.values())]
+    for one in conf.decl.blocks.values():
+        values[one.symbol] = "ny"[any(one.name in w for w in words.values())]
     for name, value in values.items():
         conf.syms[name].set_value(value)
     return "\n".join(rules.violations(conf))
