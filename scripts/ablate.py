@@ -21,7 +21,6 @@ import json
 import os
 import shlex
 import signal
-import subprocess
 import sys
 from collections import namedtuple
 
@@ -32,22 +31,13 @@ import study_status
 from plain import plain
 from study import StudyError
 from study_runs import Run, Scheduler, columns, say
-from study_state import Study, gpus, machine
+from study_state import Study, gpus, machine, output
 
 DECODE_STEPS = 100           # that the decode speed is the median of
 PICTURE = 100                # columns of a picture of losses, at most
 PAIRS = 3                    # seeds before a comparison can be settled
 
 Slot = namedtuple("Slot", "gpu")     # where a run can be: a number for CUDA, or None
-
-
-def output(command):
-    """What a command prints."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise StudyError(f"`{' '.join(command)}`: {done.stderr.strip().removeprefix('tenon: ')}",
-                         done.returncode)
-    return done.stdout
 
 
 # ---- what runs at a time
@@ -66,7 +56,7 @@ def slots(one, cpus, runs):
     if arms[0].config.y("ARCH_CUDA"):
         found = visible_gpus() or ["0"]
         return [Slot(g) for g in found[:runs]], max(1, cpus // len(found))
-    memory = json.loads(output([arms[0].binary, "plan", "--json"]))["memory_available"]
+    memory = json.loads(output([arms[0].binary, "plan", "--json"], "tenon plan"))["memory_available"]
     fit = max(1, memory // max(arm.arena for arm in arms))
     jobs = max(1, min(cpus, runs, fit))
     return [Slot(None)] * jobs, max(1, cpus // jobs)
@@ -124,10 +114,10 @@ def measure_decodes(one, runs, cpus):
     again = {run.arm.name for run in runs if run.trained}
     for arm in one.arms.values():
         if arm.twin is not None or arm.leaks or (arm.decode and arm.name not in again) or \
-                "--decode" not in output([arm.binary, "bench", "--help"]):
+                "--decode" not in output([arm.binary, "bench", "--help"], arm.title):
             continue
         times = json.loads(output([arm.binary, "bench", "--decode", "--json", "--steps",
-                                   str(DECODE_STEPS), "--threads", str(cpus)]))
+                                   str(DECODE_STEPS), "--threads", str(cpus)], arm.title))
         arm.decode = times["sequences"] / times["step"]
         one.save()
 

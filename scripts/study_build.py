@@ -14,20 +14,9 @@ import study_state
 from dotconfig import DotConfig
 from study import StudyError
 from study_runs import say
-from study_state import Study
+from study_state import Study, output
 
 BASE = "base"                # the folder of the configuration that BASE= names
-
-
-def output(command, what):
-    """What a command prints; its last line of errors is the reason where it fails."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    if done.returncode:
-        lines = (done.stderr + done.stdout).strip().splitlines() or ["no reason given"]
-        errors = [line for line in lines if line.startswith("error: ")] or lines[:1]
-        raise StudyError(f"{what}: {errors[0].removeprefix('error: ').removeprefix('tenon: ')}",
-                         done.returncode)
-    return done.stdout
 
 
 def run_quiet(command):

@@ -104,13 +104,15 @@ class Study:
                 run.update(state="waiting", steps=row["step"] if row else 0)
 
 
-def first_line(*command):
-    try:
-        text = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                              check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return text.partition("\n")[0].strip()
+def output(command, what):
+    """What a command prints; its last line of errors is the reason where it fails."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        lines = (done.stderr + done.stdout).strip().splitlines() or ["no reason given"]
+        errors = [line for line in lines if line.startswith("error: ")] or lines[:1]
+        raise StudyError(f"{what}: {errors[0].removeprefix('error: ').removeprefix('tenon: ')}",
+                         done.returncode)
+    return done.stdout
 
 
 def field(path, name):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """How far a study is: a line for each arm, and the runs that go on."""
 import study
+from study_runs import duration
 
 SIGNS = {"done": "#", "running": ">", "failed": "!", "stopped": "-", "waiting": "."}
 
@@ -33,13 +34,23 @@ def text(one):
               for name, arm in one.arms.items()]
     lines += [active_line(one.arms[r["arm"]], r) for r in runs if r["state"] == "running"]
     lines += [f"{one.arms[r['arm']].title} seed {r['seed']}: {r['note']}" for r in runs if r["note"]]
+    left = time_left(one, runs) if going else None
+    if left:
+        lines.append(f"{duration(left)} left")
+    return "\n".join(lines + ["# done, > running, . waiting, ! failed, - not run"]) + "\n"
+
+
+def time_left(one, runs):
+    """Seconds, as runs that are done took them; None before there is one."""
+    def operations(run):
+        row = study.last_row(run["path"])
+        arm = one.arms[run["arm"]]
+        return arm.flops * (arm.iters - (row["step"] if row else 0))
+
     seconds = [r["seconds"] / r["steps"] / one.arms[r["arm"]].flops for r in runs
                if r["state"] == "done" and r["seconds"] and r["steps"]]
     active = sum(r["state"] == "running" for r in runs)
-    if going and seconds and active:
-        work = sum(one.arms[r["arm"]].flops * (one.arms[r["arm"]].iters - (
-            (study.last_row(r["path"]) or {"step": 0})["step"]))
-            for r in runs if r["state"] in ("running", "waiting"))
-        from study_runs import duration
-        lines.append(f"{duration(sum(seconds) / len(seconds) * work / active)} left")
-    return "\n".join(lines + ["# done, > running, . waiting, ! failed, - not run"]) + "\n"
+    if not seconds or not active:
+        return None
+    work = sum(operations(r) for r in runs if r["state"] in ("running", "waiting"))
+    return sum(seconds) / len(seconds) * work / active

@@ -23,8 +23,10 @@ extern "C" {
 typedef __nv_bfloat16 bf16;
 #ifdef CONFIG_REAL_BF16
 typedef bf16 real;
+#define REAL_TYPE CUDA_R_16BF	/* as libraries call it */
 #else
 typedef float real;
+#define REAL_TYPE CUDA_R_32F
 #endif
 
 static_assert(sizeof(act_t) == sizeof(real) && sizeof(acc_t) == sizeof(float),

@@ -19,12 +19,6 @@
 #include "gemm.cuh"
 #include "rows.cuh"
 
-#ifdef CONFIG_REAL_BF16
-#define REAL_TYPE CUDA_R_16BF
-#else
-#define REAL_TYPE CUDA_R_32F
-#endif
-
 enum {
 	LT_BYTES = 32 << 20,	/* workspace of the library */
 	PART_BYTES = 16 << 20,	/* of workspace_part() */
