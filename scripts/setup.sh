@@ -5,11 +5,12 @@
 # else print the command to type and fail. Says nothing where nothing is missing.
 # Run from the top of the tree.
 #
-#	scripts/setup.sh [torch|bench|curve|report|browser|fuzz|yaml]
+#	scripts/setup.sh [torch|bench|transformers|curve|report|browser|fuzz|yaml]
 #
 # torch: Debian's PyTorch too, which tests/torch.t compares with.
 # bench: the newest PyTorch too, in a folder of its own, and what torch.compile needs;
 # where none can be had, Debian's.
+# transformers: that and the transformers library, which tests/transformers.t compares with.
 # yaml: PyYAML too, for make yamlconfig.
 # curve: gnuplot too, where it can be had; without it a study draws no curve.
 # report: scipy too, where it can be had; without it a report has no intervals.
@@ -77,7 +78,7 @@ missing_packages() {
 	has_linkable dnnl || echo libdnnl-dev
 	[ "$WITH" != yaml ] || has_yaml || echo python3-yaml
 	[ "$WITH" != torch ] || has_torch || echo python3-torch python3-numpy
-	[ "$WITH" != bench ] || bench_packages
+	case $WITH in bench | transformers) bench_packages ;; esac
 }
 
 say() {
@@ -168,6 +169,14 @@ install_torch() {
 	has_torch || fail "there is no PyTorch; type: sudo apt-get install -y python3-torch python3-numpy"
 }
 
+# For tests/transformers.t alone, which is skipped without it.
+install_transformers() {
+	has_new_torch || fail "the transformers library needs a newer PyTorch than Debian's"
+	say "transformers in $TORCH"
+	"$TORCH/bin/python" -m pip install --quiet --disable-pip-version-check transformers \
+		>"$log" 2>&1 || { cat "$log" >&2; fail "pip install transformers failed (above)"; }
+}
+
 # wish PACKAGE WORDS: no need; the words say what there is not without it
 wish() {
 	! may_install || apt_install "$1" || { apt_update && apt_install "$1"; } || say "$2"
@@ -203,7 +212,9 @@ packages=$(missing_packages | tr '\n' ' ')
 [ -z "$packages" ] || fail "still missing after the installation: $packages"
 has_python || install_kconfiglib
 has_python || fail "no python3 imports kconfiglib $KCONFIGLIB even after the installation"
-[ "$WITH" != bench ] || has_new_torch || install_torch
+case $WITH in bench | transformers) has_new_torch || install_torch ;; esac
+[ "$WITH" != transformers ] || "$TORCH/bin/python" -c 'import transformers' 2>/dev/null ||
+	install_transformers
 [ "$WITH" != curve ] || command -v gnuplot >/dev/null ||
 	wish gnuplot-nox "without gnuplot: no picture of the losses"
 [ "$WITH" != report ] || has_scipy || wish_scipy

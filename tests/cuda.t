@@ -10,8 +10,6 @@ kills; checkpoints from one arch to the other.
 	                            own kind, else for Hopper
 	tests/cuda.t --run DIR      what --build has left there
 """
-import importlib.machinery
-import importlib.util
 import itertools
 import os
 import re
@@ -39,16 +37,7 @@ CHECKING = ("cuda-float", "cuda-tf32")      # of these defconfigs
 CHECKED = ("tiny-gpt2", "tiny-ra-mla-full")
 
 
-def load(name):
-    """A neighbour, tests/NAME.t, as a module."""
-    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), name + ".t")
-    loader = importlib.machinery.SourceFileLoader(name, path)
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
-    loader.exec_module(module)
-    return module
-
-
-numbers, sweep = load("numbers"), load("sweep")
+numbers, sweep = t.load("numbers"), t.load("sweep")
 
 
 def says(*command):
@@ -223,7 +212,7 @@ def test_moves(binaries):
 
 def test_runs(binary):
     """What a user does: train, once more, and once more in a finished folder."""
-    train = load("train")
+    train = t.load("train")
     with t.folder() as d:
         out = f"{d}/run"
         train.test_output(binary, out)
@@ -235,7 +224,7 @@ def test_runs(binary):
 
 
 def test_texts(binary):
-    generate = load("generate")
+    generate = t.load("generate")
     # A logit is 8 at most, and off by two roundings to bf16 in the forward and in the caches.
     generate.LOSS_TOL = 2 * 2 ** -8 * 8
     with t.folder() as d:
@@ -247,7 +236,7 @@ def test_texts(binary):
 
 
 def test_kills(binary):
-    resume = load("resume")
+    resume = t.load("resume")
     with t.folder() as d:
         resume.test_kill(binary, d, resume.SEEDS[:1])
         resume.test_signals(binary, d)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What the tests of training share: tiny binaries, runs of them, comparisons, TAP."""
 import fcntl
+import importlib.machinery
+import importlib.util
 import json
 import os
 import shutil
@@ -60,6 +62,15 @@ def ok(passed, name, detail=""):
         for line in str(detail).splitlines():
             print("#", line)
     return passed
+
+
+def load(name):
+    """A neighbour, tests/NAME.t, as a module."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), name + ".t")
+    loader = importlib.machinery.SourceFileLoader(name + "_t", path)
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name + "_t", loader))
+    loader.exec_module(module)
+    return module
 
 
 def done():
