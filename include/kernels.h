@@ -155,7 +155,7 @@ void k_norm_bwd(const struct norm *a, act_t *dx, const act_t *dres, const act_t 
 /**
  * k_gelu_fwd() - h[i] = gelu(pre[i]), tanh form; may run in place
  *
- * On a cpu the bits of GEMM_BIAS_GELU with that aux; a GPU's library takes the GELU of what
+ * The bits of GEMM_BIAS_GELU with that aux, but in bf16 a GPU's library takes the GELU of what
  * it has not rounded to aux yet.
  */
 void k_gelu_fwd(act_t *h, const act_t *pre, size_t n);

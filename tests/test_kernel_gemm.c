@@ -57,8 +57,8 @@ static double reference(int p, int i, int j, double before, double *size)
 	return g.alpha * sum;
 }
 
-/* cuBLASLt takes GELU, whose slope is below 1.2, before it rounds what it saves of its argument. */
-#define GELU_BEFORE (IS_ENABLED(CONFIG_ARCH_CUDA) ? 1.2 : 0)
+/* cuBLASLt takes GELU, whose slope is below 1.2, before it rounds to bf16 what it saves of its argument. */
+#define GELU_BEFORE (IS_ENABLED(CONFIG_ARCH_CUDA) && IS_ENABLED(CONFIG_REAL_BF16) ? 1.2 : 0)
 
 /*
  * One result of an epilogue. In front of it a product may have been rounded to an activation,

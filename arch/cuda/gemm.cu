@@ -296,9 +296,15 @@ static void product_alone(const struct gemm *g, bool wide)
 	gemm_loops(&plain, wide);
 }
 
+/* The library's GELU is one of bf16's precision, whatever the type is. */
+static bool own_epilogue(const struct gemm *g)
+{
+	return !IS_ENABLED(CONFIG_REAL_BF16) && (g->ep == GEMM_BIAS_GELU || g->ep == GEMM_DGELU);
+}
+
 void k_gemm(const struct gemm *g)
 {
-	if (!g->m || !g->n || gemm_thin(g, false) || product(g, false))
+	if (!g->m || !g->n || gemm_thin(g, false) || (!own_epilogue(g) && product(g, false)))
 		return;
 	product_alone(g, false);
 	gemm_epilogue(g);
