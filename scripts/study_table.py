@@ -67,11 +67,11 @@ def row(name, label, results, base, decode=None):
     }
 
 
-def judge(rows, base, leaking):
+def judge(rows, base, leaking, early):
     """Put what the paired test of each arm says into its row; base: the baseline's name."""
     arms = {r["arm"]: r for r in rows if r["arm"] != base and r["arm"] not in leaking}
     tests = study_stats.judge({name: r["differences"] for name, r in arms.items()
-                               if r["differences"]})
+                               if r["differences"]}, early)
     for r in rows:
         test = tests.get(r["arm"])
         r["test"] = test and test.figures()
@@ -103,10 +103,11 @@ def seeds_words(test):
     return f"about {needed:,} seeds" if needed else f"over {study_stats.MOST_SEEDS:,} seeds"
 
 
-def table(runs, base=ASK):
+def table(runs, base=ASK, early=None):
     """[row] in the order of the arms. A repeat is a check, not a result: it has none.
 
-    base: the arm that the others are compared with, or None; study.reference() where not given."""
+    base: the arm that the others are compared with, or None; study.reference() where not given.
+    early: the rule of a study that leaves out what is settled (study_stats.Early)."""
     arms, results = {}, {}
     for run in runs:
         if getattr(run.entry, "twin", None) is None:
@@ -116,7 +117,7 @@ def table(runs, base=ASK):
     rows = [row(name, run.entry.label + (" leaks" if run.arm.leaks else ""), results[name],
                 results.get(base), run.arm.decode)
             for name, run in arms.items()]
-    judge(rows, base, {name for name, run in arms.items() if run.arm.leaks})
+    judge(rows, base, {name for name, run in arms.items() if run.arm.leaks}, early)
     return rows
 
 
