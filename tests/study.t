@@ -450,17 +450,18 @@ def test_cells():
         return {s: {"val_loss": x, "params": 9, "peak_bytes": 1, "tok_s": 1.0,
                     "tokens": 1, "cache_token": 1}
                 for s, x in enumerate(losses)}
+    arm = SimpleNamespace(flops=1.5e6, decode=None)
     label = {n: study.Entry.numbered(n).label for n in (1, 3, 5)}
     t.ok(label[1] == "the gate" and label[5] == label[3] and
          study.Entry("gpt2", [study.fragment.find(study.GPT2)]).label.startswith("plain GPT-2"),
          "arms_are_named_by_their_fragments", label)
-    r = study_table.row(1, "the gate leaks", results(2.0, 3.0), results(1.5, 2.0))
+    r = study_table.row(1, "the gate leaks", results(2.0, 3.0), results(1.5, 2.0), arm)
     t.ok(study_table.cells(r)[1] == "the gate leaks" and r["text_loss"] == "2.5000 ± 0.7071" and
-         r["text_change"] == "+0.7500 ± 0.3536", "seeds_give_mean_and_deviation_of_pairs", r)
+         r["text_change"] == "+0.7500 ± 0.3536" and "1,500,000" in study_table.cells(r), "seeds_give_mean_and_deviation_of_pairs", r)
     said = " ".join(study_table.meaning([r, {**r, "arm": 0}], 2, "byte"))
     t.ok("nats per byte" in said and "against arm 0" in said and
          "± is the standard deviation over 2 seeds" in said, "the_table_says_what_it_is_of", said)
-    t.ok(study_table.cells(study_table.row(0, "plain", results(None), None))[3] == "not finite",
+    t.ok(study_table.cells(study_table.row(0, "plain", results(None), None, arm))[3] == "not finite",
          "loss_that_is_not_finite_is_said")
 
 
