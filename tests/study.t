@@ -457,7 +457,8 @@ def test_cells():
          "arms_are_named_by_their_fragments", label)
     r = study_table.row(1, "the gate leaks", results(2.0, 3.0), results(1.5, 2.0), arm)
     t.ok(study_table.cells(r)[1] == "the gate leaks" and r["text_loss"] == "2.5000 ± 0.7071" and
-         r["text_change"] == "+0.7500 ± 0.3536" and "1,500,000" in study_table.cells(r), "seeds_give_mean_and_deviation_of_pairs", r)
+         r["text_change"] == "+0.7500 ± 0.3536" and "1,500,000" in study_table.cells(r),
+         "seeds_give_mean_and_deviation_of_pairs", r)
     said = " ".join(study_table.meaning([r, {**r, "arm": 0}], 2, "byte"))
     t.ok("nats per byte" in said and "against arm 0" in said and
          "± is the standard deviation over 2 seeds" in said, "the_table_says_what_it_is_of", said)
