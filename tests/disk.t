@@ -12,6 +12,7 @@ newest checkpoint that are cut short or altered are named and not loaded.
                             a cut at every 4 KiB, 1,000 flipped bits: an hour of processors
 """
 import errno
+import multiprocessing
 import os
 import random
 import shutil
@@ -19,8 +20,6 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
-from queue import Queue
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import training as t            # noqa: E402
@@ -60,19 +59,22 @@ def copy(src, dst):
 
 def each(tmp, work, *items):
     """What WORK(folder, *item) finds wrong, of every item; JOBS at a time, in folders of their own."""
-    free = Queue()
-    for i in range(JOBS):
-        free.put(f"{tmp}/run{i}")
+    fork = multiprocessing.get_context("fork")
+    todo, found = list(zip(*items)), fork.SimpleQueue()
 
-    def one(*item):
-        out = free.get()
+    def share(i):
         try:
-            return work(out, *item)
-        finally:
-            free.put(out)
+            found.put([w for item in todo[i::JOBS] if (w := work(f"{tmp}/run{i}", *item))])
+        except Exception as error:      # else who waits would wait for ever
+            found.put([f"{type(error).__name__}: {error}"])
 
-    with ThreadPoolExecutor(JOBS) as pool:
-        return [wrong for wrong in pool.map(one, *items) if wrong]
+    jobs = [fork.Process(target=share, args=(i,)) for i in range(JOBS)]
+    for job in jobs:
+        job.start()
+    wrong = [w for _ in jobs for w in found.get()]
+    for job in jobs:
+        job.join()
+    return wrong
 
 
 def faulty(binary, library, out, at, how):

@@ -58,7 +58,7 @@ DULL = re.compile(r"^\s*(\*|/|#|static|const|return|struct|case)|die|free\(|prin
                   r"prefetch|tile_scratch|\"")
 APART = ("bench.c", "events.c", "folder.c", "log.c", "loop.c", "metrics.c", "result.c", "run.c",
          "stop.c")
-LIMIT_S = 150
+LIMIT_S = 100
 
 
 def sites():
@@ -126,7 +126,7 @@ class Place:
     def passes(self, config, program):
         return self.run(f"../{config}/tests/{program}")
 
-    def prepare(self):
+    def prepare(self, jobs):
         """Sources and every configuration; the programs must pass before there is a defect."""
         shutil.rmtree(self.path, ignore_errors=True)
         shutil.copytree(SRC, self.tree, ignore=shutil.ignore_patterns("build", "runs", ".*"))
@@ -135,7 +135,9 @@ class Place:
             if not self.run("make", "-s", f"O=../{config}", f"defconfig-{defconfig}",
                             *fragments) or not self.build(config, every):
                 sys.exit(f"mutants: {config}: the sources do not build without a defect")
-            broken = [p for p in every if not self.passes(config, p)]
+            with ThreadPoolExecutor(jobs) as pool:
+                passes = pool.map(self.passes, [config] * len(every), every)
+            broken = [p for p, well in zip(every, passes) if not well]
             if broken:
                 sys.exit(f"mutants: {config}: {' '.join(broken)} fail without a defect")
 
@@ -178,7 +180,7 @@ def described(site):
 def try_all(sites, count, jobs, path):
     """(site, seen by) of the first COUNT that compile, in their order, JOBS at a time."""
     places = [Place(os.path.join(path, str(i))) for i in range(jobs)]
-    places[0].prepare()
+    places[0].prepare(jobs)
     for place in places[1:]:
         shutil.rmtree(place.path, ignore_errors=True)
         shutil.copytree(places[0].path, place.path)
