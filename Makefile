@@ -185,13 +185,18 @@ disk-check: setup
 	$(Q)$(afresh) $(compile-once) OMP_WAIT_POLICY=passive TENON_TESTDIR=$(abspath $(check-dir))/disk \
 		prove --verbose --exec $(PYTHON) tests/disk.t :: --all </dev/null
 
-# Readers of files under libFuzzer: RUNS executions in all, which go on from the last ones.
+# Readers of files under libFuzzer: RUNS executions in all, which go on from the last ones;
+# and a hundredth as many altered configurations, seeds SEED on, through the strict merge.
+fuzz-runs = $(or $(call cmdline,RUNS),1000000)
+
 fuzz: setup
 	@sh scripts/setup.sh fuzz
 	$(Q)$(PYTHON) scripts/kconfig.py --config $(check-dir)/fuzz/.config --gen $(check-dir)/fuzz \
 		defconfig tiny-gpt2 tests/fuzz/shards.config
 	$(Q)$(PYTHON) scripts/kconfig.py --config $(check-dir)/fuzz/.config --gen $(check-dir)/fuzz sync
-	$(Q)sh tests/fuzz/run.sh $(check-dir)/fuzz $(or $(call cmdline,RUNS),1000000)
+	$(Q)sh tests/fuzz/run.sh $(check-dir)/fuzz $(fuzz-runs)
+	$(Q)$(PYTHON) tests/fuzz/merge.py $(check-dir)/fuzz/merge --runs $$(($(fuzz-runs) / 100 + 1)) \
+		--seed $(or $(call cmdline,SEED),1)
 
 # Cleaning
 

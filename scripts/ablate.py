@@ -17,6 +17,7 @@ OUT/report.html, summary.md, results.csv and table.json. Running again resumes w
 unfinished.
 """
 import argparse
+import itertools
 import json
 import os
 import shlex
@@ -27,6 +28,7 @@ from collections import namedtuple
 import curve
 import report as report_files
 import study
+import study_stats
 import study_status
 from plain import plain
 from study import StudyError
@@ -35,7 +37,6 @@ from study_state import Study, gpus, machine, output
 
 DECODE_STEPS = 100           # that the decode speed is the median of
 PICTURE = 100                # columns of a picture of losses, at most
-PAIRS = 3                    # seeds before a comparison can be settled
 
 Slot = namedtuple("Slot", "gpu")     # where a run can be: a number for CUDA, or None
 
@@ -57,7 +58,7 @@ def slots(one, cpus, runs):
         found = visible_gpus() or ["0"]
         return [Slot(g) for g in found[:runs]], max(1, cpus // len(found))
     memory = json.loads(output([arms[0].binary, "plan", "--json"], "tenon plan"))["memory_available"]
-    fit = max(1, memory // max(arm.arena for arm in arms))
+    fit = max(1, memory // max(arm.plan["train"]["arena"] for arm in arms))
     jobs = max(1, min(cpus, runs, fit))
     return [Slot(None)] * jobs, max(1, cpus // jobs)
 
@@ -75,30 +76,27 @@ def runs_of(one, cpus, data):
 
 def settled(one, runs):
     """For --early-stop: why a run need not start any more; see Documentation/study.md."""
-    rule = one.record["early_stop"]
-    if not rule:
+    if not one.early:
         return lambda run: None
-    from scipy import stats    # asked for, so needed
+    if not study_stats.stats:
+        raise StudyError(study_stats.NO_EARLY)
     base = one.record["baseline"]
-    others = max(1, sum(a.twin is None for a in one.arms.values()) - 1)
+    family = [a.name for a in one.arms.values()
+              if a.twin is None and not a.leaks and a.name != base]
+    seeds = one.record["seeds"]
 
     def losses(name):
-        return {r.seed: study.load_result(r.folder)["val_loss"] for r in runs
-                if r.arm.name == name and study.load_result(r.folder)}
+        """{seed: loss} of the first seeds, up to one that is not finished."""
+        results = {r.seed: study.load_result(r.folder) for r in runs if r.arm.name == name}
+        return {seed: results[seed]["val_loss"] for seed in
+                itertools.takewhile(results.get, seeds)}
 
     def reason(run):
-        if base is None or run.arm.name == base or run.arm.twin is not None:
+        if base is None or run.arm.name not in family:
             return None
-        mine, theirs = losses(run.arm.name), losses(base)
-        pairs = [s for s in mine if s in theirs and None not in (mine[s], theirs[s])]
-        if len(pairs) < PAIRS:
-            return None
-        p = stats.ttest_rel([mine[s] for s in pairs], [theirs[s] for s in pairs]).pvalue
-        if not p * others < rule["p"]:
-            return None
-        word = "worse" if sum(mine[s] - theirs[s] for s in pairs) > 0 else "better"
-        return f"settled, {word} than arm {base} after {len(pairs)} seeds (p {p:.1g}, " \
-               f"times {others} comparisons below {rule['p']})"
+        gaps = study_stats.differences(losses(run.arm.name), losses(base))
+        word = study_stats.settled(gaps, len(family), one.early) if gaps else ""
+        return word and f"settled, {word} than arm {base} after {len(gaps)} seeds"
 
     return reason
 
@@ -198,14 +196,14 @@ def whole(low, high, what):
 
 
 def probability(text):
-    """EARLY_STOP: the p-value at which a comparison counts as settled."""
+    """EARLY_STOP: the chance that any comparison is wrongly taken for settled."""
     try:
-        if 0 < float(text) < 1:
+        if 0 < float(text) < study_stats.ALPHA:
             return float(text)
     except ValueError:
         pass
-    print(plain(f"tenon: EARLY_STOP={text}: give a p-value between 0 and 1, such as 0.001"),
-          file=sys.stderr)
+    print(plain(f"tenon: EARLY_STOP={text}: give a chance between 0 and {study_stats.ALPHA}, such as "
+                "0.01"), file=sys.stderr)
     sys.exit(2)
 
 
@@ -237,21 +235,14 @@ def command(args):
     return " ".join(["make ablate", *words]) if words else "make"
 
 
-def load(out):
-    one = Study.load(out)
-    if not one:
-        raise StudyError(f"{out}: no study is there (no study.json); name its folder: OUT=DIR")
-    return one
-
-
 def main():
     args = arguments()
     cpus = args.threads or len(os.sched_getaffinity(0))
     try:
         if args.status:
-            sys.stdout.write(study_status.text(load(args.status)))
+            sys.stdout.write(study_status.text(Study.there(args.status)))
         elif args.run:
-            run_study(load(args.run), args, cpus)
+            run_study(Study.there(args.run), args, cpus)
         else:
             import study_build    # needs kconfiglib and a compiler, the others do not
             one, largest = study_build.prepare(args, command(args), cpus)

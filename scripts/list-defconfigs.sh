@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# List the defconfigs with their first comment line behind `# base:`. With an argument, which names
-# a .config that is missing: as the answer to who needs it.
+# List the defconfigs, then the fragments, with their first comment line behind `# base:`. With an
+# argument, which names a .config that is missing: as the answer to who needs it.
 
 if [ $# -gt 0 ]; then
 	cat <<END
@@ -15,15 +15,22 @@ or choose a configuration, then make:
 END
 fi
 
+# Those of one kind: PREFIX is "defconfig-", or nothing for fragments.
+list() {
+	for name in *; do
+		case $name in
+		*.config) kind= ;;
+		*) kind=defconfig- ;;
+		esac
+		[ "$kind" != "$1" ] || awk -v target="make $1$name" '/^# *base:/ { next } {
+			sub(/^# */, "")
+			printf "    %-36s %s\n", target, $0
+			exit
+		}' "$name"
+	done
+}
+
 cd defconfigs || exit
-for name in *; do
-	case $name in
-	*.config) target=$name ;;
-	*) target=defconfig-$name ;;
-	esac
-	awk -v target="make $target" '/^# *base:/ { next } {
-		sub(/^# */, "")
-		printf "    %-34s %s\n", target, $0
-		exit
-	}' "$name"
-done | sort
+list defconfig-
+printf '\nFragments go on top of one, behind it or later:\n\n'
+list ''

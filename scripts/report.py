@@ -69,11 +69,10 @@ def notes(found, rows):
     if found.goes_on():
         lines.insert(0, f"{len(runs)} of {len(found.runs)} runs are finished" +
                      ("; the table is of those" if runs else ""))
-    if found.json["early_stop"]:
+    if found.early:
         stopped = sum(run.state == "stopped" for run in found.runs)
-        rule = ", ".join(f"{k} {v}" for k, v in found.json["early_stop"].items())
-        lines.append(f"early stop was asked for ({rule}), and {stopped} runs were: a p that was looked "
-                     "at until it was small is smaller than the chance of an error")
+        lines.append(f"early stop was asked for (p {found.early.p:g}), and {stopped} runs were left out; "
+                     "p, interval and verdict count every look at the losses (Haybittle-Peto)")
     return lines
 
 
@@ -114,8 +113,8 @@ def results_csv(found, rows):
 
 def render(out):
     """Write the files; text: what a terminal prints, failure: the first repeat that is not one."""
-    found = report_data.Study(out)
-    rows = study_table.table(found.finished(), found.baseline)
+    found = report_data.load(out)
+    rows = study_table.table(found.finished(), found.baseline, found.early)
     ways = report_data.three_ways(found)
     below, checks = notes(found, rows), list(check_repeats(found))
     first, table = lede(found, rows), study_table.table_lines(rows, found.unit) if rows else []
@@ -126,7 +125,7 @@ def render(out):
     replace(os.path.join(out, "table.json"), json.dumps(
         {"rows": rows, "notes": below, "checks": [line for line, _ in checks]}, indent=1) + "\n")
     replace(os.path.join(out, "summary.md"), "\n".join(
-        [f"# {found.json['name']}", "", first, "", *table, "",
+        [f"# {found.record['name']}", "", first, "", *table, "",
          *(f"- {line}" for line in below + more)]) + "\n")
     failures = [line.removeprefix("check: ") for line, bad in checks if bad]
     return SimpleNamespace(text="\n".join([*table, *below, *more]) + "\n",

@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""A study as the report takes it: OUT/study.json, and what its runs wrote.
+"""A study as the report takes it: study.json, and what its runs wrote.
 
 Nothing is read but study.json and, of each run, metrics.jsonl and result.json, so that a
 study can be looked at while it runs, and where it did not run.
 """
-import json
 import os
 import statistics
-from types import SimpleNamespace
 
 import study
+import study_state
 import study_stats
 from study import StudyError
 
-FORMAT = 1                   # of study.json that is understood
 POINTS = 100                 # of a curve of training losses: each is the mean of steps around it
 AXES = ("tokens", "flops", "seconds")
 NOT_STATISTICS = {"step", "layer", "mixer"}
@@ -68,23 +66,24 @@ def whole(curve):
     return curve[:bad]
 
 
-class Study:
-    """study.json, its arms by name, its runs."""
+class Study(study_state.Study):
+    """A study with its runs. Names of arms are words here, those of the published ones too."""
 
-    def __init__(self, out):
-        self.out = out
-        self.json = load(os.path.join(out, "study.json"))
-        self.unit, self.baseline = self.json["unit"], word(self.json["baseline"])
-        self.arms = {word(a["name"]): SimpleNamespace(
-            name=word(a["name"]), title=a["title"], label=a["what"], twin=word(a["twin"]),
-            leaks=a["leaks"], plan=a["plan"], decode=a["decode_tok_s"], json=a, runs=[])
-            for a in self.json["arms"]}
+    def __init__(self, out, record):
+        super().__init__(out, record)
+        self.unit, self.baseline = record["unit"], word(record["baseline"])
+        for arm in self.arms.values():
+            arm.name, arm.twin, arm.runs = word(arm.name), word(arm.twin), []
+        self.arms = {arm.name: arm for arm in self.arms.values()}
         self.runs = []
-        for info in self.json["runs"]:
+
+    def read(self):
+        """Take its runs, as they are now."""
+        for info in self.record["runs"]:
             arm = self.arms[word(info["arm"])]
-            run = Run(out, info, arm, self.json["seeds"][0])
-            arm.runs.append(run)
-            self.runs.append(run)
+            arm.runs.append(Run(self.out, info, arm, self.record["seeds"][0]))
+            self.runs.append(arm.runs[-1])
+        return self
 
     def finished(self):
         return [run for run in self.runs if run.result]
@@ -110,24 +109,14 @@ class Study:
                 yield run, twin, study.first_difference(run.folder, twin.folder)
 
 
+def load(out):
+    """The study of a folder, with what its runs wrote until now."""
+    return Study.there(out).read()
+
+
 def word(name):
     """An arm's name: the published ones are numbers."""
     return None if name is None else str(name)
-
-
-def load(path):
-    """study.json, or one line of what is wrong with it."""
-    try:
-        with open(path, encoding="utf-8") as f:
-            found = json.load(f)
-    except OSError:
-        raise StudyError(f"{path}: no such file; OUT is the folder of a study, such as `make "
-                         "ablate` writes") from None
-    except ValueError as error:
-        raise StudyError(f"{path}: {error}; run the study again") from None
-    if found.get("format") != FORMAT:
-        raise StudyError(f"{path}: format {found.get('format')}, and this version reads {FORMAT}")
-    return found
 
 
 # ---- one line of an arm over its seeds
@@ -189,10 +178,10 @@ def three_ways(found):
               if not any(run.result and run.result["val_loss"] is None for run in arm.runs)]
     if base not in ranked:
         return {}
-    return {axis: one_way(base, ranked, axis) for axis in AXES}
+    return {axis: one_way(base, ranked, axis, found.early) for axis in AXES}
 
 
-def one_way(base, ranked, axis):
+def one_way(base, ranked, axis, early):
     curves = {arm.name: {run.seed: run.curve(axis) for run in arm.runs if run.result}
               for arm in ranked}
     limit = study_stats.budget([c for arm in curves.values() for c in arm.values() if c])
@@ -202,7 +191,7 @@ def one_way(base, ranked, axis):
               for name, arm in curves.items()}
     gaps = {name: study_stats.differences(arm, losses[base.name])
             for name, arm in losses.items() if name != base.name}
-    tests = study_stats.judge({name: gap for name, gap in gaps.items() if gap})
+    tests = study_stats.judge({name: gap for name, gap in gaps.items() if gap}, early)
     return {"budget": limit, "arms": {
         name: {"losses": list(arm.values()), "test": tests[name].figures() if name in tests else None,
                "crossings": study_stats.crossings(curves[name], curves[base.name])

@@ -275,7 +275,7 @@ def layer_statistics(found, data):
 def config_values(found, arm):
     """{symbol: value} of an arm's kept configuration; {} where it is not there."""
     try:
-        return DotConfig.load(os.path.join(found.out, arm.json["config"])).values
+        return DotConfig.load(os.path.join(found.out, arm.record["config"])).values
     except OSError:
         return {}
 
@@ -283,14 +283,14 @@ def config_values(found, arm):
 def differences(found):
     """Symbols that some arm changes, a column for each arm."""
     arms = found.compared()
-    names = sorted({name for arm in arms for name in arm.json["symbols"]})
+    names = sorted({name for arm in arms for name in arm.record["symbols"]})
     if not names:
         return ""
     kept = {arm.name: config_values(found, arm) for arm in arms}
     heads = [("symbol", "")] + [(arm.name, "") for arm in arms]
     lines = []
     for name in names:
-        values = [arm.json["symbols"].get(name, kept[arm.name].get(name, "")) for arm in arms]
+        values = [arm.record["symbols"].get(name, kept[arm.name].get(name, "")) for arm in arms]
         lines.append(("", [cell("", f"<code>{text(name)}</code>", "")] +
                       [cell("", f"<span class=\"mono\">{text(v)}</span>", "") for v in values]))
     return "<h2>What the arms differ in</h2>" + table(heads, lines, "pin")
@@ -315,7 +315,7 @@ def runs_table(found):
 
 def facts(found):
     """Where and from what the study was run, as a list of definitions."""
-    j = found.json
+    j = found.record
     machine = j["machine"] or {}
     results = [run.result for run in found.finished()]
     named = [("command", f"<code>{text(j['command'])}</code>"),
@@ -336,7 +336,7 @@ def facts(found):
 def progress(found):
     done, total = len(found.finished()), len(found.runs)
     bad = [run for run in found.runs if run.state == "failed" or
-           run.state == "stopped" and not found.json["early_stop"]]
+           run.state == "stopped" and not found.record["early_stop"]]
     lines = "".join(f'<p class="banner">{text(run.name)} {run.state} at step {run.steps:,}'
                     f'{": " + text(run.info["note"]) if run.info["note"] else ""}</p>' for run in bad)
     if not found.goes_on():
@@ -349,7 +349,7 @@ def progress(found):
 def page(found, rows, ways, lede, notes, checks):
     """The whole page."""
     data = figure_data(found, rows, ways)
-    j = found.json
+    j = found.record
     body = [
         '<p class="over">Tenon study</p>', f"<h1>{text(j['name'])}</h1>",
         f'<p class="soft">{len(found.compared())} arms × {len(j["seeds"])} '

@@ -11,6 +11,7 @@ import study
 import study_arms
 import study_content
 import study_state
+import study_stats
 from dotconfig import DotConfig
 from study import StudyError
 from study_runs import say
@@ -173,6 +174,16 @@ def describe(args, command, cfg, arms, seeds):
             "arms": arms, "runs": runs_of(arms, seeds)}
 
 
+def check_early(args, seeds):
+    """Refuse an early stop that could stop nothing."""
+    if args.early_stop and len(seeds) <= study_stats.PAIRS:
+        raise StudyError(f"EARLY_STOP={args.early_stop:g}: of {len(seeds)} seeds none can be left out, for "
+                         f"the first {study_stats.PAIRS} are needed; give SEEDS={study_stats.PAIRS + 1} "
+                         "or more")
+    if args.early_stop and not study_stats.stats:
+        raise StudyError(study_stats.NO_EARLY)
+
+
 def prepare(args, command, cpus):
     """Build what a study needs; its Study, with every finished and unfinished run found."""
     base = base_config(args)
@@ -182,6 +193,9 @@ def prepare(args, command, cpus):
         raise StudyError(f"{base} is no study: set CONFIG_RA_MLA_ABLATION_MODE=y, or "
                          "fragments as CONFIG_ABLATION_ARMS, or name arms: "
                          'make ablate ARMS="a.config SYMBOL=1,2"')
+    first = cfg.i("SEED")
+    seeds = [first + i for i in range(args.seeds or max(1, cfg.i("ABLATION_SEEDS")))]
+    check_early(args, seeds)
     args.out = args.out or os.path.join("runs", cfg.s("RUN_NAME") + ("-arms" if args.arms else ""))
     builds = build_all(entries, base, args, cpus)
     if args.restart and os.path.exists(args.out):
@@ -192,8 +206,6 @@ def prepare(args, command, cpus):
     for entry, arm in zip(entries, arms):
         copy_new(builds[entry.build].config, os.path.join(args.out, arm["config"]))
         copy_new(builds[entry.build].binary, os.path.join(args.out, arm["binary"]))
-    first = cfg.i("SEED")
-    seeds = [first + i for i in range(args.seeds or max(1, cfg.i("ABLATION_SEEDS")))]
     new = Study(args.out, describe(args, command, cfg, arms, seeds))
     keep_or_move(new, old)
     new.refresh()

@@ -10,8 +10,10 @@ import os
 import platform
 import subprocess
 import time
+from functools import cached_property
 
 import study
+import study_stats
 from dotconfig import DotConfig
 from study import StudyError
 
@@ -29,13 +31,22 @@ class Arm:
     """An arm of study.json, with what a table and a scheduler ask of it."""
 
     def __init__(self, out, record):
-        self.record = record
+        self.out, self.record = out, record
         self.name, self.title, self.label = record["name"], record["title"], record["what"]
-        self.twin, self.leaks = record["twin"], record["leaks"]
-        self.flops, self.arena = record["plan"]["flops_token"], record["plan"]["train"]["arena"]
-        self.binary = os.path.join(out, record["binary"])
-        self.config = DotConfig.load(os.path.join(out, record["config"]))
-        self.iters = self.config.i("MAX_ITERS")
+        self.twin, self.leaks, self.plan = record["twin"], record["leaks"], record["plan"]
+        self.flops = self.plan["flops_token"]
+
+    @property
+    def binary(self):
+        return os.path.join(self.out, self.record["binary"])
+
+    @cached_property
+    def config(self):
+        return DotConfig.load(os.path.join(self.out, self.record["config"]))
+
+    @property
+    def iters(self):
+        return self.config.i("MAX_ITERS")
 
     @property
     def decode(self):
@@ -68,6 +79,20 @@ class Study:
         except (ValueError, KeyError, TypeError) as error:
             raise StudyError(f"{out}/{FILE}: damaged ({error}); RESTART=1 moves the folder "
                              "aside") from None
+
+    @classmethod
+    def there(cls, out):
+        """The same, where there has to be one."""
+        one = cls.load(out)
+        if not one:
+            raise StudyError(f"{out}: no study is there (no {FILE}); name its folder: OUT=DIR")
+        return one
+
+    @property
+    def early(self):
+        """The rule of EARLY_STOP, as study_stats takes it; None without."""
+        rule = self.record["early_stop"]
+        return rule and study_stats.Early(rule["p"], len(self.record["seeds"]))
 
     def save(self):
         replace(os.path.join(self.out, FILE), json.dumps(self.record, indent=1) + "\n")

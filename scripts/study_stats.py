@@ -5,10 +5,17 @@ A test is the paired t-test of an arm against the baseline, seed by seed (scipy.
 All arms of one comparison are a family: p-values are Holm's (1979), so that the chance of one
 false verdict among them is at most ALPHA; intervals are Bonferroni's, so that all of them
 together hold with probability 1 - ALPHA. Without scipy there are means and no tests.
+
+A study with early stop looks at an arm after each pair, from PAIRS on. Each look has its share of
+ALPHA, all earlier ones together no more than the rule's p, and the last one the rest (Haybittle
+1971, Peto et al. 1976). The shares add up, whatever the looks have to do with each other, so that
+both guarantees hold over all looks: of p-values, of verdicts, and of intervals, which are the
+repeated ones of Jennison and Turnbull (1989).
 """
 import bisect
 import math
 import statistics
+from collections import namedtuple
 
 try:
     import numpy
@@ -18,29 +25,55 @@ except ImportError:
 
 ALPHA = 0.05                 # chance of one false verdict, or one wrong interval, in a family
 POWER = 0.8                  # chance of a verdict that the number of seeds is to give
+PAIRS = 3                    # before a comparison can be settled early
 MOST_SEEDS = 1000            # more than anybody runs: the difference is called too small
+NO_EARLY = "EARLY_STOP: python3 lacks scipy; type: sh scripts/setup.sh report"
 MISSING = "no intervals: python3 lacks scipy; type: sh scripts/setup.sh report"
+
+
+class Early(namedtuple("Early", "p seeds")):
+    """The rule of early stop: chance of a false one in the family; seeds of an arm that has all."""
+
+    def share(self, n):
+        """Of ALPHA, what a test of n pairs has."""
+        if n < self.seeds:
+            return self.p / ALPHA / (self.seeds - PAIRS)
+        return 1 - self.p / ALPHA
+
+
+def rounding(differences):
+    """Whether a spread is nothing but rounding, which would be scipy's error, not a result."""
+    return statistics.stdev(differences) <= 1e-12 * max(map(abs, differences))
+
+
+def p_value(differences):
+    """Of the paired t-test of two differences or more."""
+    if rounding(differences):
+        return float(statistics.fmean(differences) == 0)
+    return float(stats.ttest_1samp(differences, 0).pvalue)
 
 
 class Test:
     """One arm against the baseline. None is a figure that there is not (yet).
 
-    mean, sd: of the paired differences; p: of this test alone; holm: corrected for the family;
-    low, high: the interval that holds together with the family's; needed: seeds for a verdict
-    where there is none; verdict: better, worse, same, open, or "" before two seeds are there.
+    mean, sd: of the paired differences; p: of this test alone, over all its looks; share: of ALPHA,
+    what the last look has; holm: corrected for the family; low, high: the interval that holds
+    together with the family's; needed: seeds for a verdict where there is none; verdict: better,
+    worse, same, open, or "" before two seeds are there.
     """
 
-    def __init__(self, differences):
+    def __init__(self, differences, early=None):
         self.n = len(differences)
         self.mean = statistics.fmean(differences) if differences else None
         self.sd = statistics.stdev(differences) if self.n > 1 else None
         self.p = self.holm = self.low = self.high = self.needed = None
         self.verdict = ""
-        # A spread that is nothing but rounding would be scipy's error, not a result.
-        self.exact = self.n > 1 and self.sd <= 1e-12 * max(map(abs, differences))
+        self.exact = self.n > 1 and rounding(differences)
+        self.share = early.share(self.n) if early else 1
         if stats and self.n > 1:
-            self.p = float(self.mean == 0 if self.exact else
-                           stats.ttest_1samp(differences, 0).pvalue)
+            looks = range(PAIRS, self.n + 1) if early else [self.n]
+            self.p = min([1.0, *(p_value(differences[:n]) / (early.share(n) if early else 1)
+                                 for n in looks)])
 
     def judge(self, holm, family):
         """Given the corrected p-value and the number of tests in the family."""
@@ -48,14 +81,14 @@ class Test:
         self.low = self.high = self.mean
         if not self.exact:
             self.low, self.high = map(float, stats.t.interval(
-                1 - ALPHA / family, self.n - 1, self.mean, self.sd / math.sqrt(self.n)))
+                1 - ALPHA * self.share / family, self.n - 1, self.mean, self.sd / math.sqrt(self.n)))
         if self.exact and self.mean == 0:
             self.verdict = "same"
         elif holm < ALPHA:
             self.verdict = "better" if self.mean < 0 else "worse"
         else:
             self.verdict = "open"
-            self.needed = seeds_needed(self.mean, self.sd, ALPHA / family)
+            self.needed = seeds_needed(self.mean, self.sd, ALPHA * self.share / family)
 
     def figures(self):
         """As JSON takes them; a number of seeds beyond all is None."""
@@ -92,13 +125,21 @@ def seeds_needed(mean, sd, alpha):
     return low + 1 + bisect.bisect_left(range(low + 1, high), True, key=enough)
 
 
-def judge(differences):
+def judge(differences, early=None):
     """{arm: Test} of {arm: [difference of each seed]}: one family."""
-    tests = {arm: Test(values) for arm, values in differences.items()}
+    tests = {arm: Test(values, early) for arm, values in differences.items()}
     family = [test for test in tests.values() if test.p is not None]
     for test, holm in zip(family, holm_bonferroni([test.p for test in family])):
         test.judge(holm, len(family))
     return tests
+
+
+def settled(differences, family, early):
+    """Whether a comparison of @family is settled, by its first pairs: better, worse or ""."""
+    test = Test(differences, early)
+    if test.n < PAIRS or not test.p * family < ALPHA:
+        return ""
+    return "better" if test.mean < 0 else "worse"
 
 
 def differences(values, base):

@@ -2,7 +2,7 @@
 """The table of a study, from the result.json of its runs.
 
 A run has a name, a folder, a seed, an entry (name, title and label of its arm) and an arm
-(leaks; decode: tokens/s of its binary, or None).
+(leaks; flops a token and decode, tokens/s of its binary, or None).
 """
 import math
 import os
@@ -42,7 +42,7 @@ def losses(results):
     return {seed: result["val_loss"] for seed, result in results.items()}
 
 
-def row(name, label, results, base, decode=None):
+def row(name, label, results, base, arm):
     """One arm's figures from its results by seed; base: the reference's, or None."""
     change = study_stats.differences(losses(results), losses(base)) if base else []
     loss = mean(list(losses(results).values()))
@@ -56,10 +56,11 @@ def row(name, label, results, base, decode=None):
         "change": statistics.fmean(change) if change else None,
         "differences": change,
         "tokens": one["tokens"],
+        "flops_token": arm.flops,
         "cache_token": one["cache_token"],
         "peak_bytes": max(r["peak_bytes"] for r in results.values()),
         "tok_s": statistics.median(r["tok_s"] for r in results.values()),
-        "decode_tok_s": decode,
+        "decode_tok_s": arm.decode,
         "text_loss": spread(list(losses(results).values()), "{:.4f}"),
         "text_change": "not finite" if change is None else spread(change, "{:+.4f}") if change
                        else "-",
@@ -67,11 +68,11 @@ def row(name, label, results, base, decode=None):
     }
 
 
-def judge(rows, base, leaking):
+def judge(rows, base, leaking, early):
     """Put what the paired test of each arm says into its row; base: the baseline's name."""
     arms = {r["arm"]: r for r in rows if r["arm"] != base and r["arm"] not in leaking}
     tests = study_stats.judge({name: r["differences"] for name, r in arms.items()
-                               if r["differences"]})
+                               if r["differences"]}, early)
     for r in rows:
         test = tests.get(r["arm"])
         r["test"] = test and test.figures()
@@ -103,10 +104,11 @@ def seeds_words(test):
     return f"about {needed:,} seeds" if needed else f"over {study_stats.MOST_SEEDS:,} seeds"
 
 
-def table(runs, base=ASK):
+def table(runs, base=ASK, early=None):
     """[row] in the order of the arms. A repeat is a check, not a result: it has none.
 
-    base: the arm that the others are compared with, or None; study.reference() where not given."""
+    base: the arm that the others are compared with, or None; study.reference() where not given.
+    early: the rule of a study that leaves out what is settled (study_stats.Early)."""
     arms, results = {}, {}
     for run in runs:
         if getattr(run.entry, "twin", None) is None:
@@ -114,9 +116,9 @@ def table(runs, base=ASK):
             results.setdefault(run.entry.name, {})[run.seed] = study.load_result(run.folder)
     base = study.reference(list(results)) if base is ASK else base
     rows = [row(name, run.entry.label + (" leaks" if run.arm.leaks else ""), results[name],
-                results.get(base), run.arm.decode)
+                results.get(base), run.arm)
             for name, run in arms.items()]
-    judge(rows, base, {name for name, run in arms.items() if run.arm.leaks})
+    judge(rows, base, {name for name, run in arms.items() if run.arm.leaks}, early)
     return rows
 
 
@@ -124,7 +126,7 @@ def table(runs, base=ASK):
 
 def heads(unit):
     return ("arm", "model", "parameters", "val loss", f"ppl/{unit}", "change", "95 % interval",
-            "p", "verdict", f"cache B/{unit}", "peak MiB", "tok/s", "decode tok/s")
+            "p", "verdict", f"FLOPs/{unit}", f"cache B/{unit}", "peak MiB", "tok/s", "decode tok/s")
 
 
 def cells(r):
@@ -134,7 +136,8 @@ def cells(r):
             number(r["perplexity"], "{:.2f}"), r["text_change"],
             f"{test['low']:+.4f} to {test['high']:+.4f}" if judged else "",
             p_value(test["holm"]) if judged else "",
-            r.get("verdict", ""), f"{r['cache_token']:,}",
+            r.get("verdict", ""), "" if r["flops_token"] is None else f"{r['flops_token']:,.0f}",
+            f"{r['cache_token']:,}",
             f"{r['peak_bytes'] / 2**20:.1f}", f"{r['tok_s']:,.0f}",
             "" if decode is None else f"{decode:,.0f}")
 

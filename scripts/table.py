@@ -38,7 +38,7 @@ def load(name, folder):
         raise StudyError(f"{folder}/result.json: no finished run; name folders of `tenon train`")
     entry = SimpleNamespace(name=name, title=name, label=result["label"] or result["run"])
     return SimpleNamespace(name=name, folder=folder, seed=0, entry=entry, result=result,
-                           arm=SimpleNamespace(leaks=result["leaks"], decode=None))
+                           arm=SimpleNamespace(leaks=result["leaks"], flops=None, decode=None))
 
 
 def differences(runs):

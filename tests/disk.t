@@ -9,9 +9,10 @@ newest checkpoint that are cut short or altered are named and not loaded.
 
     tests/disk.t            a sample
     tests/disk.t --all      every operation, 200 kills at any time, every byte of the headers,
-                            a cut at every 4 KiB, 1,000 flipped bits: hours
+                            a cut at every 4 KiB, 1,000 flipped bits: an hour of processors
 """
 import errno
+import multiprocessing
 import os
 import random
 import shutil
@@ -33,6 +34,8 @@ LAST = 24
 ALL = "--all" in sys.argv[1:]
 # The sample: operations and damages that are tried, of each kind and file.
 PICKS, BYTES, CUTS, FLIPS, KILLS = (None, None, None, 1000, 200) if ALL else (6, 3, 2, 6, 0)
+# At a time; beside the sample other tests run.
+JOBS = len(os.sched_getaffinity(0)) if ALL else 1
 
 
 def shim(tmp):
@@ -54,9 +57,29 @@ def copy(src, dst):
     shutil.copytree(src, dst, symlinks=True)
 
 
+def each(tmp, work, *items):
+    """What WORK(folder, *item) finds wrong, of every item; JOBS at a time, in folders of their own."""
+    fork = multiprocessing.get_context("fork")
+    todo, found = list(zip(*items)), fork.SimpleQueue()
+
+    def share(i):
+        try:
+            found.put([w for item in todo[i::JOBS] if (w := work(f"{tmp}/run{i}", *item))])
+        except Exception as error:      # else who waits would wait for ever
+            found.put([f"{type(error).__name__}: {error}"])
+
+    jobs = [fork.Process(target=share, args=(i,)) for i in range(JOBS)]
+    for job in jobs:
+        job.start()
+    wrong = [w for _ in jobs for w in found.get()]
+    for job in jobs:
+        job.join()
+    return wrong
+
+
 def faulty(binary, library, out, at, how):
     """A run whose operation AT fails; the run, and how many operations it came to."""
-    counter = f"{library}.count"
+    counter = f"{out}.count"
     env = dict(os.environ, LD_PRELOAD=library, FAIL_BELOW=out, FAIL_AT=str(at), FAIL_HOW=str(how),
                FAIL_COUNT=counter)
     if os.path.exists(counter):
@@ -86,28 +109,31 @@ def ended(run, how, out, whole):
 
 def test_operations(binary, library, whole, start, tmp, name):
     """Of a run from `start` (None: from nothing) every operation, in every way."""
-    rng, out = random.Random(name), f"{tmp}/run"
+    rng = random.Random(name)
 
-    def begin():
+    def begun(out, at, how):
+        """A run that fails so, and how many operations it came to."""
         shutil.rmtree(out, ignore_errors=True)
         if start:
             copy(start, out)
+        return faulty(binary, library, out, at, how)
 
-    begin()
-    run, total = faulty(binary, library, out, 0, "")
+    def wrong(out, at, how):
+        run, _ = begun(out, at, how)
+        problem = ended(run, how, out, whole) or goes_on(binary, whole, out)
+        return problem and f"operation {at}: {problem}"
+
+    out = f"{tmp}/run"
+    run, total = begun(out, 0, "")
     t.ok(run.returncode == 0 and total and total > 50 and not t.same_run(whole, out),
          f"{name}: {total} operations", t.said(run))
     for word, how in HOW.items():
-        wrong = []
         # The last ones, where all steps are done and the run is not, hide most.
         span = range(1, (total or 0) + 1)
-        for at in sorted({*picked(rng, span, PICKS), *picked(rng, span[-LAST:], PICKS and 3)}):
-            begin()
-            run, _ = faulty(binary, library, out, at, how)
-            problem = ended(run, how, out, whole) or goes_on(binary, whole, out)
-            if problem:
-                wrong.append(f"operation {at}: {problem}")
-        t.ok(not wrong, f"{name}: {word} at any operation", "\n".join(wrong[:5]))
+        tried = sorted({*picked(rng, span, PICKS), *picked(rng, span[-LAST:], PICKS and 3)})
+        found = each(tmp, wrong, tried, [how] * len(tried))
+        t.ok(tried and not found, f"{name}: {word} at any operation ({len(tried)})",
+             "\n".join(found[:5]))
 
 
 def refused(binary, whole, out, name):
@@ -125,47 +151,55 @@ def header_bytes(data, name):
 
 
 def damages(data, name, rng):
-    """(words, damaged bytes): cuts in the header and at every 4 KiB, flipped bits."""
-    for at in picked(rng, range(header_bytes(data, name)), BYTES):
-        yield f"cut to {at}", data[:at]
-    for at in picked(rng, range(0, len(data), 4096), CUTS):
-        yield f"cut to {at}", data[:at]
+    """(byte, bit): cuts before a byte of the header or at every 4 KiB (no bit), flipped bits."""
+    yield from ((at, None) for at in picked(rng, range(header_bytes(data, name)), BYTES))
+    yield from ((at, None) for at in picked(rng, range(0, len(data), 4096), CUTS))
     for _ in range(FLIPS // len(FILES) + 1):
-        at, bit = rng.randrange(len(data)), rng.randrange(8)
-        yield f"bit {bit} of byte {at}", data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1:]
+        yield rng.randrange(len(data)), rng.randrange(8)
 
 
 def test_damage(binary, whole, tmp):
-    out = f"{tmp}/damaged"
     for name in FILES:
-        good, wrong, tried = t.read(whole, NEWEST, name), [], 0
-        for words, data in damages(good, name, random.Random(name)):
+        good = t.read(whole, NEWEST, name)
+
+        def wrong(out, damage, name=name, good=good):
+            at, bit = damage
             copy(whole, out)
-            t.write(data, out, NEWEST, name)
+            t.write(good[:at] if bit is None else
+                    good[:at] + bytes([good[at] ^ 1 << bit]) + good[at + 1:], out, NEWEST, name)
             problem = refused(binary, whole, out, name)
-            tried += 1
-            if problem:
-                wrong.append(f"{words}: {problem}")
-        t.ok(tried and not wrong, f"{name}: {tried} damages are named, the checkpoint before it "
-             "used", "\n".join(wrong[:5]))
+            return problem and f"byte {at}, {'cut' if bit is None else f'bit {bit}'}: {problem}"
+
+        tried = list(damages(good, name, random.Random(name)))
+        found = each(tmp, wrong, tried)
+        t.ok(tried and not found, f"{name}: {len(tried)} damages are named, the checkpoint before "
+             "it used", "\n".join(found[:5]))
 
 
-def test_kills(binary, whole, tmp, kills):
+def test_kills(binary, whole, tmp):
     """SIGKILL at moments that nothing chooses, each in a run that goes on from the last."""
-    rng, out, hit = random.Random(3), f"{tmp}/killed", 0
-    begun = time.monotonic()
-    t.train(binary, out, *STEPS)
-    span = time.monotonic() - begun
-    while hit < kills:
-        if os.path.exists(f"{out}/{NEWEST}"):
-            shutil.rmtree(out)
-        run = subprocess.Popen([binary, "train", "--out", out, "--threads", "1", *map(str, STEPS)],
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(rng.uniform(0, span))
-        run.kill()
-        hit += run.wait() == -signal.SIGKILL
-    problem = goes_on(binary, whole, out)
-    t.ok(not problem, f"{hit} kills at any time: the same bits", problem)
+    def wrong(out, seed, kills):
+        rng, hit, begun = random.Random(seed), 0, time.monotonic()
+        shutil.rmtree(out, ignore_errors=True)
+        t.train(binary, out, *STEPS)
+        span = time.monotonic() - begun
+        while hit < kills:
+            if os.path.exists(f"{out}/{NEWEST}"):
+                problem = goes_on(binary, whole, out)
+                if problem:
+                    return problem
+                shutil.rmtree(out)
+            run = subprocess.Popen([binary, "train", "--out", out, "--threads", "1",
+                                    *map(str, STEPS)],
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            time.sleep(rng.uniform(0, span))
+            run.kill()
+            hit += run.wait() == -signal.SIGKILL
+        return goes_on(binary, whole, out)
+
+    share = [len(range(i, KILLS, JOBS)) for i in range(JOBS)]
+    found = each(tmp, wrong, range(JOBS), share)
+    t.ok(not found, f"{sum(share)} kills at any time: the same bits", "\n".join(found))
 
 
 def main():
@@ -179,7 +213,7 @@ def main():
         test_operations(binary, library, whole, part, tmp, "a run that goes on")
         test_damage(binary, whole, tmp)
         if KILLS:
-            test_kills(binary, whole, tmp, KILLS)
+            test_kills(binary, whole, tmp)
     return t.done()
 
 

@@ -47,7 +47,8 @@ def test_help(conf):
 
 
 # What a researcher looks for, in this order.
-MENUS = ["Run", "Machine", "Model", "Training", "Data", "Processes", "Text generation"]
+MENUS = ["Architecture of the model", "Mechanisms", "Training", "Ablation study", "Data", "Machine",
+         "Text generation"]
 
 
 def menus(node):

@@ -62,10 +62,10 @@ def test_all_kinds():
     edit('CONFIG_RA_MLA_MLP_SPARSE_MODE="topk"\n', "")
     edit("CONFIG_LR_COSINE=y\n", "")
     edit("# CONFIG_LR_[A-Z]+ is not set\n# CONFIG_LR_WSD is not set\n", "")
-    ok(run("listnewconfig")[1] == 'CONFIG_SEED=1337\n'
-       'CONFIG_RA_MLA_MLP_SPARSE_MODE="topk"\nCONFIG_LR_COSINE=y\n',
+    ok(run("listnewconfig")[1] == 'CONFIG_RA_MLA_MLP_SPARSE_MODE="topk"\n'
+       'CONFIG_SEED=1337\nCONFIG_LR_COSINE=y\n',
        "listnewconfig_names_what_is_open", run("listnewconfig")[1])
-    sys.stdin, keep = io.StringIO("11\n3\n\n\n"), sys.stdin
+    sys.stdin, keep = io.StringIO("3\n\n11\n\n"), sys.stdin
     status, out, err = run("oldconfig")
     sys.stdin = keep
     ok(status == 0 and shows("CONFIG_SEED=11", "CONFIG_LR_COSINE=y",

@@ -23,14 +23,19 @@ sys.path.insert(0, os.path.join(t.SRC, "scripts"))
 from kconf import rules             # noqa: E402
 from kconf.config import Config     # noqa: E402
 
+# Every mixer by its name in BLOCK.
+MIXERS = {"mha": "MIXER_MHA", "mlp": "MLP_MLP", "ra_mla": "MIXER_RA_MLA", "recip": "MLP_RECIP",
+          "mla": "MIXER_MLA", "moe": "MLP_MOE", "swiglu": "MLP_SWIGLU",
+          "mlp_splice": "MLP_SPLICE"}
 ON = dict.fromkeys((
-    "GPT2_MODEL_CUSTOM", "ARCH_CPU", "REAL_FLOAT", "OPTIM_ADAMWSPAM", "MIXER_MHA", "MIXER_RA_MLA",
-    "MLP_MLP", "MLP_RECIP", "RA_MLA_MLP_ATTN_GATE", "RA_MLA_MLP_CROSS_TOKEN",
-    "RA_MLA_MLP_LATENT_RECIP", "RA_MLA_LOG_METRICS"), "y")
+    "GPT2_MODEL_CUSTOM", "ARCH_CPU", "REAL_FLOAT", "OPTIM_ADAMWSPAM", *MIXERS.values(),
+    "MHA_ROPE", "MLA_QUERY_LATENT", "MLA_KVSPLICE", "MOE_BIAS_BALANCE",
+    "RA_MLA_MLP_ATTN_GATE", "RA_MLA_MLP_CROSS_TOKEN", "RA_MLA_MLP_LATENT_RECIP",
+    "RA_MLA_LOG_METRICS"), "y")
 # Every mechanism acts, every interval comes around, and clipping, resets and the detector of
 # spikes have something to do.
 BASE = {
-    **ON, "BLOCK": "mha mlp ra_mla recip", "N_LAYER": "2", "N_HEAD": "2", "N_EMBD": "16",
+    **ON, "BLOCK": " ".join(MIXERS), "N_LAYER": "2", "N_HEAD": "2", "N_EMBD": "16",
     "BLOCK_SIZE": "16", "BATCH_SIZE": "2", "VOCAB_SIZE": "256", "GRADIENT_ACCUMULATION": "2",
     "MAX_ITERS": "24", "LEARNING_RATE": "3e-3", "MIN_LR": "3e-4", "WARMUP_STEPS": "3",
     "EVAL_INTERVAL": "8", "EVAL_SAMPLES": "2", "LOG_INTERVAL": "4", "CHECKPOINT_INTERVAL": "6",
@@ -38,15 +43,19 @@ BASE = {
     "SPAM_SPIKE_THRESHOLD": "1.0", "SPAM_INTERVAL": "7", "SPAM_WARMUP_STEPS": "4",
     "RA_MLA_LATENT_DIM": "8", "RA_MLA_RA_ALPHA": "0.5", "RA_MLA_RA_WINDOW": "4",
     "RA_MLA_MLP_GATE_DIM": "4", "RA_MLA_MLP_SPARSE_K": "3", "GENERATION_TOP_K": "0",
-    "GENERATION_MAX_TOKENS": "12",
+    "GENERATION_MAX_TOKENS": "12", "MLA_LATENT_DIM": "6", "MLA_Q_LATENT_DIM": "4",
+    "MLA_ROPE_DIM": "2", "MLA_KVSPLICE_DIM": "4", "MLP_SPLICE_DIM": "3", "MOE_BIAS_RATE": "0.1",
 }
 
+# The same mixers in another order.
+TURNED = " ".join(["ra_mla", "recip", *(m for m in MIXERS if m not in ("ra_mla", "recip"))])
 # Symbols that are open only with others.
 UNDER = {
     "LR_DECAY_STEPS": {"LR_WSD": "y"},
     "RA_MLA_MLP_SPARSE_RMS_THRESHOLD": {"RA_MLA_MLP_SPARSE_MODE_RMS": "y"},
     "RA_MLA_MLP_LATENT_DIM": {"RA_MLA_MLP_TYING_MODE_UNTIED": "y"},
-    "BLOCK_ALT_LAYERS": {"BLOCK_ALT": "ra_mla recip mha mlp", "BLOCK_ALT_LAYERS": "0"},
+    "MLA_ROPE_FULL": {"MLA_ROPE_DIM": "0"},
+    "BLOCK_ALT_LAYERS": {"BLOCK_ALT": TURNED, "BLOCK_ALT_LAYERS": "0"},
     "DATA_PATH": {"DATA_TEXT": "y", "DATA_PATH": "README.md"},
 }
 # Values, where what randconfig draws does not do or does not show; with it, what has to follow.
@@ -54,24 +63,25 @@ TO = {
     "SEED": "7", "NORM_EPSILON": "1e-2", "ADAM_EPSILON": "1e-3", "KV_HEADS": "1",
     "SPAM_SPIKE_THRESHOLD": "0", "LR_DECAY_STEPS": "3", "SPAM_THETA": "1.5", "MAX_ITERS": "23",
     "CHECKPOINT_INTERVAL": "5", "GENERATION_TOP_K": "1", "GRADIENT_ACCUMULATION": "3",
-    "BLOCK": "ra_mla recip mha mlp", "BLOCK_SIZE": "12", "HEAD_ROWS": "7", "DATA_PATH": "LICENSE",
+    "BLOCK": TURNED, "BLOCK_SIZE": "12", "HEAD_ROWS": "7", "DATA_PATH": "LICENSE",
     # Early rows are nearly even: nothing is below half of their root mean square.
     "RA_MLA_MLP_SPARSE_RMS_THRESHOLD": "1.5",
 }
 WITH = {
-    "BLOCK_ALT": {"BLOCK_ALT": "ra_mla recip mha mlp", "BLOCK_ALT_LAYERS": "1"},
+    **{symbol: {"BLOCK": " ".join(m for m in MIXERS if m != name)}
+       for name, symbol in MIXERS.items()},
+    "BLOCK_ALT": {"BLOCK_ALT": TURNED, "BLOCK_ALT_LAYERS": "1"},
     "BLOCK_ALT_LAYERS": {"BLOCK_ALT_LAYERS": "1"},
     "DATA_TEXT": {"DATA_PATH": "README.md"},
-    "MIXER_MHA": {"BLOCK": "mlp ra_mla recip"}, "MLP_MLP": {"BLOCK": "mha ra_mla recip"},
-    # Without one of them the mechanisms of the other have no partner.
-    "MIXER_RA_MLA": {"BLOCK": "mha mlp recip", "RA_MLA_MLP_ATTN_GATE": "n",
-                     "RA_MLA_MLP_CROSS_TOKEN": "n", "RA_MLA_MLP_LATENT_RECIP": "n"},
-    "MLP_RECIP": {"BLOCK": "mha mlp ra_mla"},
 }
+# Without it the mechanisms of recip have no partner.
+WITH["MIXER_RA_MLA"].update(RA_MLA_MLP_ATTN_GATE="n", RA_MLA_MLP_CROSS_TOKEN="n",
+                            RA_MLA_MLP_LATENT_RECIP="n")
 
 EXEMPT = {
     "RUN_NAME": "names the folder that make writes to; tests/build.t",
     "MODEL_GPT2_RA_MLA": "sets defaults of BLOCK and of the mixers, which are all set here",
+    "MODEL_GPT2_MLA": "sets defaults of BLOCK and of the mixers, which are all set here",
     "GPT2_MODEL_124M": "widths of minutes; tests/plan.t has their parameters",
     "GPT2_MODEL_350M": "widths of minutes; tests/plan.t has their parameters",
     "GPT2_MODEL_774M": "widths of minutes; tests/plan.t has their parameters",

@@ -3,12 +3,12 @@
 """Defects planted one at a time: which of them do the tests see?
 
 Drawn by seed from the lines of model/, arch/cpu/ and train/: a sign, an index, a comparison, a
-skipped statement, another accumulation. Each is built in a copy of the sources, in double, with
-every mechanism on, and the programs that could see it run until one fails. A defect that does
-not compile is drawn again. What no program sees is printed: an equivalent change, or a test
-that is missing.
+skipped statement, another accumulation. Each is built in a copy of the sources, in the first of
+CONFIGS that compiles its file, and the programs that could see it run until one fails. A defect
+that does not compile is drawn again. What no program sees is printed: an equivalent change, or a
+test that is missing.
 
-    tests/mutants.py [--count N] [--seed S] [--dir DIR] [--list]
+    tests/mutants.py [--count N] [--seed S] [--dir DIR] [--jobs N] [--list]
 """
 import argparse
 import os
@@ -17,17 +17,25 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from queue import Queue
 
 SRC = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TOPS = ("model", "arch/cpu", "train")
-CONFIG = ("tiny-ra-mla-full", "real-double")
+# A defconfig and fragments: every mechanism at once, then what only others compile.
+EVERY = "tests/mutants.config"
+CONFIGS = {"every": ("tiny-ra-mla-full", EVERY, "real-double.config"),
+           "bf16": ("tiny-ra-mla-full", EVERY, "real-bf16.config"),
+           "portable": ("tiny-ra-mla-full", EVERY, "portable-bits.config")}
 # By what a defect may be in; the quick ones first.
 PROGRAMS = {
-    "model": ("test_mixer", "test_model", "test_ra_mla_forms", "test_recip_forms"),
+    "model": ("test_mixer", "test_model", "test_mla", "test_ra_mla_forms", "test_recip_forms"),
     "arch/cpu": ("test_kernel_norm", "test_kernel_vocab", "test_kernel_gate", "test_kernel_couple",
-                 "test_kernel_cache", "test_kernel_optim", "test_kernel_stats", "test_attn",
-                 "test_attn_step", "test_route", "test_route_step", "test_kernel_gemm", "test_cpu",
-                 "test_mixer", "test_model"),
+                 "test_kernel_cache", "test_kernel_optim", "test_kernel_stats", "test_kernel_rope",
+                 "test_kernel_moe", "test_attn", "test_attn_step", "test_route", "test_route_step",
+                 "test_kernel_gemm", "test_cpu", "test_mixer", "test_model"),
     "train": ("test_optim", "test_step", "test_train", "test_model"),
 }
 # (what, pattern, replacement): applied to one match of one line.
@@ -50,7 +58,7 @@ DULL = re.compile(r"^\s*(\*|/|#|static|const|return|struct|case)|die|free\(|prin
                   r"prefetch|tile_scratch|\"")
 APART = ("bench.c", "events.c", "folder.c", "log.c", "loop.c", "metrics.c", "result.c", "run.c",
          "stop.c")
-LIMIT_S = 300
+LIMIT_S = 100
 
 
 def sites():
@@ -96,61 +104,105 @@ def folder(path):
     return next(top for top in TOPS if path.startswith(top + "/"))
 
 
-def run(tree, *command):
-    """Whether a command ends well, in time."""
-    try:
-        return not subprocess.run(command, cwd=tree, stdout=subprocess.DEVNULL, timeout=LIMIT_S,
-                                  stderr=subprocess.DEVNULL).returncode
-    except subprocess.TimeoutExpired:
-        return False
+class Place:
+    """A copy of the sources, and object trees beside it. Paths are relative, so that it can
+    be copied as it is."""
+
+    def __init__(self, path):
+        self.path, self.tree = path, os.path.join(path, "tree")
+
+    def run(self, *command):
+        """Whether a command ends well, in time."""
+        try:
+            return not subprocess.run(command, cwd=self.tree, stdout=subprocess.DEVNULL,
+                                      timeout=LIMIT_S, stderr=subprocess.DEVNULL).returncode
+        except subprocess.TimeoutExpired:
+            return False
+
+    def build(self, config, programs):
+        return self.run("make", "-s", f"O=../{config}", "EXTRA_CFLAGS=-Og -g0 -Wno-error",
+                        "check-programs", f"PROGRAMS={' '.join(programs)}")
+
+    def passes(self, config, program):
+        return self.run(f"../{config}/tests/{program}")
+
+    def prepare(self, jobs):
+        """Sources and every configuration; the programs must pass before there is a defect."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        shutil.copytree(SRC, self.tree, ignore=shutil.ignore_patterns("build", "runs", ".*"))
+        every = sorted({p for some in PROGRAMS.values() for p in some})
+        for config, (defconfig, *fragments) in CONFIGS.items():
+            if not self.run("make", "-s", f"O=../{config}", f"defconfig-{defconfig}",
+                            *fragments) or not self.build(config, every):
+                sys.exit(f"mutants: {config}: the sources do not build without a defect")
+            with ThreadPoolExecutor(jobs) as pool:
+                passes = pool.map(self.passes, [config] * len(every), every)
+            broken = [p for p, well in zip(every, passes) if not well]
+            if broken:
+                sys.exit(f"mutants: {config}: {' '.join(broken)} fail without a defect")
+
+    def config(self, file):
+        """The first configuration that compiles a file; None where none does."""
+        made = os.path.splitext(file)[0] + ".o"
+        return next((c for c in CONFIGS if os.path.exists(f"{self.path}/{c}/{made}")), None)
+
+    def seen_by(self, site):
+        """The first program that fails, '' for none, None where the defect does not compile."""
+        path, config = os.path.join(self.tree, site[0]), self.config(site[0])
+        programs = PROGRAMS[folder(site[0])]
+        with open(path, encoding="utf-8") as file:
+            before = file.read()
+        lines = before.split("\n")
+        lines[site[1]] = site[3]
+        try:
+            write(path, "\n".join(lines))
+            if not config or not self.build(config, programs):
+                return None
+            return next((p for p in programs if not self.passes(config, p)), "")
+        finally:
+            write(path, before)
 
 
-def build(tree, obj, programs):
-    return run(tree, "make", "-s", f"O={obj}", "EXTRA_CFLAGS=-Og -g0 -Wno-error", "check-programs",
-               f"PROGRAMS={' '.join(programs)}")
-
-
-def seen_by(tree, obj, programs):
-    """The first program that fails, '' for none, None where the defect does not compile."""
-    if not build(tree, obj, programs):
-        return None
-    return next((p for p in programs if not run(tree, f"{obj}/tests/{p}")), "")
-
-
-def plant(tree, site):
-    """Put a defect into the copy; the text that was there."""
-    path = os.path.join(tree, site[0])
-    with open(path, encoding="utf-8") as file:
-        before = file.read()
-    lines = before.split("\n")
-    lines[site[1]] = site[3]
+def write(path, text):
     with open(path, "w", encoding="utf-8") as file:
-        file.write("\n".join(lines))
-    return before
+        file.write(text)
 
 
-def try_one(tree, obj, site):
-    before = plant(tree, site)
-    try:
-        return seen_by(tree, obj, PROGRAMS[folder(site[0])])
-    finally:
-        with open(os.path.join(tree, site[0]), "w", encoding="utf-8") as file:
-            file.write(before)
+def described(site):
+    """A site for people; of a skipped statement what it was."""
+    path, number, what, text = site
+    if what == "skipped":
+        with open(os.path.join(SRC, path), encoding="utf-8") as file:
+            text = file.read().splitlines()[number]
+    return f"{path}:{number + 1}: {what}: {text.strip()}"
 
 
-def prepare(args):
-    """A copy of the sources, configured, in which the programs pass."""
-    tree, obj = os.path.join(args.dir, "tree"), os.path.join(args.dir, "obj")
-    shutil.rmtree(tree, ignore_errors=True)
-    shutil.copytree(SRC, tree, ignore=shutil.ignore_patterns("build", "runs", ".git", ".config"))
-    every = sorted({p for some in PROGRAMS.values() for p in some})
-    goals = [f"defconfig-{CONFIG[0]}", *(f"{f}.config" for f in CONFIG[1:])]
-    if not run(tree, "make", "-s", f"O={obj}", *goals) or not build(tree, obj, every):
-        sys.exit("mutants: the sources do not build without a defect")
-    broken = [p for p in every if not run(tree, f"{obj}/tests/{p}")]
-    if broken:
-        sys.exit(f"mutants: {' '.join(broken)} fail without a defect")
-    return tree, obj
+def try_all(sites, count, jobs, path):
+    """(site, seen by) of the first COUNT that compile, in their order, JOBS at a time."""
+    places = [Place(os.path.join(path, str(i))) for i in range(jobs)]
+    places[0].prepare(jobs)
+    for place in places[1:]:
+        shutil.rmtree(place.path, ignore_errors=True)
+        shutil.copytree(places[0].path, place.path)
+    free = Queue()
+    for place in places:
+        free.put(place)
+
+    def one(site):
+        place = free.get()
+        try:
+            return site, place.seen_by(site)
+        finally:
+            free.put(place)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        tried = deque(pool.submit(one, site) for site in islice(sites, count))
+        while tried:
+            site, seen = tried.popleft().result()
+            if seen is None:
+                tried.extend(pool.submit(one, other) for other in islice(sites, 1))
+            else:
+                yield site, seen
 
 
 def main():
@@ -158,22 +210,17 @@ def main():
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--dir", default=os.path.join(SRC, "build/mutants"))
+    parser.add_argument("--jobs", type=int, default=1, help="at a time")
     parser.add_argument("--list", action="store_true", help="name them only")
     args = parser.parse_args()
-    args.dir = os.path.abspath(args.dir)
     os.environ.update(OMP_WAIT_POLICY="passive", TENON_OBJECTS="")
-    tree, obj = (None, None) if args.list else prepare(args)
-    done, missed = 0, 0
-    for site in drawn(args.seed):
-        if done == args.count:
-            break
-        seen = "" if args.list else try_one(tree, obj, site)
-        if seen is None:
-            continue
-        done += 1
-        missed += not seen
+    sites, missed, done = drawn(args.seed), 0, 0
+    tried = ((site, None) for site in islice(sites, args.count)) if args.list else \
+        try_all(sites, args.count, args.jobs, os.path.abspath(args.dir))
+    for site, seen in tried:
         said = "" if args.list else f"seen by {seen}: " if seen else "NOT SEEN: "
-        print(f"{said}{site[0]}:{site[1] + 1}: {site[2]}: {site[3].strip()}", flush=True)
+        print(said + described(site), flush=True)
+        done, missed = done + 1, missed + (seen == "")
     if not args.list:
         print(f"{done - missed} of {done} seen")
     return 0

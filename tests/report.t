@@ -168,7 +168,7 @@ def power(n, effect, alpha):
 
 def test_numbers(out):
     arms = ("1", "2", "3")
-    found = report_data.Study(out)
+    found = report_data.load(out)
     made = {r["arm"]: r for r in study_table.table(found.finished(), "0")}
     want = independent({a: [final_loss(a, s) for s in SEEDS] for a in arms},
                        [final_loss("0", s) for s in SEEDS])
@@ -189,6 +189,38 @@ def test_numbers(out):
          "differences_without_spread_are_no_division_by_zero", same)
 
 
+def test_early():
+    """Early stop: false ones are as rare as the rule says, and false verdicts no more frequent."""
+    chance, seeds, studies = .04, 6, 1500
+    early = study_stats.Early(chance, seeds)
+    looks = range(study_stats.PAIRS, seeds)
+    shares = [early.share(n) for n in (*looks, seeds)]
+    t.ok(close(sum(shares), 1) and close(sum(shares[:-1]), chance / study_stats.ALPHA),
+         "the_looks_share_what_one_test_has", shares)
+    draw, stops, verdicts, uncorrected = random.Random(1), 0, 0, 0
+    for _ in range(studies):
+        gaps = [draw.gauss(0, 1) for _ in range(seeds)]
+        stopped = next((n for n in looks if study_stats.settled(gaps[:n], 1, early)), seeds)
+        stops += stopped < seeds
+        verdicts += study_stats.judge({"a": gaps[:stopped]}, early)["a"].verdict != "open"
+        uncorrected += any(study_stats.p_value(gaps[:n]) < chance for n in looks)
+
+    def most(rate):
+        return studies * rate + 3 * math.sqrt(studies * rate * (1 - rate))
+    t.ok(0 < stops <= most(chance), "false_early_stops_are_rare", stops)
+    t.ok(stops <= verdicts <= most(study_stats.ALPHA), "false_verdicts_are_no_more_frequent", verdicts)
+    t.ok(uncorrected > most(chance), "without_correction_they_are", uncorrected)
+    gaps = {"a": [.50, .51, .50, .2], "b": [-.3, .1, .2, .1]}
+    tests = study_stats.judge(gaps, early)
+    t.ok(study_stats.settled(gaps["a"][:3], 2, early) == "worse" == tests["a"].verdict and
+         tests["b"].verdict == "open", "what_was_settled_stays_so", [x.figures() for x in tests.values()])
+    half = tests["b"].high - tests["b"].mean
+    from scipy import stats
+    level = 1 - study_stats.ALPHA * early.share(4) / 2
+    t.ok(close(half, stats.t.ppf((1 + level) / 2, 3) * stats.sem(gaps["b"])),
+         "the_interval_is_that_of_the_look")
+
+
 def test_ways(out):
     """Budgets and crossings of straight lines, then of the study."""
     down, flat = [(0, 4.0), (10, 2.0)], [(0, 3.0), (10, 3.0)]
@@ -197,12 +229,12 @@ def test_ways(out):
          study_stats.crossings({1: down}, {2: flat}) == [], "crossings_are_where_lines_cross")
     t.ok(study_stats.at(down, 2.5) == 3.5 and study_stats.at(down, 11) is None and
          study_stats.at(down, 10) == 2.0, "losses_between_evaluations_are_on_a_line")
-    ways = report_data.three_ways(report_data.Study(out))
+    ways = report_data.three_ways(report_data.load(out))
     t.ok(close(ways["flops"]["budget"], 64 * STEPS * 1000.0) and
          close(ways["seconds"]["budget"], STEPS * .010) and ways["tokens"]["budget"] == 64 * STEPS,
          "the_budget_is_the_most_that_all_have", [w["budget"] for w in ways.values()])
     t.ok(set(ways["flops"]["arms"]) == {"0", "1", "2", "3"}, "an_arm_that_leaks_has_no_place", ways)
-    run = next(r for r in report_data.Study(out).runs if r.arm.name == "1" and r.seed == 7)
+    run = next(r for r in report_data.load(out).runs if r.arm.name == "1" and r.seed == 7)
     x, curve = ways["flops"]["budget"], run.curve("flops")
     (x0, y0), (x1, y1) = next(p for p in zip(curve, curve[1:]) if p[0][0] <= x <= p[1][0])
     t.ok(close(ways["flops"]["arms"]["1"]["losses"][0], y0 + (y1 - y0) * (x - x0) / (x1 - x0)) and
@@ -265,7 +297,7 @@ def test_unfinished():
     status, text, err = render(out)
     t.ok(status == 0 and "5 of 8 runs are finished" in text and "worse" not in text and
          "+" not in line_of("0", text)[5], "a_study_that_runs_has_a_report", text + err)
-    pair = report_data.Study(out)
+    pair = report_data.load(out)
     test = {r["arm"]: r for r in study_table.table(pair.finished(), "0")}["1"]["test"]
     t.ok(test["n"] == 2, "only_seeds_that_both_have_are_paired", test)
     out = write_study("begun", arms, states={(a, s): "waiting" for a in arms for s in SEEDS})
@@ -283,8 +315,8 @@ def test_unfinished():
 
 
 def test_refusals(out):
-    for name, text, words in (("none", None, "no such file"), ("torn", '{"format": 1', "study.json"),
-                              ("later", '{"format": 2}', "format 2"), ("less", '{"format": 1}', "unit")):
+    for name, text, words in (("none", None, "no study is there"), ("torn", '{"format": 1', "study.json"),
+                              ("later", '{"format": 2}', "format 2"), ("less", '{"format": 1}', "damaged")):
         folder = f"{SCRATCH}/{name}"
         os.makedirs(folder, exist_ok=True)
         if text:
@@ -362,6 +394,7 @@ def main():
     out = write_study("whole")
     if study_stats.stats:
         test_numbers(out)
+        test_early()
         test_ways(out)
         test_without_scipy(out)
         test_summary(out)

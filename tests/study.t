@@ -27,6 +27,7 @@ import curve    # noqa: E402
 import study    # noqa: E402
 import study_arms    # noqa: E402
 import study_runs    # noqa: E402
+import study_stats    # noqa: E402
 import study_table    # noqa: E402
 
 SCRATCH = os.path.join(os.path.dirname(t.SCRATCH), "study")
@@ -304,18 +305,23 @@ def test_settled():
     except ImportError:
         t.ok(True, "a settled comparison ends # SKIP scipy is not installed")
         return
-    losses = {0: [2.0, 2.1, 2.2], 1: [2.5, 2.61, 2.7], 2: [2.1, 2.0, 2.25]}
-    arms = {n: SimpleNamespace(name=n, twin=None) for n in losses}
+    losses = {0: [2.0, 2.1, 2.2], 1: [2.5, 2.61, 2.7], 2: [2.1, 2.0, 2.25], 3: [2.5, 2.61, 2.7]}
+    arms = {n: SimpleNamespace(name=n, twin=None, leaks={"recip": "it looks"} if n == 3 else {})
+            for n in losses}
     runs = [SimpleNamespace(arm=arms[n], seed=s, folder=(n, s)) for n in losses for s in range(4)]
-    record = {"early_stop": {"p": 0.01}, "baseline": 0}
+    one = SimpleNamespace(record={"baseline": 0, "seeds": list(range(4))}, arms=arms,
+                          early=study_stats.Early(0.01, 4))
     results = {(n, s): {"val_loss": x} for n in losses for s, x in enumerate(losses[n])}
     with mock.patch.object(study, "load_result", results.get):
-        reason = ablate.settled(SimpleNamespace(record=record, arms=arms), runs)
+        reason = ablate.settled(one, runs)
         said = [reason(r) for r in runs if r.seed == 3]
-        record["early_stop"] = None
-        never = ablate.settled(SimpleNamespace(record=record, arms=arms), runs)
-        t.ok(said[0] is None and "settled, worse than arm 0 after 3 seeds" in said[1] and
-             said[2] is None and never(runs[7]) is None, "a_settled_comparison_ends", said)
+        t.ok(not said[0] and "settled, worse than arm 0 after 3 seeds" in said[1] and not said[2] and
+             not said[3], "a_settled_comparison_ends", said)
+        del results[1, 1]
+        results[1, 3] = {"val_loss": 2.6}
+        t.ok(not reason(runs[7]), "only_the_first_seeds_in_a_row_are_looked_at", reason(runs[7]))
+        one.early = None
+        t.ok(not ablate.settled(one, runs)(runs[7]), "nothing_ends_unasked")
 
 
 def test_difference():
@@ -444,17 +450,19 @@ def test_cells():
         return {s: {"val_loss": x, "params": 9, "peak_bytes": 1, "tok_s": 1.0,
                     "tokens": 1, "cache_token": 1}
                 for s, x in enumerate(losses)}
+    arm = SimpleNamespace(flops=1.5e6, decode=None)
     label = {n: study.Entry.numbered(n).label for n in (1, 3, 5)}
     t.ok(label[1] == "the gate" and label[5] == label[3] and
          study.Entry("gpt2", [study.fragment.find(study.GPT2)]).label.startswith("plain GPT-2"),
          "arms_are_named_by_their_fragments", label)
-    r = study_table.row(1, "the gate leaks", results(2.0, 3.0), results(1.5, 2.0))
+    r = study_table.row(1, "the gate leaks", results(2.0, 3.0), results(1.5, 2.0), arm)
     t.ok(study_table.cells(r)[1] == "the gate leaks" and r["text_loss"] == "2.5000 ± 0.7071" and
-         r["text_change"] == "+0.7500 ± 0.3536", "seeds_give_mean_and_deviation_of_pairs", r)
+         r["text_change"] == "+0.7500 ± 0.3536" and "1,500,000" in study_table.cells(r),
+         "seeds_give_mean_and_deviation_of_pairs", r)
     said = " ".join(study_table.meaning([r, {**r, "arm": 0}], 2, "byte"))
     t.ok("nats per byte" in said and "against arm 0" in said and
          "± is the standard deviation over 2 seeds" in said, "the_table_says_what_it_is_of", said)
-    t.ok(study_table.cells(study_table.row(0, "plain", results(None), None))[3] == "not finite",
+    t.ok(study_table.cells(study_table.row(0, "plain", results(None), None, arm))[3] == "not finite",
          "loss_that_is_not_finite_is_said")
 
 

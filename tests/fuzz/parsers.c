@@ -18,6 +18,7 @@
 #include "json.h"
 #include "safetensors.h"
 #include "util.h"
+#include "../../train/train.h"
 #include "../../data/shard.c"	/* for its static state, which an input must not leave behind */
 
 static char folder[64];
@@ -37,6 +38,17 @@ const char *build_text(void)
 const char *config_hash(void)
 {
 	return "0";
+}
+
+const char *flag_words(const char *name)
+{
+	return name;
+}
+
+size_t arch_memory_used(const char **what)
+{
+	(void)what;
+	return 0;
 }
 
 static const struct optim_scalar scalars[] = {
@@ -157,8 +169,27 @@ static void configs(const uint8_t *data, size_t n)
 	free(is);
 }
 
+/* metrics.jsonl: as the checkpoint left it, or altered since; the first byte says which. */
+static void rows(const uint8_t *data, size_t n)
+{
+	struct ckpt_state *st = xcalloc(1, sizeof(*st));
+	struct metrics *t;
+
+	if (n) {
+		put("metrics.jsonl", data + 1, n - 1);
+		st->step = 5;
+		st->eval_step = *data & 1 ? 5 : 0;
+		st->log.bytes = n - 1 + !!(*data & 2);
+		sha256_hex((const char *)data + 1, n - 1, st->log.sha256);
+		t = metrics_open(folder, st);
+		metrics_close(t);
+		unlink(put("metrics.jsonl.old-1", NULL, 0));
+	}
+	free(st);
+}
+
 static void (*const readers[])(const uint8_t *, size_t) = {
-	safetensors, state, manifest, shards_of, prompts, prompt_ids, configs,
+	safetensors, state, manifest, shards_of, prompts, prompt_ids, configs, rows,
 };
 
 static void forget_shards(void)

@@ -17,7 +17,8 @@ mkdir -p "$out/corpus"
 clang -g -O1 -std=gnu11 -Wall -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
 	-Iinclude -I"$obj/include" -Iinfer -include include/kconfig.h \
 	tests/fuzz/parsers.c lib/file.c lib/json.c lib/safetensors_read.c lib/sha256.c lib/util.c \
-	ckpt/state.c ckpt/manifest.c ckpt/compat.c infer/prompt.c \
+	lib/protobuf.c lib/tfevents.c ckpt/state.c ckpt/manifest.c ckpt/compat.c infer/prompt.c \
+	train/events.c train/metrics.c \
 	$(pkg-config --cflags --libs jansson zlib) -lm -o "$out/parsers"
 
 while [ "$left" -gt 0 ]; do
