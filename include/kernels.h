@@ -14,7 +14,7 @@
  * them: kernels_route.h (HAVE_ROUTE), kernels_gate.h (HAVE_GATE), kernels_couple.h
  * (HAVE_COUPLE), kernels_stats.h (HAVE_STATS); on a cpu only kernels_moe.h (HAVE_MOE),
  * kernels_rope.h (HAVE_ROPE), kernels_splice.h (HAVE_SPLICE), kernels_swiglu.h
- * (HAVE_SWIGLU).
+ * (HAVE_SWIGLU), kernels_linattn.h (HAVE_LINATTN), kernels_conv.h (HAVE_CONV).
  */
 #ifndef TENON_KERNELS_H
 #define TENON_KERNELS_H
