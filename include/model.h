@@ -28,7 +28,7 @@ enum {
 
 struct embed_param {
 	TENSOR param_t wte[V][C];
-	TENSOR param_t wpe[POSITIONS * T_MAX][C];
+	TENSOR param_t wpe[POSITIONS * WPE][C];
 };
 
 struct norm_param {

@@ -11,7 +11,7 @@
 
 static const struct param embed_params[] = {
 	PARAM(struct embed_param, wte, "wte.weight", init_normal, 0, DECAY, V, C),
-	PARAM(struct embed_param, wpe, "wpe.weight", init_normal, 0, DECAY, POSITIONS * T_MAX, C),
+	PARAM(struct embed_param, wpe, "wpe.weight", init_normal, 0, DECAY, POSITIONS * WPE, C),
 };
 
 static const struct param norm_params[] = {
@@ -20,7 +20,8 @@ static const struct param norm_params[] = {
 };
 
 static const struct param head_params[] = {
-	PARAM(struct head_param, lm_head, "lm_head.weight", init_normal, 0, DECAY, !TIED * V, C),
+	PARAM(struct head_param, lm_head, "lm_head.weight",
+	      IS_ENABLED(CONFIG_INIT_XAVIER) ? init_xavier : init_normal, 0, DECAY, !TIED * V, C),
 };
 
 const struct tap taps[NR_TAPS] = {

@@ -277,7 +277,7 @@ static void backward_embed(struct model *m)
 	if (!TIED)
 		arch_zero(dwte, sizeof(*dwte) * V * C);
 	k_embed_bwd(dwte, POSITIONS ? GRAD(m->dw, struct embed_param, wpe) : NULL, m->dx,
-		    m->input->tok, m->input->order, m->b, m->t, T_MAX, C, m->embed_scratch);
+		    m->input->tok, m->input->order, m->b, m->t, WPE, C, m->embed_scratch);
 }
 
 static void ready_range(grad_ready_fn *ready, void *ctx, size_t from, size_t to)
