@@ -209,6 +209,16 @@ static void sub_prefix(const struct model *m, int s, char *prefix, size_t n)
 		snprintf(prefix, n, "h.%d.%s_%d.", m->sub[s].layer, folder[role], nth);
 }
 
+/* "dropout.h.3.attn" */
+static uint64_t dropout_stream(const char *prefix)
+{
+	char *name = xasprintf("dropout.%.*s", (int)strlen(prefix) - 1, prefix);
+	uint64_t stream = hash_name(name);
+
+	free(name);
+	return stream;
+}
+
 static void layout_params(struct model *m)
 {
 	char prefix[32];
@@ -223,6 +233,7 @@ static void layout_params(struct model *m)
 		sub->param = add_module(m, prefix, sub->mixer->params, sub->mixer->nr_params,
 					sub->has);
 		sub->elems = m->param_elems - sub->param;
+		sub->stream = dropout_stream(prefix);
 	}
 	m->ln_f = add_module(m, "ln_f.", norm_params, ARRAY_SIZE(norm_params), 0);
 	m->head = add_module(m, "", head_params, ARRAY_SIZE(head_params), 0);
