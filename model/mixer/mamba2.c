@@ -87,19 +87,23 @@ static void init_a_log(const struct param_entry *e, size_t first, size_t n, grad
 
 /* ---- buffers ----------------------------------------------------------------------- */
 
-struct mamba2_act {
-	TENSOR act_t in[BT][IN];
-	TENSOR act_t y[BT][INNER];	/* with the skip, before gate and norm */
-};
+/* What forward saves of n rows; y has the skip in it, but neither gate nor norm. */
+#define MAMBA2_SAVED(n)			\
+	TENSOR act_t in[n][IN];		\
+	TENSOR act_t y[n][INNER];
 
-struct mamba2_again {
-	TENSOR act_t mixed[BT][MIXED];	/* convolved */
-	TENSOR acc_t dt[BT][HEADS];
-	TENSOR acc_t g[BT][HEADS];
-	TENSOR act_t v[BT][INNER];	/* dt x */
-	TENSOR acc_t rstd[BT][GROUPS];
-	TENSOR act_t out[BT][INNER];
-};
+/* What can be made of it again: what is convolved, dt, g, dt x, the norm. */
+#define MAMBA2_MADE(n)			\
+	TENSOR act_t mixed[n][MIXED];	\
+	TENSOR acc_t dt[n][HEADS];	\
+	TENSOR acc_t g[n][HEADS];	\
+	TENSOR act_t v[n][INNER];	\
+	TENSOR acc_t rstd[n][GROUPS];	\
+	TENSOR act_t out[n][INNER];
+
+struct mamba2_act { MAMBA2_SAVED(BT) };
+struct mamba2_again { MAMBA2_MADE(BT) };
+struct mamba2_step_tmp { MAMBA2_SAVED(B_MAX) MAMBA2_MADE(B_MAX) };
 
 struct mamba2_tmp {
 	TENSOR act_t din[BT][IN];
@@ -114,17 +118,6 @@ struct mamba2_tmp {
 struct mamba2_cache {
 	TENSOR acc_t state[HEADS][N][P];
 	TENSOR act_t ring[TAPS - 1][MIXED];
-};
-
-struct mamba2_step_tmp {
-	TENSOR act_t in[B_MAX][IN];
-	TENSOR act_t y[B_MAX][INNER];
-	TENSOR act_t mixed[B_MAX][MIXED];
-	TENSOR acc_t dt[B_MAX][HEADS];
-	TENSOR acc_t g[B_MAX][HEADS];
-	TENSOR act_t v[B_MAX][INNER];
-	TENSOR acc_t rstd[B_MAX][GROUPS];
-	TENSOR act_t out[B_MAX][INNER];
 };
 
 /* struct mamba2_rows - b * t rows from u to y, in a forward or a step: those members */
