@@ -109,16 +109,17 @@ struct linattn_grad {
  * k_linattn_bwd() - gradients of k_linattn_fwd(), which saves nothing
  *
  * States are made again, a chunk at a time. dg_t is the sum over u >= t of q_u dq_u -
- * k_u dk_u, and what the last state adds (arXiv 2312.06635, appendix).
+ * k_u dk_u, and what the last state adds (arXiv 2312.06635, appendix); of that what lies
+ * behind a block is taken from the state there and its gradient.
  */
 void k_linattn_bwd(const struct linattn *a, const struct linattn_grad *d);
 
 /* Elements of a row of dk elements in scratch: whole vectors on every arch. */
 #define LINATTN_WIDTH(dk) ROUND_UP((size_t)(dk), 64 / sizeof(acc_t))
 
-/* Of every head: a state for each chunk, the gradient of one, a row of that of g. */
+/* Of every head: a state for each chunk, and the gradient of one. */
 #define LINATTN_SCRATCH(b, t, heads, dk, dv, chunk) ((size_t)(b) * (heads) * \
-	((((t) + (chunk) - 1) / (chunk) + 1) * (size_t)(dv) + 1) * LINATTN_WIDTH(dk))
+	(((t) + (chunk) - 1) / (chunk) + 1) * (dv) * LINATTN_WIDTH(dk))
 
 /**
  * k_linattn_state() - the state behind the first len[i] positions of each sequence

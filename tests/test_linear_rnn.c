@@ -144,7 +144,7 @@ static void first_values(const struct mixer *x)
 
 enum {
 	KEY = CONFIG_MFA_LATENT_DIM,
-	VALUE = CONFIG_MFA_VALUE_DIM,
+	VALUE = MAX(CONFIG_MFA_VALUE_DIM, 1),
 };
 
 static char *tensor(const struct bench *s, const char *name)
@@ -218,7 +218,7 @@ int main(void)
 		state_is_what_is_planned(x);
 		first_values(x);
 	}
-	if (IS_ENABLED(CONFIG_MFA_SHARED_DECAY) && VALUE && H * VALUE >= KEY)
+	if (IS_ENABLED(CONFIG_MFA_SHARED_DECAY) && CONFIG_MFA_VALUE_DIM && H * VALUE >= KEY)
 		heads_share_a_state(mixer_find("mfa_gla"));
 	if (!found)
 		ok(true, "states of fixed size # SKIP needs a linear RNN");

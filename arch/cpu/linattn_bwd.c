@@ -16,12 +16,13 @@ struct back {
 	const struct linattn_grad *d;
 	int i, h;
 	struct linblock s;
-	acc_t *states;		/* [chunk / ROWS][dv][kw] before each block of a chunk */
+	acc_t *states;		/* [chunk / ROWS + 1][dv][kw] around the blocks of a chunk */
 	acc_t *d_o;		/* [ROWS][vw] */
 	acc_t *vt;		/* [vw][ROWS] values, then the gradient of values, transposed */
 	acc_t *kft;		/* [kw][ROWS] */
 	acc_t (*da)[ROWS];	/* of the scores */
 	acc_t *far, *near;	/* [ROWS][kw] parts of the gradients of q or k */
+	acc_t *own;		/* [ROWS][kw] q dq - k dk */
 	acc_t *dq, *dk, *dg;	/* [chunk][kw] sums over the heads so far */
 	acc_t *dv;		/* [chunk][vw] */
 };
@@ -36,14 +37,13 @@ static size_t state_elems(const struct back *w)
 	return (size_t)w->a->dv * w->s.kw;
 }
 
-/* Of the current head: states at chunks' starts, the gradient of one, a row for that of g. */
+/* Of the current head: states at chunks' starts, and behind them the gradient of one. */
 static acc_t *kept(const struct back *w, int chunk)
 {
 	const struct linattn *a = w->a;
-	size_t one = (size_t)a->dv * LINATTN_WIDTH(a->dk);
-	size_t head = (chunks(a) + 1) * one + LINATTN_WIDTH(a->dk);
+	size_t one = (size_t)a->dv * LINATTN_WIDTH(a->dk), head = (size_t)w->i * a->heads + w->h;
 
-	return w->d->scratch + ((size_t)w->i * a->heads + w->h) * head + chunk * one;
+	return w->d->scratch + (head * (chunks(a) + 1) + chunk) * one;
 }
 
 static acc_t *dstate_of(const struct back *w)
@@ -51,28 +51,24 @@ static acc_t *dstate_of(const struct back *w)
 	return kept(w, chunks(w->a));
 }
 
-static acc_t *carried_of(const struct back *w)
-{
-	return kept(w, chunks(w->a)) + (size_t)w->a->dv * LINATTN_WIDTH(w->a->dk);
-}
-
 static void back_place(struct back *w)
 {
 	const struct linattn *a = w->a;
 	size_t kw = tile_width(a->dk), vw = tile_width(a->dv), chunk = a->chunk;
 	size_t blocks = chunk / ROWS, state = a->dv * kw;
-	acc_t *p = tile_scratch(linblock_elems(a) + blocks * state + ROWS * (2 * vw + 3 * kw + ROWS) +
-				chunk * (3 * kw + vw));
+	acc_t *p = tile_scratch(linblock_elems(a) + (blocks + 1) * state +
+				ROWS * (2 * vw + 4 * kw + ROWS) + chunk * (3 * kw + vw));
 
 	p = linblock_place(&w->s, a, p);
 	w->states = p;
-	w->d_o = p + blocks * state;
+	w->d_o = p + (blocks + 1) * state;
 	w->vt = w->d_o + ROWS * vw;
 	w->kft = w->vt + ROWS * vw;
 	w->far = w->kft + ROWS * kw;
 	w->near = w->far + ROWS * kw;
-	w->da = (void *)(w->near + ROWS * kw);
-	w->dq = w->near + ROWS * (kw + ROWS);
+	w->own = w->near + ROWS * kw;
+	w->da = (void *)(w->own + ROWS * kw);
+	w->dq = w->own + ROWS * (kw + ROWS);
 	w->dk = w->dq + chunk * kw;
 	w->dg = w->dk + chunk * kw;
 	w->dv = w->dg + chunk * kw;
@@ -109,29 +105,13 @@ static void state_pass(const struct back *w, acc_t *dst, const acc_t *src, const
 				     .add = true });
 }
 
-/* From @state at @t0 over the blocks before @end; with @each states before each. */
-static void sweep(struct back *w, acc_t *state, acc_t *each, int t0, int end)
+/* From @state at @t0 over the blocks before @end; @next: elements to where the next one goes. */
+static void sweep(struct back *w, acc_t *state, size_t next, int t0, int end)
 {
-	for (; t0 < end; t0 += ROWS) {
+	for (; t0 < end; t0 += ROWS, state += next) {
 		linblock_load_keys(&w->s, w->a, w->i, w->h, t0, linattn_rows(t0, end));
-		if (each) {
-			memcpy(each, state, state_elems(w) * sizeof(*each));
-			each += state_elems(w);
-		}
-		state_pass(w, state, state, w->s.v, w->s.kf);
+		state_pass(w, state + next, state, w->s.v, w->s.kf);
 	}
-}
-
-/* What the last state adds to the gradient of every g before it. */
-static void last_state(const struct back *w, const acc_t *state)
-{
-	const acc_t *dstate = dstate_of(w);
-	acc_t *sum = carried_of(w);
-
-	memset(sum, 0, w->s.kw * sizeof(*sum));
-	for (int e = 0; w->d->ds1 && e < w->a->dv; e++)
-		for (int c = 0; c < w->s.kw; c++)
-			sum[c] += state[(long)e * w->s.kw + c] * dstate[(long)e * w->s.kw + c];
 }
 
 /* Keeps the state of each chunk's start; the gradient of the last one begins. */
@@ -143,10 +123,9 @@ static void head_begin(struct back *w)
 	state_begin(w, state, a->s0);
 	for (int n = 0; n < chunks(a); n++) {
 		memcpy(kept(w, n), state, state_elems(w) * sizeof(*state));
-		sweep(w, state, NULL, n * a->chunk, MIN((n + 1) * a->chunk, a->t));
+		sweep(w, state, 0, n * a->chunk, MIN((n + 1) * a->chunk, a->t));
 	}
 	state_begin(w, dstate_of(w), w->d->ds1);
-	last_state(w, state);
 }
 
 /* ---- a block backwards --------------------------------------------------------------- */
@@ -198,12 +177,12 @@ static void through_state(const struct back *w, const acc_t *x, const acc_t *sta
 				     .c = w->far, .ldc = w->s.kw });
 }
 
-/* The gradient of q, and its part of that of g, into the sums; q is scaled, its gradient not yet. */
+/* The gradient of q into its sum, q dq into own; q is scaled, its gradient not yet. */
 static void query_grad(struct back *w, const acc_t *state, int at, bool first)
 {
 	const struct linblock *s = &w->s;
-	acc_t *dq = w->dq + (long)at * s->kw, *dg = w->dg + (long)at * s->kw, scale = w->a->scale;
-	bool add_q = !first && w->a->shared & LINATTN_Q, add_g = !first && w->a->shared & LINATTN_G;
+	acc_t *dq = w->dq + (long)at * s->kw, scale = w->a->scale;
+	bool add = !first && w->a->shared & LINATTN_Q;
 
 	through_state(w, w->d_o, state);
 	decayed_sums(w->near, w->da[0], ROWS, 1, s->k, s->alpha, s->kw, s->kw);
@@ -211,8 +190,8 @@ static void query_grad(struct back *w, const acc_t *state, int at, bool first)
 	for (int e = 0; e < ROWS * s->kw; e++) {
 		acc_t one = w->near[e] + w->far[e] * s->from[e];
 
-		dq[e] = (add_q ? dq[e] : 0) + scale * one;
-		dg[e] = (add_g ? dg[e] : 0) + s->q[e] * one;
+		dq[e] = (add ? dq[e] : 0) + scale * one;
+		w->own[e] = s->q[e] * one;
 	}
 }
 
@@ -220,7 +199,7 @@ static void key_grad(struct back *w, const acc_t *dstate, int at, bool first)
 {
 	const struct linblock *s = &w->s;
 	int last = (ROWS - 1) * s->kw;
-	acc_t *dk = w->dk + (long)at * s->kw, *dg = w->dg + (long)at * s->kw;
+	acc_t *dk = w->dk + (long)at * s->kw;
 	bool add = !first && w->a->shared & LINATTN_K;
 
 	through_state(w, s->v, dstate);
@@ -231,7 +210,7 @@ static void key_grad(struct back *w, const acc_t *dstate, int at, bool first)
 		acc_t one = w->near[e] + w->far[e] * s->to[e];
 
 		dk[e] = (add ? dk[e] : 0) + one;
-		dg[e] -= s->k[e] * one;
+		w->own[e] -= s->k[e] * one;
 	}
 }
 
@@ -261,6 +240,29 @@ static void value_grad(struct back *w, const acc_t *dstate, int at, bool first)
 			dv[r * s->vw + e] += w->vt[e * ROWS + r];
 }
 
+/*
+ * dg_t = sum over u >= t of q_u dq_u - k_u dk_u, of which all beyond the block is <S, dS> of the
+ * state behind it: sums are as long as a block, not as the sequence.
+ */
+static void decay_grad(struct back *w, const acc_t *state, const acc_t *dstate, int at, bool first)
+{
+	acc_t *dg = w->dg + (long)at * w->s.kw, *sum = w->far;
+	bool add = !first && w->a->shared & LINATTN_G;
+	int kw = w->s.kw;
+
+	memset(sum, 0, kw * sizeof(*sum));
+	for (int e = 0; e < w->a->dv; e++)
+#pragma omp simd
+		for (int c = 0; c < kw; c++)
+			sum[c] += state[(long)e * kw + c] * dstate[(long)e * kw + c];
+	for (int r = ROWS - 1; r >= 0; r--)
+#pragma omp simd
+		for (int c = 0; c < kw; c++) {
+			sum[c] += w->own[r * kw + c];
+			dg[r * kw + c] = (add ? dg[r * kw + c] : 0) + sum[c];
+		}
+}
+
 static void block_back(struct back *w, const acc_t *state, int t0, int at, bool first)
 {
 	const struct linattn *a = w->a;
@@ -276,6 +278,8 @@ static void block_back(struct back *w, const acc_t *state, int t0, int at, bool 
 	query_grad(w, state, at, first);
 	key_grad(w, dstate, at, first);
 	value_grad(w, dstate, at, first);
+	if (a->decay <= LINATTN_SCALAR)
+		decay_grad(w, state + state_elems(w), dstate, at, first);
 	state_pass(w, dstate, dstate, w->d_o, w->s.qe);
 }
 
@@ -288,24 +292,20 @@ static void store_rows(act_t *dst, long ld, const acc_t *sum, int width, int n, 
 			dst[r * ld + c] = store(sum[(long)r * width + c]);
 }
 
-/* dg_t = what t and everything behind it gives, the sum carried on to the chunk before */
 static void store_decay(const struct back *w, acc_t *dst, int n)
 {
 	const struct linattn *a = w->a;
-	acc_t *sum = carried_of(w);
 
-	for (int r = n - 1; r >= 0; r--) {
+	for (int r = 0; r < n; r++, dst += a->g_row) {
 		const acc_t *one = w->dg + (long)r * w->s.kw;
-		acc_t all = 0;
 
-		for (int c = 0; c < a->dk; c++) {
-			sum[c] += one[c];
-			all += sum[c];
+		if (a->decay == LINATTN_VECTOR) {
+			memcpy(dst, one, a->dk * sizeof(*dst));
+			continue;
 		}
-		if (a->decay == LINATTN_VECTOR)
-			memcpy(dst + r * a->g_row, sum, a->dk * sizeof(*dst));
-		else
-			dst[r * a->g_row] = all;
+		*dst = 0;
+		for (int c = 0; c < a->dk; c++)
+			*dst += one[c];
 	}
 }
 
@@ -337,8 +337,8 @@ static void chunk_back(struct back *w, int n, int first, int heads)
 	int t0 = n * a->chunk, end = MIN(t0 + a->chunk, a->t), blocks = (end - t0 + ROWS - 1) / ROWS;
 
 	for (w->h = first; w->h < first + heads; w->h++) {
-		/* kept: nobody asks for this chunk's start again */
-		sweep(w, kept(w, n), w->states, t0, end);
+		memcpy(w->states, kept(w, n), state_elems(w) * sizeof(acc_t));
+		sweep(w, w->states, state_elems(w), t0, end);
 		for (int j = blocks - 1; j >= 0; j--)
 			block_back(w, w->states + j * state_elems(w), t0 + j * ROWS, j * ROWS,
 				   w->h == first);
@@ -368,16 +368,6 @@ static void backward_heads(const struct linattn *a, const struct linattn_grad *d
 	back_place(&w);
 	for (w.h = first; w.h < first + heads; w.h++)
 		head_begin(&w);
-	/* the row that is carried for what heads share: the first one's, theirs together */
-	for (w.h = first + 1; a->shared & LINATTN_G && w.h < first + heads; w.h++) {
-		struct back one = w;
-		acc_t *sum;
-
-		one.h = first;
-		sum = carried_of(&one);
-		for (int c = 0; c < a->dk; c++)
-			sum[c] += carried_of(&w)[c];
-	}
 	for (int n = chunks(a) - 1; n >= 0; n--)
 		chunk_back(&w, n, first, heads);
 	for (w.h = first; d->ds0 && w.h < first + heads; w.h++)
