@@ -22,6 +22,7 @@ enum {
 	V = ROUND_UP(CONFIG_VOCAB_SIZE, 64),	/* padded vocabulary */
 	B_MAX = CONFIG_BATCH_SIZE,	/* sequences of a micro-batch */
 	T_MAX = CONFIG_BLOCK_SIZE,	/* positions of a sequence */
+	WPE = CONFIG_WPE_ROWS ? CONFIG_WPE_ROWS : T_MAX,	/* rows of position embeddings */
 	BT = B_MAX * T_MAX,		/* rows of an activation */
 	BIAS = IS_ENABLED(CONFIG_LINEAR_BIAS),	/* 0: linear layers have none */
 };

@@ -14,7 +14,7 @@
  * them: kernels_route.h (HAVE_ROUTE), kernels_gate.h (HAVE_GATE), kernels_couple.h
  * (HAVE_COUPLE), kernels_stats.h (HAVE_STATS); on a cpu only kernels_moe.h (HAVE_MOE),
  * kernels_rope.h (HAVE_ROPE), kernels_splice.h (HAVE_SPLICE), kernels_swiglu.h
- * (HAVE_SWIGLU).
+ * (HAVE_SWIGLU), kernels_linattn.h (HAVE_LINATTN), kernels_conv.h (HAVE_CONV).
  */
 #ifndef TENON_KERNELS_H
 #define TENON_KERNELS_H
@@ -173,6 +173,29 @@ void k_gelu_bwd(act_t *dpre, const act_t *pre, const act_t *dh, size_t n);
  */
 void k_axpby(act_t *y, long ldy, const act_t *x, long ldx, int n, int c, double alpha,
 	     double beta);
+
+/**
+ * struct draw - what makes the random numbers of a micro-batch its own
+ * @seed: of the run
+ * @micro: number of the micro-batch, over all ranks
+ */
+struct draw {
+	uint64_t seed, micro;
+};
+
+/**
+ * k_dropout() - y[i] = x[i] / (1 - p), or with probability p 0; on a cpu only
+ * @n: elements; element 4 i + j is kept where word j of Philox(seed, stream, micro *
+ *	ceil(most / 4) + i) is at least floor(p 2^32)
+ * @most: most elements that a micro-batch has
+ * @p: 0 <= p < 1
+ * @stream: hash_name() of whose output it is
+ * @d: device
+ *
+ * May run in place. Srivastava et al. 2014.
+ */
+void k_dropout(act_t *y, const act_t *x, size_t n, size_t most, double p, uint64_t stream,
+	       const struct draw *d);
 
 /** k_sum_grad() - older[i] += newer[i], one merge of the accumulation tree */
 void k_sum_grad(grad_t *older, const grad_t *newer, size_t n);

@@ -23,12 +23,13 @@ enum {
 	RMS = IS_ENABLED(CONFIG_NORM_RMSNORM),
 	TIED = IS_ENABLED(CONFIG_HEAD_TIED),
 	POSITIONS = IS_ENABLED(CONFIG_LEARNED_POSITIONS),
+	DROPOUT = CONFIG_RESID_DROPOUT_NONZERO,
 	PIECE = 1 << 18,		/* elements of a tensor on their way to the host or back */
 };
 
 struct embed_param {
 	TENSOR param_t wte[V][C];
-	TENSOR param_t wpe[POSITIONS * T_MAX][C];
+	TENSOR param_t wpe[POSITIONS * WPE][C];
 };
 
 struct norm_param {
@@ -51,6 +52,7 @@ struct input {
 	int32_t target[BT];		/* [b][t], -1: not scored */
 	int32_t order[BT];		/* rows stably sorted by token */
 	int32_t scored;			/* targets that are, at least 1 */
+	struct draw draw;		/* of what drops out */
 };
 
 /**
@@ -73,6 +75,7 @@ struct batch {
  * @norm: first element of its norm_param in the flat buffers
  * @param: first element of its mixer's parameters
  * @elems: elements of its mixer's parameters
+ * @stream: of what drops out of its output
  * @cache: its decode state
  * @has: the taps it writes that a later sub-layer reads, and its layer's options
  * @from: for each tap it reads, the sub-layer that writes it, -1 none
@@ -85,6 +88,7 @@ struct sublayer {
 	const struct mixer *mixer;
 	int layer, nth;
 	size_t norm, param, elems;
+	uint64_t stream;
 	struct cache_size cache;
 	unsigned int has, far, passing;
 	int from[NR_TAPS], first;
@@ -127,6 +131,7 @@ struct model {
 	enum phase phase;
 	enum recompute recompute;	/* as configured; tests set it before they place */
 	int b, t;			/* of the batch that was loaded */
+	bool drops;			/* model_draw() was called */
 
 	param_t *w;			/* [param_elems] */
 	grad_t *stage;			/* [PIECE] where weights are rounded copies */
@@ -142,6 +147,7 @@ struct model {
 	act_t *logits;			/* [HEAD_ROWS][V], or [LOGIT_ROWS][V] acc_t */
 	act_t *y;			/* [BT][C] a mixer's output; backward: gradient of its input */
 	act_t *dx;			/* [BT][C] gradient of the residual stream */
+	act_t *dy;			/* [BT][C] with dropout: of a mixer's output */
 	acc_t *row_loss;		/* [BT] */
 	double *loss;			/* [1] mean cross-entropy of the last call */
 	double *aux;			/* [2] sum of the auxiliary losses of the last call; of what ran again */
@@ -246,6 +252,15 @@ void model_get(const struct model *m, const grad_t *master, const struct param_e
  * model_load() - a batch goes up; asynchronous, @x is free when it returns
  */
 void model_load(struct model *m, const struct batch *x);
+
+/**
+ * model_draw() - from now on what RESID_DROPOUT says drops out of forwards for backward
+ * @seed: of the run
+ * @micro: number of the micro-batch, over all ranks
+ *
+ * Asynchronous. Without it nothing does: gradients of dumps are those of the whole model.
+ */
+void model_draw(struct model *m, uint64_t seed, int64_t micro);
 
 /**
  * model_forward() - mean loss over the scored positions of the loaded batch into

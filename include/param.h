@@ -49,6 +49,8 @@ param_init_fn init_one;
 param_init_fn init_normal;	/* N(0, 0.02) */
 param_init_fn init_residual;	/* N(0, 0.02 / sqrt(number of sub-layers)) */
 param_init_fn init_fanin;	/* N(0, 1 / sqrt(fan_in)) */
+param_init_fn init_uniform;	/* U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)) */
+param_init_fn init_xavier;	/* U(-a, a), a = sqrt(6 / (sum of the last two dimensions)) */
 
 /**
  * struct param - one tensor of a module
@@ -57,7 +59,7 @@ param_init_fn init_fanin;	/* N(0, 1 / sqrt(fan_in)) */
  * @ndim: dimensions
  * @dims: shape, row-major; a 0 among them: the tensor is switched off
  * @init: its initial values
- * @fan_in: for init_fanin
+ * @fan_in: for init_fanin and init_uniform
  * @flags: enum param_flag
  * @need: 0, or bits of which one must be set for the tensor to exist. Such tensors
  *	stand last in the struct.
@@ -96,7 +98,7 @@ struct param {
  * @field: its member
  * @leaf: name in files
  * @how: param_init_fn
- * @fan: fan_in for init_fanin, else 0
+ * @fan: fan_in for init_fanin and init_uniform, else 0
  * @flag: enum param_flag
  *
  * The shape follows. PARAM_IF() has the bits of which one must be set before it.

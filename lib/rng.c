@@ -5,44 +5,23 @@
  * threads nor ranks nor a resume can change it.
  */
 #include <math.h>
+#include <string.h>
 
+#include "philox.h"
 #include "util.h"
 
 enum {
-	PHILOX_ROUNDS = 10,
 	PERMUTE_ROUNDS = 8,	/* 4 are a strong pseudo-random permutation (Luby-Rackoff);
 				 * more for domains of a few bits */
 };
-
-/* Multipliers and Weyl constants of the paper, section 4.3. */
-#define PHILOX_M0 0xD2511F53u
-#define PHILOX_M1 0xCD9E8D57u
-#define PHILOX_W0 0x9E3779B9u
-#define PHILOX_W1 0xBB67AE85u
 
 /* Keeps rng_permute()'s blocks apart from rng_u64()'s: fraction of sqrt(3). */
 #define PERMUTE_TWEAK 0xBB67AE8584CAA73Bull
 
 void philox(const uint32_t key[2], const uint32_t ctr[4], uint32_t out[4])
 {
-	uint32_t k0 = key[0], k1 = key[1];
-	uint32_t c0 = ctr[0], c1 = ctr[1], c2 = ctr[2], c3 = ctr[3];
-	uint64_t p0, p1;
-
-	for (int r = 0; r < PHILOX_ROUNDS; r++) {
-		p0 = (uint64_t)PHILOX_M0 * c0;
-		p1 = (uint64_t)PHILOX_M1 * c2;
-		c0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0;
-		c1 = (uint32_t)p1;
-		c2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1;
-		c3 = (uint32_t)p0;
-		k0 += PHILOX_W0;
-		k1 += PHILOX_W1;
-	}
-	out[0] = c0;
-	out[1] = c1;
-	out[2] = c2;
-	out[3] = c3;
+	memcpy(out, ctr, 4 * sizeof(*out));
+	philox_words(key[0], key[1], out);
 }
 
 /* The 128 bits of one (seed, stream, index). */

@@ -68,3 +68,11 @@ void model_load(struct model *m, const struct batch *x)
 	if (m->phase == PHASE_TRAIN)
 		put_order(m, x->tok, n);
 }
+
+void model_draw(struct model *m, uint64_t seed, int64_t micro)
+{
+	struct draw draw = { seed, micro };
+
+	m->drops = DROPOUT;
+	arch_put(&m->input->draw, &draw, sizeof(draw));
+}

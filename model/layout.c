@@ -11,7 +11,7 @@
 
 static const struct param embed_params[] = {
 	PARAM(struct embed_param, wte, "wte.weight", init_normal, 0, DECAY, V, C),
-	PARAM(struct embed_param, wpe, "wpe.weight", init_normal, 0, DECAY, POSITIONS * T_MAX, C),
+	PARAM(struct embed_param, wpe, "wpe.weight", init_normal, 0, DECAY, POSITIONS * WPE, C),
 };
 
 static const struct param norm_params[] = {
@@ -20,7 +20,8 @@ static const struct param norm_params[] = {
 };
 
 static const struct param head_params[] = {
-	PARAM(struct head_param, lm_head, "lm_head.weight", init_normal, 0, DECAY, !TIED * V, C),
+	PARAM(struct head_param, lm_head, "lm_head.weight",
+	      IS_ENABLED(CONFIG_INIT_XAVIER) ? init_xavier : init_normal, 0, DECAY, !TIED * V, C),
 };
 
 const struct tap taps[NR_TAPS] = {
@@ -208,6 +209,16 @@ static void sub_prefix(const struct model *m, int s, char *prefix, size_t n)
 		snprintf(prefix, n, "h.%d.%s_%d.", m->sub[s].layer, folder[role], nth);
 }
 
+/* "dropout.h.3.attn" */
+static uint64_t dropout_stream(const char *prefix)
+{
+	char *name = xasprintf("dropout.%.*s", (int)strlen(prefix) - 1, prefix);
+	uint64_t stream = hash_name(name);
+
+	free(name);
+	return stream;
+}
+
 static void layout_params(struct model *m)
 {
 	char prefix[32];
@@ -222,6 +233,7 @@ static void layout_params(struct model *m)
 		sub->param = add_module(m, prefix, sub->mixer->params, sub->mixer->nr_params,
 					sub->has);
 		sub->elems = m->param_elems - sub->param;
+		sub->stream = dropout_stream(prefix);
 	}
 	m->ln_f = add_module(m, "ln_f.", norm_params, ARRAY_SIZE(norm_params), 0);
 	m->head = add_module(m, "", head_params, ARRAY_SIZE(head_params), 0);

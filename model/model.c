@@ -4,7 +4,7 @@
  * its loss; forward and backward.
  *
  * m->dx is the gradient of the residual stream. It is the gradient of every
- * mixer's output as it stands, since x += y.
+ * mixer's output as it stands, since x += y, but for what drops out.
  */
 #include "stack.h"
 #include "util.h"
@@ -61,13 +61,22 @@ static void forward_norm(const struct model *m, int s, const act_t *y, int n)
 	k_add_norm_fwd(&norm);
 }
 
+/* dst may be src. */
+static void drop(const struct model *m, int s, act_t *dst, const act_t *src)
+{
+	k_dropout(dst, src, (size_t)m->b * m->t * C, (size_t)BT * C, CONFIG_RESID_DROPOUT,
+		  m->sub[s].stream, &m->input->draw);
+}
+
 /* @a: with in, publish and aux */
-static void forward_mixer(const struct model *m, int s, struct mixer_args *a)
+static void forward_mixer(const struct model *m, int s, struct mixer_args *a, bool train)
 {
 	a->x = m->xn[s];
 	a->y = m->y;
 	stack_out(m, s, a->out);
 	m->sub[s].mixer->forward(a);
+	if (DROPOUT && train && m->drops)
+		drop(m, s, m->y, m->y);
 }
 
 static void forward_sub(struct model *m, int s, struct tap_values *written, bool train,
@@ -80,7 +89,7 @@ static void forward_sub(struct model *m, int s, struct tap_values *written, bool
 		m->taps[s].value[tap] = a.in[tap];
 	a.publish = written->value;
 	a.aux = train && m->sub[s].mixer->aux ? m->aux : NULL;
-	forward_mixer(m, s, &a);
+	forward_mixer(m, s, &a, train);
 	for (int tap = 0; tap < NR_TAPS; tap++)
 		if (a.out[tap])
 			written->value[tap] = a.out[tap];
@@ -156,7 +165,7 @@ static void forward_again(const struct model *m, int s)
 		a.in[tap] = m->taps[s].value[tap];
 	a.publish = written.value;
 	a.aux = m->sub[s].mixer->aux ? m->aux + 1 : NULL;
-	forward_mixer(m, s, &a);
+	forward_mixer(m, s, &a, true);
 }
 
 /* The output of the norm, and what the mixer can make of what was saved. */
@@ -259,8 +268,10 @@ static void backward_sub(struct model *m, int s)
 	struct mixer_args a = stack_args(m, s, m->b, m->t);
 
 	a.x = m->xn[s];
-	a.dy = m->dx;
+	a.dy = DROPOUT && m->drops ? m->dy : m->dx;
 	a.dx = m->y;
+	if (DROPOUT && m->drops)
+		drop(m, s, m->dy, m->dx);
 	stack_out(m, s, a.out);
 	for (int tap = 0; tap < NR_TAPS; tap++) {
 		a.in[tap] = m->taps[s].value[tap];
@@ -277,7 +288,7 @@ static void backward_embed(struct model *m)
 	if (!TIED)
 		arch_zero(dwte, sizeof(*dwte) * V * C);
 	k_embed_bwd(dwte, POSITIONS ? GRAD(m->dw, struct embed_param, wpe) : NULL, m->dx,
-		    m->input->tok, m->input->order, m->b, m->t, T_MAX, C, m->embed_scratch);
+		    m->input->tok, m->input->order, m->b, m->t, WPE, C, m->embed_scratch);
 }
 
 static void ready_range(grad_ready_fn *ready, void *ctx, size_t from, size_t to)

@@ -88,6 +88,29 @@ void init_fanin(const struct param_entry *e, size_t first, size_t n, grad_t *dst
 	draw(e, first, n, dst, seed, 1 / sqrt(e->p->fan_in));
 }
 
+static void draw_uniform(const struct param_entry *e, size_t first, size_t n, grad_t *dst,
+			 uint64_t seed, double most)
+{
+	uint64_t stream = hash_name(e->name);
+
+#pragma omp parallel for schedule(static)
+	for (size_t i = 0; i < n; i++)
+		dst[i] = (grad_t)(most * (2 * rng_uniform(seed, stream, first + i) - 1));
+}
+
+void init_uniform(const struct param_entry *e, size_t first, size_t n, grad_t *dst, uint64_t seed)
+{
+	draw_uniform(e, first, n, dst, seed, 1 / sqrt(e->p->fan_in));
+}
+
+/* Glorot and Bengio 2010; of a tensor of three dimensions matrix by matrix. */
+void init_xavier(const struct param_entry *e, size_t first, size_t n, grad_t *dst, uint64_t seed)
+{
+	const int *last = e->p->dims + e->p->ndim - 2;
+
+	draw_uniform(e, first, n, dst, seed, sqrt(6.0 / (last[0] + last[1])));
+}
+
 /* In pieces: a host copy of all parameters would not stay within the plan. */
 void model_init_params(struct model *m, grad_t *master, uint64_t seed)
 {

@@ -242,6 +242,7 @@ static void place_work(struct model *m, struct carve *c)
 	if (m->phase != PHASE_TRAIN)
 		return;
 	m->dx = carve(c, sizeof(act_t) * BT * C);
+	m->dy = carve(c, DROPOUT * sizeof(act_t) * BT * C);
 	place_taps(m, c);
 }
 

@@ -235,6 +235,91 @@ def ra_mla(cfg, p, x, taps, wanted):
     return y, {"ROUTE": (probs, gamma), "LATENT": k}
 
 
+# ---- linear RNNs: gla, mfa_gla, mamba2 ----------------------------------------------
+
+
+def recurrence(q, k, v, alpha, scale):
+    """S_t = diag(alpha_t) S_(t-1) + k_t v_t^T, o_t = scale S_t^T q_t, position by position:
+    q, k [B,n,T,K], v [B,n,T,V], alpha [B,n,T,K or 1] -> [B,n,T,V]."""
+    state, out = 0, []
+    for t in range(q.shape[2]):
+        state = alpha[:, :, t, :, None] * state + k[:, :, t, :, None] * v[:, :, t, None, :]
+        out.append(scale * (state * q[:, :, t, :, None]).sum(2))
+    return torch.stack(out, 2)
+
+
+def short_conv(p, name, x):
+    """Causal, depthwise, SiLU: [B,T,c]; x itself where there is no such tensor."""
+    weight = p.get(name + ".weight")                         # [c,1,w]
+    if weight is None:
+        return x
+    padded = F.pad(x.transpose(1, 2), (weight.shape[-1] - 1, 0))
+    return F.silu(F.conv1d(padded, weight, p.get(name + ".bias"), groups=x.shape[-1])) \
+        .transpose(1, 2)
+
+
+def gla_decay(cfg, p, x, heads):
+    """alpha [B,n,T,K or 1]; n may be 1."""
+    kind = cfg.s("GLA_DECAY")
+    if kind in ("fixed", "none"):
+        fixed = 1 - 2.0 ** (-5 - torch.arange(heads, dtype=x.dtype))
+        alpha = fixed if kind == "fixed" else torch.ones_like(fixed)
+        return alpha.view(1, heads, 1, 1).expand(x.shape[0], heads, x.shape[1], 1)
+    low = "gk_proj.0.weight" in p
+    z = linear(p, "gk_proj.1", F.linear(x, p["gk_proj.0.weight"])) if low else \
+        linear(p, "gk_proj", x)
+    if kind == "scalar":
+        groups = z.shape[-1]
+    else:
+        groups = 1 if cfg.y("MFA_SHARED_DECAY") and "S_k.weight" in p else heads
+    return split_heads((F.logsigmoid(z) / cfg.f("GLA_GATE_TAU")).exp(), groups)
+
+
+def gla_out(cfg, p, x, q, k, v):
+    """From queries, keys and values of heads, [B,n or 1,T,.], to y."""
+    heads = cfg.i("N_HEAD")
+    if cfg.y("GLA_K_NORM"):
+        k = k / (k.square().sum(-1, keepdim=True) + 1e-12).sqrt()
+    scale = q.shape[-1] ** -0.5 if cfg.y("GLA_Q_SCALE") else 1
+    alpha = gla_decay(cfg, p, x, heads)
+    q, k, v, alpha = (y.expand(-1, heads, -1, -1) for y in (q, k, v, alpha))
+    o = rms_norm(cfg, p, "g_norm", recurrence(q, k, v, alpha, scale))
+    o = o.transpose(1, 2).flatten(2)                         # [B,T,n V]
+    if "g_proj.weight" in p:
+        o = o * F.silu(linear(p, "g_proj", x))
+    return linear(p, "o_proj", o), {}
+
+
+def gla(cfg, p, x, taps, wanted):
+    heads = cfg.i("N_HEAD")
+    return gla_out(cfg, p, x, *(
+        split_heads(short_conv(p, f"{s}_conv1d", linear(p, f"{s}_proj", x)), heads)
+        for s in "qkv"))
+
+
+def mfa_gla(cfg, p, x, taps, wanted):
+    """One key for all heads; queries, and values where V_c is, mapped by head."""
+    q, k, v = (short_conv(p, f"{s}_conv1d", linear(p, f"S_{s}", x)).unsqueeze(1) for s in "qkv")
+    return gla_out(cfg, p, x, q @ p["Q_c"], k, v @ p["V_c"] if "V_c" in p else v)
+
+
+def mamba2(cfg, p, x, taps, wanted):
+    """Selective state space."""
+    heads, groups = cfg.i("MAMBA2_NUM_HEADS"), cfg.i("MAMBA2_N_GROUPS")
+    inner, wide = len(p["norm.weight"]), groups * cfg.i("MAMBA2_STATE_SIZE")
+    z, mixed, dt = linear(p, "in_proj", x).split([inner, inner + 2 * wide, heads], dim=-1)
+    u, b, c = short_conv(p, "conv1d", mixed).split([inner, wide, wide], dim=-1)
+    dt = F.softplus(dt + p["dt_bias"])
+    u = split_heads(u, heads)                                # [B,H,T,P]
+    b, c = (split_heads(y, groups).repeat_interleave(heads // groups, dim=1) for y in (b, c))
+    step = dt.transpose(1, 2).unsqueeze(-1)                  # [B,H,T,1]
+    alpha = (-step * p["A_log"].exp().view(heads, 1, 1)).exp()
+    y = recurrence(c, b, step * u, alpha, 1) + p["D"].view(heads, 1, 1) * u
+    y = (y.transpose(1, 2).flatten(2) * F.silu(z)).unflatten(-1, (groups, -1))
+    y = y * (y.square().mean(-1, keepdim=True) + cfg.f("NORM_EPSILON")).rsqrt()
+    return linear(p, "out_proj", y.flatten(2) * p["norm.weight"]), {}
+
+
 # ---- recip: an MLP that talks back ----------------------------------------------
 
 
@@ -327,7 +412,8 @@ def recip(cfg, p, x, taps, wanted):
     return linear(p, "c_proj", h), out
 
 
-MIXERS = {f.__name__: f for f in (mha, mlp, mlp_splice, swiglu, moe, mla, ra_mla, recip)}
+MIXERS = {f.__name__: f for f in (mha, mlp, mlp_splice, swiglu, moe, mla, gla, mfa_gla, mamba2,
+                                  ra_mla, recip)}
 
 
 # ---- the stack -------------------------------------------------------------------

@@ -16,7 +16,13 @@ except ImportError:
     sys.exit("yamlconfig.py: this Python has no PyYAML; type: sh scripts/setup.sh yaml")
 
 WHOLE, REAL, SWITCH = r"[0-9]+", r"[0-9]*\.?[0-9]+([eE][+-]?[0-9]+)?", "true|false"
-WORDS = {WHOLE: "a whole number", REAL: "a number", SWITCH: "true or false"}
+LAYERS = f"{WHOLE}(,{WHOLE})*"
+WORDS = {WHOLE: "a whole number", REAL: "a number", SWITCH: "true or false",
+         LAYERS: "a list of layers"}
+
+# Of Mamba-2, besides its layers: the keys that are symbols in lower case.
+MAMBA2 = tuple("mamba2_" + name for name in ("num_heads", "head_dim", "state_size", "n_groups",
+                                             "conv_kernel", "expand", "chunk_size"))
 
 # section -> key -> (form, the guide's default; None: it depends)
 KEYS = {
@@ -27,6 +33,7 @@ KEYS = {
         "intermediate_size": (WHOLE, None), "kv_latent_dim": (WHOLE, None),
         "q_latent_dim": (WHOLE, None), "d_rope": (WHOLE, None), "num_experts": (WHOLE, None),
         "experts_per_tok": (WHOLE, None), "shared_expert_enabled": (SWITCH, None),
+        "mamba_layers": (LAYERS, None), **dict.fromkeys(MAMBA2, (WHOLE, None)),
     },
     "trainer": {
         "learning_rate": (REAL, "3e-4"), "batch_size": (WHOLE, "2"), "max_steps": (WHOLE, "5000"),
@@ -35,8 +42,8 @@ KEYS = {
 }
 # key -> the key without which it has no meaning
 NEEDS = {"q_latent_dim": "kv_latent_dim", "kv_latent_dim": "d_rope", "d_rope": "kv_latent_dim",
-         "experts_per_tok": "num_experts", "shared_expert_enabled": "num_experts"}
-MAMBA = re.compile("mamba_layers|mamba2_.*")
+         "experts_per_tok": "num_experts", "shared_expert_enabled": "num_experts",
+         **dict.fromkeys(MAMBA2, "mamba_layers")}
 
 
 class Refused(Exception):
@@ -50,28 +57,31 @@ def pairs(node, where):
     return [(key.value, key, value) for key, value in node.value]
 
 
-def problem(section, key, value, given):
-    """What is wrong with one key, or None."""
-    if MAMBA.fullmatch(key):
-        return mamba(given)
-    if key not in KEYS[section]:
-        return f"no such key; {section} has {', '.join(KEYS[section])}"
-    form = KEYS[section][key][0]
-    if not isinstance(value, yaml.ScalarNode) or not re.fullmatch(form, value.value):
-        return f"not {WORDS[form]}"
+def text(node):
+    """A value as one word, of a list with commas; None where it is neither."""
+    parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    if all(isinstance(part, yaml.ScalarNode) for part in parts):
+        return ",".join(part.value for part in parts)
     return None
 
 
-def mamba(given):
-    """Why the keys of Mamba-2 are refused."""
-    said = "Mamba-2 is not there yet; drop the key"
-    heads = [int(v) for k, v in given.items() if re.fullmatch("mamba2_.*heads", k)]
-    width = [int(v) for k, v in given.items() if re.fullmatch("mamba2_.*head_?dim", k)]
+def problem(section, key, value):
+    """What is wrong with one key, or None."""
+    if key not in KEYS[section]:
+        return f"no such key; {section} has {', '.join(KEYS[section])}"
+    form = KEYS[section][key][0]
+    return None if value and re.fullmatch(form, value) else f"not {WORDS[form]}"
+
+
+def misfit(given):
+    """Why heads of Mamba-2 do not fit the width, or None."""
+    heads, width = (int(given.get("mamba2_" + k, 0)) for k in ("num_heads", "head_dim"))
+    expand = int(given.get("mamba2_expand", 2))
     hidden = int(given.get("hidden_size", KEYS["model"]["hidden_size"][1]))
-    if heads and width and heads[0] * width[0] != 2 * hidden:
-        said += (f"; and {heads[0]} heads of {width[0]} do not fit a width of {hidden} (they fit "
-                 f"{heads[0] * width[0] // 2})")
-    return said
+    if not heads * width or heads * width == expand * hidden:
+        return None
+    return (f"{heads} heads of {width} do not fit a width of {hidden} (they fit "
+            f"{heads * width // max(expand, 1)})")
 
 
 def read(path):
@@ -86,18 +96,18 @@ def read(path):
         if section not in KEYS:
             wrong.append(f"{where(at)}: {section}: no such section; there are {', '.join(KEYS)}")
             continue
-        found = pairs(node, where)
-        given = {key: value.value for key, _, value in found
-                 if isinstance(value, yaml.ScalarNode) and value.value.isdecimal()}
-        for key, place, value in found:
-            what = "given twice" if key in values else problem(section, key, value, given)
+        for key, place, value in pairs(node, where):
+            word = text(value)
+            what = "given twice" if key in values else problem(section, key, word)
             if what:
-                shown = f": {value.value}" if isinstance(value, yaml.ScalarNode) else ""
+                shown = f": {word}" if word else ""
                 wrong.append(f"{where(place)}: {section}.{key}{shown}: {what}")
             else:
-                values[key], lines[key] = value.value, where(place)
+                values[key], lines[key] = word, where(place)
     wrong += [f"{lines[key]}: {key} has no meaning without {other}; add it, or drop the line"
               for key, other in NEEDS.items() if key in values and other not in values]
+    if misfit(values):
+        wrong.append(f"{lines['mamba2_num_heads']}: {misfit(values)}")
     if wrong:
         raise Refused("\n".join(wrong))
     for key, other in (("kv_heads", "kv_latent_dim"), ("load_balance_alpha", None)):
@@ -137,6 +147,9 @@ def defconfig(given):
                    EXPERTS_PER_TOK=get("experts_per_tok") or "2",
                    SHARED_EXPERTS=int(get("shared_expert_enabled") == "true"),
                    LOAD_BALANCE_ALPHA=f'"{get("load_balance_alpha") or "0.01"}"')
+    if "mamba_layers" in given:
+        out.update(MAMBA_LAYERS=f'"{given["mamba_layers"]}"')
+        out.update((key.upper(), given[key]) for key in MAMBA2 if key in given)
     return "".join(f"CONFIG_{name}={value}\n" for name, value in out.items())
 
 

@@ -24,7 +24,7 @@ import training as t    # noqa: E402
 
 SCRATCH = os.path.join(os.path.dirname(t.SCRATCH), "cuda")
 PROGRAMS = ("test_mixer", "test_model")
-CPU_ONLY = r"tiny-(mla|llama|deepseek)|.*\.config"
+CPU_ONLY = r"tiny-(mla|llama|deepseek|gla|mfa-gla|mamba2|hybrid-mla)|.*\.config"
 COMBINATIONS = 12       # at least
 LENGTH = 65             # of a batch: no multiple of a tile
 

@@ -62,7 +62,8 @@ def menus(node):
 # What opens a symbol beside bools of its condition.
 ROTATED = {"MIXER_MLA": "y", "MLA_QUERY_LATENT": "y", "MLA_ROPE_DIM": "4"}
 OPENED_BY = {"ROPE_THETA": {"MIXER_MHA": "y", "MHA_ROPE": "y"}, "MLA_ROPE_FROM_X": ROTATED,
-             "MLA_ROPE_FROM_LATENT": ROTATED}
+             "MLA_ROPE_FROM_LATENT": ROTATED, "LINEAR_CHUNK": {"MIXER_GLA": "y"},
+             "INIT_XAVIER": {"HEAD_TIED": "n"}}
 
 
 def reach(conf, sym):

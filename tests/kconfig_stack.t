@@ -97,15 +97,35 @@ STACKS = {
     "no bias": ("CONFIG_LINEAR_BIAS=n", None),
     "bf16": ("CONFIG_REAL_BF16=y", None),
     "oneDNN of double": ("CONFIG_REAL_DOUBLE=y\nCONFIG_BLAS_ONEDNN=y", ["REAL_DOUBLE"]),
+    "heads of a state space": ("CONFIG_MAMBA2_HEAD_DIM=15",
+                               ["CONFIG_MAMBA2_NUM_HEADS=8, CONFIG_MAMBA2_HEAD_DIM=15: ",
+                                "CONFIG_MAMBA2_EXPAND*CONFIG_N_EMBD=128",
+                                "nearest legal CONFIG_MAMBA2_HEAD_DIM=16"], "tiny-mamba2"),
+    "no heads that fit": ("CONFIG_MAMBA2_NUM_HEADS=7\nCONFIG_MAMBA2_HEAD_DIM=24",
+                          ["product 168", "for CONFIG_MAMBA2_HEAD_DIM 16 and 32"], "tiny-mamba2"),
+    "groups of a state space": ("CONFIG_MAMBA2_N_GROUPS=3",
+                                ["MAMBA2_N_GROUPS=3", "MAMBA2_NUM_HEADS=8", "2 and 4"],
+                                "tiny-mamba2"),
+    "one tap": ("CONFIG_GLA_CONV=1", ["CONFIG_GLA_CONV=1", "nearest legal 0 and 2"], "tiny-gla"),
+    "a chunk": ("CONFIG_LINEAR_CHUNK=40", ["LINEAR_CHUNK=40", "nearest legal 32 and 48"],
+                "tiny-mfa-gla"),
+    "a chunk, its other name": ("CONFIG_MAMBA2_CHUNK_SIZE=128", None, "tiny-mamba2"),
+    "a temperature": ("CONFIG_GLA_GATE_TAU=0", ["above 0"], "tiny-gla"),
+    "few rows of positions": ("CONFIG_WPE_ROWS=100", ["WPE_ROWS=100", "CONFIG_BLOCK_SIZE=128"],
+                              "tiny-gla"),
+    "all rows of positions": ("CONFIG_WPE_ROWS=0\nCONFIG_INIT_XAVIER=y", None, "tiny-gla"),
+    "uniform without a matrix": ("CONFIG_INIT_XAVIER=y", ["HEAD_TIED=n"], "tiny-gpt2"),
+    "a shared decay that is fixed": ('CONFIG_GLA_DECAY="fixed"\nCONFIG_MFA_SHARED_DECAY=y',
+                                     None, "tiny-mfa-gla", "note"),
     "key heads of latent attention": ("CONFIG_KV_HEADS=2", ["needs CONFIG_MIXER_MHA=y"]),
 }
 
 
 def test_stacks():
     for name, (text, reasons, *base) in STACKS.items():
-        status, _, err = with_lines(text + "\n", *base)
+        status, _, err = with_lines(text + "\n", *base[:1])
         if reasons is None:
-            ok(status == 0 and err == "", f"stack_is_legal: {name}", err)
+            ok(status == 0 and err[:4] == "".join(base[1:]), f"stack_is_legal: {name}", err)
         else:
             ok(status == 2 and err.startswith(f"error: {FRAGMENT}:")
                and all(reason in err for reason in reasons), f"stack_is_refused: {name}", err)
@@ -134,6 +154,19 @@ def test_stacks():
     ok(status == 2 and all(f"CONFIG_MLP_{m}=y" in err.partition("needs (")[2]
                            for m in ("MLP", "RECIP", "SWIGLU", "MOE")),
        "width_without_an_mlp_is_refused", err)
+
+
+def test_alias_of_layers():
+    """MAMBA_LAYERS also says what stands there, unless a line does."""
+    lines = ('CONFIG_MAMBA_LAYERS="0,2"\nCONFIG_MAMBA2_NUM_HEADS=8\nCONFIG_MAMBA2_HEAD_DIM=16\n')
+    status, _, err = with_lines(lines, "tiny-gpt2")
+    ok(status == 0 and shows('CONFIG_BLOCK_ALT="mamba2"', 'CONFIG_BLOCK_ALT_LAYERS="0,2"',
+                             "CONFIG_MIXER_MAMBA2=y"), "layers_of_mamba2", err)
+    status, _, err = with_lines(lines + 'CONFIG_BLOCK_ALT="mamba2 mlp"\n', "tiny-gpt2")
+    ok(status == 0 and shows('CONFIG_BLOCK_ALT="mamba2 mlp"'), "layers_of_mamba2_and_more", err)
+    run("defconfig", "tiny-mamba2")
+    ok(shows('CONFIG_BLOCK="mamba2"', "CONFIG_NORM_RMSNORM=y",
+             "# CONFIG_LEARNED_POSITIONS is not set", "CONFIG_HEAD_TIED=y"), "mamba2_and_its_stack")
 
 
 # Taps

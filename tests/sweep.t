@@ -193,6 +193,34 @@ def latents():
     ]
 
 
+def linear_rnns():
+    """gla, mfa_gla and mamba2 with each decay and everything that stands around them."""
+    base = {k: v for k, v in BASE.items() if not k.startswith(("RA_MLA", "MODEL"))}
+    base.update(BLOCK_SIZE=LONG, INIT_XAVIER="y", RESID_DROPOUT='"0.2"', WPE_ROWS=40)
+    gla = dict(base, MODEL_GLA="y")
+    mfa = dict(base, MODEL_MFA_GLA="y", MFA_LATENT_DIM=7, MFA_VALUE_DIM=3)
+    mamba2 = dict(base, MODEL_MAMBA2="y", MAMBA2_NUM_HEADS=4, MAMBA2_HEAD_DIM=8,
+                  MAMBA2_STATE_SIZE=5, MAMBA2_N_GROUPS=2)
+    del mamba2["WPE_ROWS"]
+    return [
+        ("gla, convolutions, unit keys", dict(gla, GLA_CONV=3, GLA_K_NORM="y", GLA_GATE_BIAS='"3"')),
+        ("gla, scalar, full rank, bare",
+         dict(gla, GLA_DECAY='"scalar"', GLA_GATE_RANK=0, GLA_GATE_TAU='"0.5"', GLA_Q_SCALE="n",
+              GLA_OUT_NORM="n", GLA_OUT_GATE="n", GLA_KEY_DIM=3, GLA_VALUE_DIM=5)),
+        ("gla, fixed, beside mfa_gla, normal starts",
+         dict(gla, INIT_XAVIER="n", GLA_DECAY='"fixed"', BLOCK_ALT='"mfa_gla mlp"',
+              BLOCK_ALT_LAYERS='"0"', MIXER_MFA_GLA="y", MFA_LATENT_DIM=6, MFA_VALUE_DIM=2)),
+        ("mfa_gla, shared decay", dict(mfa, MFA_SHARED_DECAY="y", GLA_GATE_RANK=3)),
+        ("mfa_gla, values of the stream, no decay",
+         dict(mfa, MFA_VALUE_DIM=0, GLA_DECAY='"none"', GLA_CONV=2)),
+        ("mamba2", dict(mamba2, LINEAR_CHUNK=16)),
+        ("mamba2 beside mla",
+         dict(base, MODEL_GPT2_MLA="y", MLA_LATENT_DIM=7, MAMBA_LAYERS='"1"',
+              **{k: v for k, v in mamba2.items() if k.startswith("MAMBA2")},
+              BLOCK_SIZE=SHORT, WPE_ROWS=SHORT)),
+    ]
+
+
 def configure(obj, case):
     """The command that writes the .config of one case."""
     with open(f"{obj}/test_defconfig", "w") as f:
@@ -213,6 +241,8 @@ def test(case):
     programs = PROGRAMS
     if "MLA_LATENT_DIM" in case:
         programs += ("test_mla",)
+    if "RESID_DROPOUT" in case:
+        programs += ("test_linear_rnn",)
     steps = [configure(obj, case),
              ["make", "-s", f"O={obj}", "check-programs", f"PROGRAMS={' '.join(programs)}",
               "EXTRA_CFLAGS=-Og -g0"]]
@@ -227,7 +257,7 @@ def test(case):
 def main():
     # what follows is short, too
     long_first = sorted(combinations(), key=lambda c: c[1]["BLOCK_SIZE"], reverse=True)
-    cases = [c for c in long_first + extras() + stacks() + latents()
+    cases = [c for c in long_first + extras() + stacks() + latents() + linear_rnns()
              if all(w in c[0] for w in sys.argv[1:])]
     results = [(name, test(case)) for name, case in cases]
     if not sys.argv[1:]:

@@ -55,6 +55,8 @@ static void net_run(struct net *n, bool backward)
 	memset(n->m.tmp, 0xFF, sizeof(act_t));
 	model_load(&n->m, &(struct batch){ .b = MB, .t = n->t, .tok = n->tok,
 					   .target = n->target });
+	if (DROPOUT && n->m.phase == PHASE_TRAIN)
+		model_draw(&n->m, 7, 3);
 	model_forward(&n->m, backward);
 	if (backward)
 		model_backward(&n->m, NULL, NULL);
@@ -100,7 +102,7 @@ static double loss_of(void *ctx)
 	double aux;
 
 	net_run(n, false);
-	if (!model_has_aux(&n->m))
+	if (!model_has_aux(&n->m) && !DROPOUT)
 		return model_loss(&n->m);
 	n->m.dw = n->spare;
 	model_forward(&n->m, true);

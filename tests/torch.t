@@ -9,6 +9,7 @@ choice of the stack, hybrids, targets that are not scored, batches below capacit
     tests/torch.t [WORD...]     only the configurations whose name holds every WORD
 """
 import json
+import math
 import os
 import struct
 import subprocess
@@ -34,6 +35,14 @@ LLAMA = {**ANY, "MODEL_LLAMA": "y"}
 MLA = {**ANY, "MODEL_GPT2_MLA": "y", "MLA_LATENT_DIM": 8}
 EXPERTS = {**ANY, "MODEL_MLA": "y", "BLOCK": '"mla moe"', "MLP_SWIGLU": "n", "MLP_MOE": "y",
            "MLA_LATENT_DIM": 8, "INTERMEDIATE_SIZE": 20}
+
+
+GLA = {**ANY, "MODEL_GLA": "y"}
+MFA_GLA = {**ANY, "MODEL_MFA_GLA": "y", "MFA_LATENT_DIM": 6, "MFA_VALUE_DIM": 5}
+MAMBA2 = {**ANY, "MODEL_MAMBA2": "y", "MAMBA2_NUM_HEADS": 4, "MAMBA2_HEAD_DIM": 8,
+          "MAMBA2_STATE_SIZE": 5}
+# The studies' models, with less to read: their numbers of parameters stand in the last column.
+STUDY = {"ARCH_CPU": "y", "REAL_DOUBLE": "y", "BLOCK_SIZE": SHORT, "BATCH_SIZE": 2}
 
 
 def splice(width, **more):
@@ -70,6 +79,9 @@ RAW = {"RA_MLA_MLP_SPARSE_NORMALIZE": "n"}
 SHARED_Q, SHARED_V = {"RA_MLA_PER_HEAD_Q_LATENT": "n"}, {"RA_MLA_PER_HEAD_V_UP": "n"}
 MORE = {"BLOCK_SIZE": LONG}
 MASKED = "masked targets"    # in a case: not a symbol, but how it is dumped
+FROM = "defconfig"           # the defconfig that a case changes
+COUNT = "parameters"         # that the plan must say
+OF_FIRST = "of the first sub-layer"     # the same without its norm
 
 # Neighbours in a list share what most files read: widths, positions, the gate.
 CASES = [
@@ -113,6 +125,43 @@ CASES = [
       "MLP_SWIGLU": "y"}),
     ("moe, every expert, no balance, long", EXPERTS,
      {**MORE, "NUM_EXPERTS": 2, "LOAD_BALANCE_ALPHA": '"0.0"'}),
+    ("gla", GLA, {}),
+    ("gla, full rank, convolutions, unit keys, widths, long", GLA,
+     {**MORE, "GLA_GATE_RANK": 0, "GLA_GATE_TAU": '"1"', "GLA_CONV": 4, "GLA_K_NORM": "y",
+      "GLA_KEY_DIM": 5, "GLA_VALUE_DIM": 3, "GLA_OUT_NORM": "n"}),
+    ("gla, scalar decay, no gate, no scale", GLA,
+     {"GLA_DECAY": '"scalar"', "GLA_GATE_RANK": 3, "GLA_OUT_GATE": "n", "GLA_Q_SCALE": "n"}),
+    ("gla, fixed decay, beside mha, long", GLA,
+     {**MORE, "GLA_DECAY": '"fixed"', "BLOCK_ALT": '"mha mlp"', "BLOCK_ALT_LAYERS": '"1"',
+      "MIXER_MHA": "y"}),
+    ("gla, no decay, nothing behind, positions to spare", GLA,
+     {"GLA_DECAY": '"none"', "GLA_OUT_NORM": "n", "GLA_OUT_GATE": "n", "WPE_ROWS": 40}),
+    ("mfa_gla, convolutions, long", MFA_GLA, {**MORE, "GLA_CONV": 2}),
+    ("mfa_gla, shared scalar decay, values of the stream, unit keys", MFA_GLA,
+     {"MFA_SHARED_DECAY": "y", "GLA_DECAY": '"scalar"', "MFA_VALUE_DIM": 0, "GLA_K_NORM": "y"}),
+    ("mfa_gla, fixed decay", MFA_GLA, {"GLA_DECAY": '"fixed"', "INIT_XAVIER": "y"}),
+    ("mamba2, long", MAMBA2, {**MORE, "INIT_XAVIER": "y"}),
+    ("mamba2, groups, narrow, two taps", MAMBA2,
+     {"MAMBA2_N_GROUPS": 2, "MAMBA2_CONV_KERNEL": 2, "MAMBA2_EXPAND": 1, "MAMBA2_HEAD_DIM": 4,
+      "NORM_EPSILON": '"1e-2"'}),
+    ("hybrid of mla and mamba2", {**ANY, "MODEL_MLA": "y", "MLA_LATENT_DIM": 8},
+     {**{k: v for k, v in MAMBA2.items() if k.startswith("MAMBA2")}, "MLA_ROPE_DIM": 2,
+      "MAMBA_LAYERS": '"0,2"'}),
+    ("study 063, gla", STUDY, {FROM: "study-063-gla", COUNT: 131968}),
+    ("study 063, mfa_gla", STUDY, {FROM: "study-063-mfa-gla", COUNT: 247040}),
+    ("study 063, equal parameters", STUDY,
+     {FROM: "study-063-mfa-gla", "N_HEAD": 2, "MFA_LATENT_DIM": 48, "MFA_VALUE_DIM": 16,
+      COUNT: 132032}),
+    ("study 063, equal state", STUDY,
+     {FROM: "study-063-mfa-gla", "N_HEAD": 2, "MFA_LATENT_DIM": 32, COUNT: 115584}),
+    ("study 063, shared decay", STUDY,
+     {FROM: "study-063-mfa-gla", "MFA_SHARED_DECAY": "y", COUNT: 197504}),
+    ("study 063, values of the stream", STUDY,
+     {FROM: "study-063-mfa-gla", "MFA_VALUE_DIM": 0, COUNT: 263424}),
+    ("study 053", STUDY, {FROM: "study-053-gla", COUNT: 658176}),
+    ("the guide's mamba2", STUDY,
+     {FROM: "hybrid-mla-mamba2", "N_LAYER": 2, "MAMBA_LAYERS": '"0"', "VOCAB_SIZE": 256,
+      "N_HEAD": 6, OF_FIRST: 957712}),
     ("latent attention alone", PLAIN, {}),
     ("reciprocal term, window 0", PLAIN, {**reciprocal(0), **SHARED_V}),
     ("latent alone, untied", PLAIN, latent("untied")),
@@ -172,13 +221,14 @@ def dump(number, cfg):
     beside the bundle."""
     obj, path = os.path.join(SCRATCH, "tree"), os.path.join(SCRATCH, f"{number}.safetensors")
     os.makedirs(obj, exist_ok=True)
-    unscored = cfg.pop(MASKED, False)
-    with open(f"{obj}/defconfig", "w") as f:
+    unscored, base = cfg.pop(MASKED, False), cfg.pop(FROM, None)
+    counts = [cfg.pop(COUNT, None), cfg.pop(OF_FIRST, None)]
+    with open(f"{obj}/test.config", "w") as f:
         f.writelines(f"CONFIG_{k}={v}\n" for k, v in cfg.items())
     b, length = cfg["BATCH_SIZE"], cfg["BLOCK_SIZE"] - number % 2
-    (masked if unscored else tokens)(f"{obj}/tokens", b, length, cfg["VOCAB_SIZE"])
+    (masked if unscored else tokens)(f"{obj}/tokens", b, length, cfg.get("VOCAB_SIZE", 64))
     for cmd in ([t.PYTHON, "scripts/kconfig.py", "--config", f"{obj}/.config", "--gen", obj,
-                 "defconfig", f"{obj}/defconfig"],
+                 "defconfig", *filter(None, [base]), f"{obj}/test.config"],
                 ["make", "-s", f"O={obj}", "EXTRA_CFLAGS=-Og -g0", "check-programs",
                  "PROGRAMS=dumps"],
                 [f"{obj}/tests/dumps", "dump", "--targets" if unscored else "--tokens",
@@ -189,7 +239,15 @@ def dump(number, cfg):
         if done.returncode:
             return path, f"{' '.join(cmd)}\n{done.stdout}"
     t.write(done.stdout.encode(), path + ".json")
-    return path, ""
+    return path, miscounted(json.loads(done.stdout), *counts)
+
+
+def miscounted(plan, params, first):
+    """What is wrong with the number of parameters, of all or of the first sub-layer's mixer."""
+    said = [plan["params"], sum(math.prod(x["shape"]) for x in plan["sublayers"][0]["tensors"]
+                                if ".ln_" not in x["name"])]
+    return "".join(f"{got} parameters, not {want}\n" for got, want in zip(said, (params, first))
+                   if want not in (None, got))
 
 
 # One process for all bundles: loading PyTorch takes longer than to compare.

@@ -40,6 +40,10 @@ MEANT = {
     "experts": (LATENT + EXPERTS + TRAINER,
                 ['BLOCK="mla moe"', "NUM_EXPERTS=4", "EXPERTS_PER_TOK=2", "SHARED_EXPERTS=1",
                  'LOAD_BALANCE_ALPHA="0.01"'], ""),
+    "hybrid": (LATENT + "  mamba_layers: [0]\n  mamba2_num_heads: 4\n  mamba2_head_dim: 16\n"
+                 "  mamba2_state_size: 8\n  mamba2_chunk_size: 32\n" + TRAINER,
+                 ['BLOCK="mla swiglu"', 'BLOCK_ALT="mamba2"', 'BLOCK_ALT_LAYERS="0"',
+                  "MAMBA2_NUM_HEADS=4", "MAMBA2_STATE_SIZE=8", "LINEAR_CHUNK=32"], ""),
 }
 # what is wrong -> (file, words of the message)
 WRONG = {
@@ -47,10 +51,12 @@ WRONG = {
     "an unknown section": (SMALL + "data:\n  a: 1\n", ":7: data: no such section"),
     "a value of another kind": (SMALL + "  kv_heads: two\n", ":7: model.kv_heads: two: not a whole"),
     "a latent without rotations": (SMALL + "  kv_latent_dim: 4\n", ":7: kv_latent_dim has no mean"),
-    "Mamba-2": ("model:\n  mamba_layers: [1]\n", ":2: model.mamba_layers: Mamba-2 is not there"),
+    "layers that are no list": (SMALL + "  mamba_layers: some\n",
+                                ":7: model.mamba_layers: some: not a list of layers"),
+    "Mamba-2 nowhere": (SMALL + "  mamba2_expand: 2\n", ":7: mamba2_expand has no meaning without"),
     "heads of Mamba-2 that do not fit": (
-        "model:\n  hidden_size: 512\n  mamba2_num_heads: 48\n  mamba2_head_dim: 16\n",
-        "48 heads of 16 do not fit a width of 512 (they fit 384)"),
+        "model:\n  hidden_size: 512\n  mamba_layers: [1]\n  mamba2_num_heads: 48\n"
+        "  mamba2_head_dim: 16\n", ":4: 48 heads of 16 do not fit a width of 512 (they fit 384)"),
     "no YAML": ("model: [\n", "not YAML"),
 }
 
@@ -79,7 +85,7 @@ def main():
         done = make("wrong", text)
         t.ok(done.returncode == 2 and words in done.stdout and
              t.read(SCRATCH, "tree/.config") == before, f"yaml_is_refused: {name}", done.stdout)
-    for name in ("latent", "experts"):
+    for name in ("latent", "experts", "hybrid"):
         done = make(name, MEANT[name][0], "build", "EXTRA_CFLAGS=-O1 -g0")
         if not done.returncode:
             done = subprocess.run([f"{SCRATCH}/tree/tenon", "train", "--out", f"{SCRATCH}/{name}",

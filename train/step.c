@@ -69,6 +69,8 @@ void step_micro(struct run *r, int j, const struct batch *x)
 	double *losses = r->optim.losses + dist_rank() * step_micros() + j;
 
 	model_load(&r->m, x);
+	if (DROPOUT)
+		model_draw(&r->m, r->st.seed, r->st.micro + (int64_t)dist_rank() * step_micros() + j);
 	if (r->stage) {
 		forward(&q);
 		told(r, STAGE_FORWARD);

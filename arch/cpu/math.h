@@ -164,6 +164,70 @@ static inline acc_t r_sigmoid(acc_t x)
 }
 
 /*
+ * log(1 + x), 0 <= x <= 1: 2 atanh(s) with s = x / (2 + x) <= 1/3, 2 s (1 + s^2/3 + s^4/5 ...).
+ */
+static inline float log1p_f32(float x)
+{
+	float s = x / (2 + x), ss = s * s, p;
+
+	p = 1.0f / 15;		/* the next term is 2e-9 of the sum */
+	p = p * ss + 1.0f / 13;
+	p = p * ss + 1.0f / 11;
+	p = p * ss + 1.0f / 9;
+	p = p * ss + 1.0f / 7;
+	p = p * ss + 1.0f / 5;
+	p = p * ss + 1.0f / 3;
+	p = p * ss + 1.0f;
+	return 2 * s * p;
+}
+
+static inline double log1p_f64(double x)
+{
+	double s = x / (2 + x), ss = s * s, p;
+
+	p = 1.0 / 31;		/* the next term is 2e-17 of the sum */
+	p = p * ss + 1.0 / 29;
+	p = p * ss + 1.0 / 27;
+	p = p * ss + 1.0 / 25;
+	p = p * ss + 1.0 / 23;
+	p = p * ss + 1.0 / 21;
+	p = p * ss + 1.0 / 19;
+	p = p * ss + 1.0 / 17;
+	p = p * ss + 1.0 / 15;
+	p = p * ss + 1.0 / 13;
+	p = p * ss + 1.0 / 11;
+	p = p * ss + 1.0 / 9;
+	p = p * ss + 1.0 / 7;
+	p = p * ss + 1.0 / 5;
+	p = p * ss + 1.0 / 3;
+	p = p * ss + 1.0;
+	return 2 * s * p;
+}
+
+/** r_softplus() - log(1 + e^x), relative accuracy in both tails */
+static inline acc_t r_softplus(acc_t x)
+{
+	acc_t low = r_exp(x > 0 ? -x : x);
+
+	low = R_IS_DOUBLE ? (acc_t)log1p_f64(low) : (acc_t)log1p_f32(low);
+	return x > 0 ? x + low : low;
+}
+
+/** r_silu() - x sigmoid(x) */
+static inline acc_t r_silu(acc_t x)
+{
+	return x * r_sigmoid(x);
+}
+
+/** r_silu_grad() - its derivative */
+static inline acc_t r_silu_grad(acc_t x)
+{
+	acc_t s = r_sigmoid(x);
+
+	return s + x * s * (1 - s);
+}
+
+/*
  * GELU in GPT-2's tanh form: 0.5 x (1 + tanh u) = x sigmoid(2u) with
  * u = sqrt(2/pi) (x + 0.044715 x^3). The sigmoid form does not cancel for
  * negative x.

@@ -195,7 +195,7 @@ void tile_pack_acc(acc_t *dst, const acc_t *src, long ld, int rows, int cols)
  * shuffles of the rows r[i], r[i + LANES/2] give their transpose.
  */
 static inline __attribute__((always_inline)) void
-transpose(acc_t *dst, const void *src, long from, bool wide, long ld, acc_t factor)
+transpose(acc_t *dst, long ldd, const void *src, long from, bool wide, long ld, acc_t factor)
 {
 	vec r[LANES], s[LANES];
 	tile_mask lo, hi;
@@ -214,7 +214,7 @@ transpose(acc_t *dst, const void *src, long from, bool wide, long ld, acc_t fact
 		memcpy(r, s, sizeof(r));
 	}
 	for (int i = 0; i < LANES; i++)
-		*(uvec *)(dst + i * TILE) = r[i];
+		*(uvec *)(dst + i * ldd) = r[i];
 }
 
 static inline __attribute__((always_inline)) void
@@ -224,7 +224,7 @@ pack_t(acc_t *dst, const void *src, bool wide, long ld, int rows, int cols, acc_
 
 	for (int c = 0; c < whole_c; c += LANES)
 		for (int r = 0; r < whole_r; r += LANES)
-			transpose(dst + c * TILE + r, src, r * ld + c, wide, ld, factor);
+			transpose(dst + c * TILE + r, TILE, src, r * ld + c, wide, ld, factor);
 	for (int c = 0; c < cols; c++) {
 		for (int r = c < whole_c ? whole_r : 0; r < rows; r++)
 			dst[c * TILE + r] = factor * load_one(src, r * ld + c, wide);
@@ -240,6 +240,13 @@ void tile_pack_t(acc_t *dst, const act_t *src, long ld, int rows, int cols, acc_
 void tile_pack_t_acc(acc_t *dst, const acc_t *src, long ld, int rows, int cols)
 {
 	pack_t(dst, src, true, ld, rows, cols, 1);
+}
+
+void tile_transpose(acc_t *dst, long ldd, const acc_t *src, long ld, int rows, int cols)
+{
+	for (int r = 0; r < rows; r += LANES)
+		for (int c = 0; c < cols; c += LANES)
+			transpose(dst + c * ldd + r, ldd, src, r * ld + c, true, ld, 1);
 }
 
 static inline __attribute__((always_inline)) acc_t

@@ -144,6 +144,13 @@ void tile_pack_t(acc_t *dst, const act_t *src, long ld, int rows, int cols, acc_
 /** tile_pack_t_acc() - the same of acc_t, factor 1 */
 void tile_pack_t_acc(acc_t *dst, const acc_t *src, long ld, int rows, int cols);
 
+/**
+ * tile_transpose() - dst[c][r] = src[r][c]
+ * @ldd: row stride of dst
+ * @rows: a multiple of LANES, as cols
+ */
+void tile_transpose(acc_t *dst, long ldd, const acc_t *src, long ld, int rows, int cols);
+
 /** tile_dot() - sum of x[i] y[i], LANES interleaved chains added at the end */
 acc_t tile_dot(const act_t *x, const act_t *y, int n);
 

@@ -156,9 +156,12 @@ class Declarations:
         self.refusals = found.get("refuse", {})
         self.divides = {n: _conditions(t)
                         for n, t in found.get("divides", {}).items()}
-        self.even, self.most, self.under = (
+        self.even, self.most, self.under, self.least = (
             {n: _conditions(t) for n, t in found.get(kind, {}).items()}
-            for kind in ("even", "most", "under"))
+            for kind in ("even", "most", "under", "least"))
+        self.legal = {n: list(map(int, t.split()))
+                      for n, t in found.get("legal", {}).items()}
+        self.equals = {n: t.split(" = ") for n, t in found.get("equals", {}).items()}
         self.cpu = found.get("cpu", {})
         self.positive = found.get("positive", {})
         self.below = found.get("below", {})

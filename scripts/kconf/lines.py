@@ -80,8 +80,8 @@ def translate(conf, name, raw):
     targets = conf.decl.aliases.get(name)
     if targets is None:
         return [_assign(conf, name, raw)]
-    if len(targets) == 1 and ":" not in targets[0]:
-        return [_assign(conf, targets[0], raw)]
+    if ":" not in targets[0]:
+        return [_assign(conf, targets[0], raw), *(_effect(conf, t) for t in targets[1:])]
     cases = [target.split(":", 1) for target in targets]
     words = {word for word, _ in cases}
     if words <= {"y", "n"}:

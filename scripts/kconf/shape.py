@@ -25,7 +25,8 @@ def violations(conf):
             if on(conf, name) and holds(conf, condition):
                 yield from _even(conf, name, expression, condition)
     for name, what in conf.decl.cpu.items():
-        if conf.on("ARCH_CUDA") and conf.value(name) not in ("", "n", "0"):
+        if conf.on("ARCH_CUDA") and on(conf, name) and \
+                (conf.value(name) == "y" or float(conf.value(name))):
             yield (f"{show(conf, name)}: arch/cuda has no kernel {what}; set CONFIG_ARCH_CPU=y, "
                    f"or {show(conf, name).partition('=')[0]}="
                    f"{'n' if conf.value(name) == 'y' else '0'}")
@@ -33,6 +34,19 @@ def violations(conf):
         if on(conf, name) and holds(conf, condition) and not float(conf.value(name)):
             yield (f"{show(conf, name)} must be above 0, as {_cause(conf, condition)}; "
                    "nearest legal just above 0")
+    for name, values in conf.decl.legal.items():
+        if on(conf, name) and conf.number(name) not in values:
+            yield (f"{show(conf, name)} is none of {', '.join(map(str, values))}; nearest "
+                   f"legal {_near(values, conf.number(name))}")
+    for name, (product, wanted) in conf.decl.equals.items():
+        if on(conf, name):
+            yield from _equals(conf, product, wanted)
+    for name, rules in conf.decl.least.items():
+        for expression, _ in rules:
+            words, limit = _factors(conf, expression)
+            if on(conf, name) and 0 < conf.number(name) < limit:
+                yield (f"{show(conf, name)} is neither 0 nor at least {_named(words)}={limit}; "
+                       f"nearest legal {limit}")
     for strict, limits in ((False, conf.decl.most), (True, conf.decl.under)):
         for name, rules in limits.items():
             for expression, condition in rules:
@@ -126,11 +140,29 @@ def _cause(conf, condition):
 
 def _divisors_near(number, want):
     """The divisors of a number just below and just above a value."""
-    divisors = {d for i in range(1, math.isqrt(number) + 1) if number % i == 0
-                for d in (i, number // i)}
-    below = max((d for d in divisors if d < want), default=None)
-    above = min((d for d in divisors if d > want), default=None)
-    return " and ".join(str(d) for d in (below, above) if d)
+    return _near({d for i in range(1, math.isqrt(number) + 1) if number % i == 0
+                  for d in (i, number // i)}, want)
+
+
+def _near(values, want):
+    """Those just below and just above a value."""
+    below = max((v for v in values if v < want), default=None)
+    above = min((v for v in values if v > want), default=None)
+    return " and ".join(str(v) for v in (below, above) if v is not None)
+
+
+def _equals(conf, product, wanted):
+    """A product that must be another one: which of its factors could mend it, and how."""
+    names = product.split("*")
+    number, (words, total) = math.prod(map(conf.number, names)), _factors(conf, wanted)
+    if number == total:
+        return
+    mends = [f"CONFIG_{n}={total // rest}" for n in names
+             if not total % (rest := number // conf.number(n))]
+    near = " or ".join(mends) or \
+        f"for CONFIG_{names[-1]} {_divisors_near(total, conf.number(names[-1]))}"
+    yield (f"{', '.join(show(conf, n) for n in names)}: their product {number} is not "
+           f"{_named(words)}={total}; nearest legal {near}")
 
 
 def _below(conf, names):

@@ -1,0 +1,376 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Linear recurrences against the recurrence itself, position by position in double: outputs,
+ * states and gradients; one step at a time; a sequence cut in two. Every decay, decays from
+ * 0 to -20, all that heads may share, any number of positions.
+ */
+#include "kernel.h"
+#include "kernels_linattn.h"
+
+enum { GAP = 3 };	/* unused elements behind a row */
+
+/* Of the largest value; gradients of decays are differences of sums as large as these. */
+#define TOL (sizeof(acc_t) == sizeof(double) ? 1e-12 : 1e-4)
+
+static struct linattn a;
+static struct linattn_grad d;
+static acc_t *state;
+static size_t state_size;
+
+/* What the recurrence gives, in double. */
+static struct {
+	double *o, *last, *dq, *dk, *dv, *dg, *ds0;
+} want;
+
+static int heads_of(unsigned int operand)
+{
+	return a.shared & operand ? a.heads / a.group : a.heads;
+}
+
+static int head_of(unsigned int operand, int h)
+{
+	return a.shared & operand ? h / a.group : h;
+}
+
+static int g_width(void)
+{
+	return a.decay == LINATTN_VECTOR ? a.dk : 1;
+}
+
+static long at_q(int i, int t, int h)
+{
+	return ((long)i * a.t + t) * a.q_row + head_of(LINATTN_Q, h) * a.q_head;
+}
+
+static long at_k(int i, int t, int h)
+{
+	return ((long)i * a.t + t) * a.k_row + head_of(LINATTN_K, h) * a.k_head;
+}
+
+static long at_v(int i, int t, int h)
+{
+	return ((long)i * a.t + t) * a.v_row + head_of(LINATTN_V, h) * a.v_head;
+}
+
+static long at_g(int i, int t, int h)
+{
+	return ((long)i * a.t + t) * a.g_row + head_of(LINATTN_G, h) * a.g_head;
+}
+
+static long at_o(int i, int t, int h)
+{
+	return (((long)i * a.t + t) * a.heads + h) * a.dv;
+}
+
+static double alpha(int i, int t, int h, int c)
+{
+	if (a.decay == LINATTN_NONE)
+		return 1;
+	if (a.decay == LINATTN_FIXED)
+		return 1 - pow(2, -5 - h);
+	return exp(a.g[at_g(i, t, h) + (a.decay == LINATTN_VECTOR ? c : 0)]);
+}
+
+/* Element [c][e] of a state of one head. */
+static double *element(double *s, int c, int e)
+{
+	return s + (long)c * a.dv + e;
+}
+
+/* states [t + 1][dk][dv] of one head, and its outputs */
+static void forward_head(double *s, int i, int h)
+{
+	long one = (long)a.dk * a.dv;
+
+	for (long e = 0; e < one; e++)
+		s[e] = a.s0 ? a.s0[((long)i * a.heads + h) * one + e] : 0;
+	for (int t = 0; t < a.t; t++, s += one)
+		for (int c = 0; c < a.dk; c++)
+			for (int e = 0; e < a.dv; e++) {
+				double now = alpha(i, t, h, c) * *element(s, c, e) +
+					     real(a.k[at_k(i, t, h) + c]) *
+					     real(a.v[at_v(i, t, h) + e]);
+
+				*element(s + one, c, e) = now;
+				want.o[at_o(i, t, h) + e] += a.scale *
+					real(a.q[at_q(i, t, h) + c]) * now;
+			}
+	memcpy(want.last + ((long)i * a.heads + h) * one, s, one * sizeof(*s));
+}
+
+static void backward_row(const double *s, double *ds, int i, int t, int h, int c)
+{
+	double k = real(a.k[at_k(i, t, h) + c]), q = real(a.q[at_q(i, t, h) + c]), decay = 0;
+
+	for (int e = 0; e < a.dv; e++) {
+		double v = real(a.v[at_v(i, t, h) + e]), o = real(d.d_o[at_o(i, t, h) + e]);
+		double *one = ds + (long)c * a.dv + e;
+		long at = (long)c * a.dv + e;
+
+		want.dq[at_q(i, t, h) + c] += a.scale * s[at + (long)a.dk * a.dv] * o;
+		*one += a.scale * q * o;
+		want.dk[at_k(i, t, h) + c] += *one * v;
+		want.dv[at_v(i, t, h) + e] += *one * k;
+		decay += *one * s[at] * alpha(i, t, h, c);
+		*one *= alpha(i, t, h, c);
+	}
+	if (a.decay <= LINATTN_SCALAR)
+		want.dg[at_g(i, t, h) + (a.decay == LINATTN_VECTOR ? c : 0)] += decay;
+}
+
+static void reference(void)
+{
+	long one = (long)a.dk * a.dv;
+	double *s = xmalloc((a.t + 1) * one * sizeof(*s));
+
+	for (int i = 0; i < a.b; i++)
+		for (int h = 0; h < a.heads; h++) {
+			double *ds = want.ds0 + ((long)i * a.heads + h) * one;
+
+			forward_head(s, i, h);
+			for (long e = 0; e < one; e++)
+				ds[e] = d.ds1 ? d.ds1[((long)i * a.heads + h) * one + e] : 0;
+			for (int t = a.t - 1; t >= 0; t--)
+				for (int c = 0; c < a.dk; c++)
+					backward_row(s + t * one, ds, i, t, h, c);
+		}
+	free(s);
+}
+
+/* Rows of @width elements with gaps behind them. */
+static bool same(const void *x, const double *want_x, size_t elem, int rows, int width, int gap,
+		 const char *what)
+{
+	double top = 0, off = 0;
+
+	for (int r = 0; r < rows; r++)
+		for (int c = 0; c < width; c++) {
+			size_t i = (size_t)r * (width + gap) + c;
+			double gone = fabs(get(x, elem, i) - want_x[i]);
+
+			top = MAX(top, fabs(want_x[i]));
+			if (!(gone <= off))
+				off = gone;
+		}
+	if (off <= (TOL + (elem == ACT ? ACT_ROUND : 0)) * MAX(top, 1e-3))
+		return true;
+	diag("%s: off by %.3g of %.3g", what, off, top);
+	return false;
+}
+
+static void call_forward(void)
+{
+	static int32_t len[8];
+
+	for (int i = 0; i < a.b; i++)
+		len[i] = a.t;
+	k_linattn_fwd(&a);
+	k_linattn_state(&a, state, state_size, len);
+}
+
+static void call_backward(void)
+{
+	k_linattn_bwd(&a, &d);
+}
+
+/* Position by position from state 0; s0 goes in as if position 0 had been. */
+static bool steps_right(void)
+{
+	struct linattn one = a;
+	act_t *o = guarded((size_t)a.b * a.heads * a.dv * ACT);
+	acc_t *now = guarded(a.b * state_size * ACC);
+	bool good = true;
+
+	one.t = 1;
+	one.o = o;
+	if (a.s0)
+		memcpy(now, a.s0, a.b * state_size * ACC);
+	one.q_row = a.t * a.q_row, one.k_row = a.t * a.k_row;
+	one.v_row = a.t * a.v_row, one.g_row = a.t * a.g_row;
+	for (int t = 0; t < a.t && good; t++) {
+		int32_t pos[8];
+
+		for (int i = 0; i < a.b; i++)
+			pos[i] = t + (a.s0 != NULL);
+		one.q = a.q + t * a.q_row, one.k = a.k + t * a.k_row, one.v = a.v + t * a.v_row;
+		one.g = a.g ? a.g + t * a.g_row : NULL;
+		k_linattn_step(&one, now, state_size, pos);
+		arch_sync();
+		for (int i = 0; i < a.b; i++)
+			good &= same(o + (long)i * a.heads * a.dv, want.o + at_o(i, t, 0), ACT, 1,
+				     a.heads * a.dv, 0, "a step");
+	}
+	good &= same(now, want.last, ACC, a.b, state_size, 0, "the state of steps");
+	unguard(o), unguard(now);
+	return good;
+}
+
+static acc_t *decays(size_t n, double least)
+{
+	acc_t *g = normals_acc(n);
+
+	for (size_t i = 0; i < n; i++)	/* some 0, some far below */
+		g[i] = i % 7 == 3 ? 0 : (acc_t)(least * rng_uniform(5, 5, i));
+	return g;
+}
+
+static double *zeros(size_t n)
+{
+	return xcalloc(n, sizeof(double));
+}
+
+/* Operands of a, sizes by rows of b * t. */
+static void operands(double least, bool with_state)
+{
+	size_t n = (size_t)a.b * a.t, states;
+
+	state_size = (size_t)a.heads * a.dk * a.dv;
+	states = a.b * state_size;
+	a.q_head = a.k_head = a.dk, a.v_head = a.dv, a.g_head = g_width();
+	a.q_row = heads_of(LINATTN_Q) * a.dk + GAP;
+	a.k_row = heads_of(LINATTN_K) * a.dk + GAP;
+	a.v_row = heads_of(LINATTN_V) * a.dv + GAP;
+	a.g_row = heads_of(LINATTN_G) * g_width() + GAP;
+	a.q = normals(n * a.q_row), a.k = normals(n * a.k_row), a.v = normals(n * a.v_row);
+	a.g = a.decay <= LINATTN_SCALAR ? decays(n * a.g_row, least) : NULL;
+	a.o = guarded(n * a.heads * a.dv * ACT);
+	a.s0 = with_state ? normals_acc(states) : NULL;
+	d = (struct linattn_grad){ .d_o = normals(n * a.heads * a.dv),
+		.ds1 = with_state ? normals_acc(states) : NULL };
+	d.scratch = guarded(LINATTN_SCRATCH(a.b, a.t, a.heads, a.dk, a.dv, a.chunk) * ACC);
+	want.o = zeros(n * a.heads * a.dv), want.last = zeros(states), want.ds0 = zeros(states);
+	want.dq = zeros(n * a.q_row), want.dk = zeros(n * a.k_row), want.dv = zeros(n * a.v_row);
+	want.dg = zeros(n * a.g_row);
+}
+
+static void drop(void)
+{
+	unguard((void *)a.q), unguard((void *)a.k), unguard((void *)a.v), unguard(a.o);
+	unguard((void *)d.d_o), unguard(d.scratch);
+	if (a.g)
+		unguard((void *)a.g);
+	if (a.s0)
+		unguard((void *)a.s0), unguard((void *)d.ds1);
+	free(want.o), free(want.last), free(want.dq), free(want.dk), free(want.dv);
+	free(want.dg), free(want.ds0);
+}
+
+/* The second part of one sequence begins with the state, and ends the gradient, of the first. */
+static bool cut_right(int cut)
+{
+	struct linattn whole = a, parts[2] = { a, a };
+	struct linattn_grad all = d;
+	acc_t *middle = guarded(state_size * ACC), *dmiddle = guarded(state_size * ACC);
+	bool good;
+
+	parts[0].t = cut;
+	parts[1].t = a.t - cut;
+	parts[1].q += cut * a.q_row, parts[1].k += cut * a.k_row, parts[1].v += cut * a.v_row;
+	parts[1].g = a.g ? a.g + cut * a.g_row : NULL;
+	parts[1].o += (long)cut * a.heads * a.dv;
+	parts[1].s0 = middle;
+	memset(a.o, 0xFF, (size_t)a.t * a.heads * a.dv * ACT);
+	k_linattn_state(&parts[0], middle, state_size, (int32_t[]){ cut });
+	k_linattn_fwd(&parts[0]);
+	k_linattn_fwd(&parts[1]);
+	d.d_o += (long)cut * a.heads * a.dv;
+	d.dq += cut * a.q_row, d.dk += cut * a.k_row, d.dv += cut * a.v_row;
+	d.dg += cut * a.g_row;
+	d.ds0 = dmiddle;
+	k_linattn_bwd(&parts[1], &d);
+	d = all;
+	d.ds1 = dmiddle;
+	k_linattn_bwd(&parts[0], &d);
+	arch_sync();
+	d = all;
+	a = whole;
+	good = same(a.o, want.o, ACT, a.t, a.heads * a.dv, 0, "o of two parts");
+	good &= same(d.dq, want.dq, ACT, a.t, a.q_row - GAP, GAP, "dq of two parts");
+	good &= same(d.dk, want.dk, ACT, a.t, a.k_row - GAP, GAP, "dk of two parts");
+	if (a.g)
+		good &= same(d.dg, want.dg, ACC, a.t, a.g_row - GAP, GAP, "dg of two parts");
+	unguard(middle), unguard(dmiddle);
+	return good;
+}
+
+static void gradients_right(const char *name)
+{
+	size_t n = (size_t)a.b * a.t;
+	struct out out[] = { { guarded(n * a.q_row * ACT), n * a.q_row * ACT, NULL },
+			     { guarded(n * a.k_row * ACT), n * a.k_row * ACT, NULL },
+			     { guarded(n * a.v_row * ACT), n * a.v_row * ACT, NULL },
+			     { guarded(n * a.g_row * ACC), n * a.g_row * ACC, NULL },
+			     { guarded(a.b * state_size * ACC), a.b * state_size * ACC, NULL } };
+	bool good;
+
+	d.dq = out[0].x, d.dk = out[1].x, d.dv = out[2].x, d.dg = out[3].x, d.ds0 = out[4].x;
+	ok(threads_agree(call_backward, out, 5), "%s: gradients repeat", name);
+	good = same(d.dq, want.dq, ACT, n, a.q_row - GAP, GAP, "dq");
+	good &= same(d.dk, want.dk, ACT, n, a.k_row - GAP, GAP, "dk");
+	good &= same(d.dv, want.dv, ACT, n, a.v_row - GAP, GAP, "dv");
+	if (a.g)
+		good &= same(d.dg, want.dg, ACC, n, a.g_row - GAP, GAP, "dg");
+	good &= same(d.ds0, want.ds0, ACC, a.b, state_size, 0, "ds0");
+	ok(good, "%s: gradients are those of the recurrence", name);
+	for (int cut = 1; a.b == 1 && cut < a.t; cut += 1 + a.t / 3)
+		ok(cut_right(cut), "%s: cut at %d", name, cut);
+	for (size_t i = 0; i < ARRAY_SIZE(out); i++)
+		unguard(out[i].x);
+}
+
+/* Of shape a; @least: the most negative g. */
+static void test_linattn(struct linattn shape, double least, bool with_state)
+{
+	static const char *const decay[] = { "vector", "scalar", "fixed", "none" };
+	char *name = xasprintf("%s to %g, %d x %d, %d heads of %d x %d by %d sharing %u, chunk %d%s",
+			       decay[shape.decay], least, shape.b, shape.t, shape.heads, shape.dk,
+			       shape.dv, shape.group, shape.shared, shape.chunk,
+			       with_state ? ", a state" : "");
+	struct out out[2];
+	bool good;
+
+	a = shape;
+	operands(least, with_state);
+	out[0] = (struct out){ a.o, (size_t)a.b * a.t * a.heads * a.dv * ACT, NULL };
+	out[1] = (struct out){ guarded(a.b * state_size * ACC), a.b * state_size * ACC, NULL };
+	state = out[1].x;
+	reference();
+	ok(threads_agree(call_forward, out, 2), "%s: repeats", name);
+	good = same(a.o, want.o, ACT, a.b * a.t, a.heads * a.dv, 0, "o");
+	ok(same(state, want.last, ACC, a.b, state_size, 0, "state") && good,
+	   "%s: is the recurrence", name);
+	ok(steps_right(), "%s: steps are", name);
+	gradients_right(name);
+	unguard(state);
+	drop();
+	free(name);
+}
+
+int main(void)
+{
+	device_open(0);
+	for (int decay = LINATTN_VECTOR; decay <= LINATTN_NONE; decay++) {
+		struct linattn one = { .b = 1, .t = 1, .heads = 1, .group = 1, .dk = 1, .dv = 1,
+				       .chunk = 16, .decay = decay, .scale = 1 };
+		struct linattn odd = { .b = 2, .t = 33, .heads = 3, .group = 1, .dk = 5, .dv = 7,
+				       .chunk = 16, .decay = decay, .scale = 0.3 };
+		struct linattn wide = { .b = 1, .t = 70, .heads = 2, .group = 1, .dk = 19, .dv = 33,
+					.chunk = 32, .decay = decay, .scale = 0.5 };
+		struct linattn pairs = { .b = 2, .t = 50, .heads = 4, .group = 2, .dk = 16, .dv = 9,
+					 .shared = LINATTN_Q | LINATTN_K, .chunk = 48,
+					 .decay = decay, .scale = 1 };
+		struct linattn all = { .b = 1, .t = 130, .heads = 3, .group = 3, .dk = 8, .dv = 17,
+				       .shared = LINATTN_K | LINATTN_V | LINATTN_G, .chunk = 64,
+				       .decay = decay, .scale = 1 };
+
+		test_linattn(one, -1, false);
+		test_linattn(odd, -20, false);
+		test_linattn(wide, -0.1, true);
+		test_linattn(pairs, -3, true);
+		test_linattn(all, -20, true);
+	}
+	test_linattn((struct linattn){ .b = 1, .t = 300, .heads = 2, .group = 1, .dk = 32, .dv = 32,
+				       .chunk = 256, .decay = LINATTN_VECTOR, .scale = 1 }, -0.01,
+		     false);
+	return tap_done();
+}
