@@ -40,6 +40,7 @@ V2_LITE = {
     "SHARED_EXPERTS": 2, "MLA_QUERY": '"direct"', "MLA_LATENT_DIM": 512, "MLA_LATENT_NORM": "y",
     "MLA_NOPE_DIM": 128, "MLA_V_DIM": 128, "MLA_ROPE_DIM": 64,
 }
+PLANS = ("check-programs", "PROGRAMS=dumps")
 # A plan of 128 MiB and more, and what the process may take beyond it.
 BIG, WITHIN = 128, 0.02    # MiB, share
 
@@ -58,8 +59,8 @@ def run(*cmd, **kw):
     return subprocess.run(cmd, cwd=SRC, check=True, stdout=subprocess.PIPE, text=True, **kw).stdout
 
 
-def build(name, defconfig, symbols, *goals):
-    """The object tree of a configuration; without goals, with its binary."""
+def build(name, defconfig, symbols, goals=PLANS):
+    """The object tree of a configuration; its tests/dumps has the verb plan."""
     obj = os.path.join(OBJ, name)
     os.makedirs(obj, exist_ok=True)
     fragment = os.path.join(obj, "test.config")
@@ -67,28 +68,32 @@ def build(name, defconfig, symbols, *goals):
         f.writelines(f"CONFIG_{k}={v}\n" for k, v in symbols.items())
     run(PYTHON, "scripts/kconfig.py", "--config", f"{obj}/.config", "--gen", obj, "defconfig",
         defconfig, fragment, stderr=subprocess.DEVNULL)
-    run("make", "-s", f"O={obj}", "EXTRA_CFLAGS=-O1 -g0", *goals or ("build",))
+    run("make", "-s", f"O={obj}", "EXTRA_CFLAGS=-O1 -g0", *goals)
     return obj
+
+
+def plan(obj, *flags):
+    return run(f"{obj}/tests/dumps", "plan", *flags)
 
 
 def published_counts():
     for name, symbols, counted, unread in PUBLISHED:
         obj = build("gpt2", "gpt2-ra-mla-full", dict(symbols, RA_MLA_ABLATION_MODE="n"))
-        plan = json.loads(run(f"{obj}/tenon", "plan", "--json"))
-        ok(plan["params_published"] == counted, f"{name}: {counted} as the published table counts")
-        ok(plan["params"] == counted - unread, f"{name}: {counted - unread} exist")
+        said = json.loads(plan(obj, "--json"))
+        ok(said["params_published"] == counted, f"{name}: {counted} as the published table counts")
+        ok(said["params"] == counted - unread, f"{name}: {counted - unread} exist")
 
 
 def latent_models():
     for name, params, cached in LATENT_MODELS:
         lite = name == "deepseek-v2-lite"
         obj = build("latent", "mla-moe" if lite else name,
-                    {"ARCH_CPU": "y", **(V2_LITE if lite else {})}, "check-programs", "PROGRAMS=dumps")
-        plan = json.loads(run(f"{obj}/tests/dumps", "plan", "--json"))
-        ok(plan["params"] == params, f"{name}: {params} parameters ({plan['params']})")
-        size = {"F32": 4, "BF16": 2}[re.search(r"positions, (\w+)", run(f"{obj}/tests/dumps", "plan"))[1]]
+                    {"ARCH_CPU": "y", **(V2_LITE if lite else {})})
+        said = json.loads(plan(obj, "--json"))
+        ok(said["params"] == params, f"{name}: {params} parameters ({said['params']})")
+        size = {"F32": 4, "BF16": 2}[re.search(r"positions, (\w+)", plan(obj))[1]]
         want = cached * size * config(obj, "N_LAYER")
-        ok(plan["cache_token"] == want, f"{name}: {cached} values cached a token and layer")
+        ok(said["cache_token"] == want, f"{name}: {cached} values cached a token and layer")
 
 
 def pairs(plan_part, way):
@@ -101,15 +106,15 @@ def what_is_executed():
     """Products, tensors, taps and forms of every sub-layer add up to the plan's own numbers."""
     obj = build("tiny", "tiny-ra-mla-full", {"RA_MLA_ABLATION_MODE": "n", GATE: "y", CROSS: "y",
                                              LATENT: "y", TYING: '"tied_transpose"'})
-    plan = json.loads(run(f"{obj}/tenon", "plan", "--json"))
-    subs, parts = plan["sublayers"], [plan["stack"], *plan["sublayers"]]
+    told = json.loads(plan(obj, "--json"))
+    subs, parts = told["sublayers"], [told["stack"], *told["sublayers"]]
     shapes = [x["shape"] for part in parts for x in part["tensors"]]
-    ok(sum(math.prod(s) for s in shapes) == plan["params"], "the tensors are the parameters")
+    ok(sum(math.prod(s) for s in shapes) == told["params"], "the tensors are the parameters")
     tokens = config(obj, "BATCH_SIZE") * config(obj, "BLOCK_SIZE")
     flops = [sum(p[way]["flops"] for p in parts) / tokens for way in ("forward", "backward")]
-    ok(math.isclose(flops[0], plan["flops_token_fwd"]) and
-       math.isclose(sum(flops), plan["flops_token"]), "the parts' operations are the step's")
-    head = plan["stack"]
+    ok(math.isclose(flops[0], told["flops_token_fwd"]) and
+       math.isclose(sum(flops), told["flops_token"]), "the parts' operations are the step's")
+    head = told["stack"]
     ok(pairs(head, "forward") == pairs(head, "backward") == 0, "the head is matrix products alone")
     ok(all(pairs(s, way) > 0 for s in subs for way in ("forward", "backward")
            if s["mixer"] == "ra_mla"), "attention is more than products")
@@ -120,13 +125,13 @@ def what_is_executed():
        f"taps connect the mixers: {links}")
     ok(all((tap in subs[w]["writes"]) for s in subs for tap, w in s["reads"].items()
            if w is not None) and not set(subs[-1]["writes"]), "what is read is written")
-    detached = {tap["name"]: tap["detached"] for tap in plan["taps"]}
+    detached = {tap["name"]: tap["detached"] for tap in told["taps"]}
     ok(detached == {"HEAD_GATE": False, "LATENT": True, "LATENT_MIX": False, "ROUTE": True},
        "the plan says which taps are detached")
-    said = run(f"{obj}/tenon", "plan")
+    said = plan(obj)
     ok(all(re.search(rf"^tap +{tap}\b.*: {a} to {b}", said, re.M) for tap, a, b in links),
        "taps are printed")
-    ok(all(plan["forms"][x] in said for x in ("ra_mla", "recip")), "executed forms are named")
+    ok(all(told["forms"][x] in said for x in ("ra_mla", "recip")), "executed forms are named")
 
 
 def decode_as_executed():
@@ -142,7 +147,7 @@ def decode_as_executed():
     mlp += k * (c + gate)
     unread = f * latent + 2 * gate * f + h * gate + k * gate    # of the last layer
     want = 2 * (n * (attn + mlp) - unread + -(-v // 64) * 64 * c)
-    said = json.loads(run(f"{obj}/tenon", "plan", "--json"))["flops_token_decode"]
+    said = json.loads(plan(obj, "--json"))["flops_token_decode"]
     ok(said == want, f"a decode step is counted as it is executed ({said:g}, {want:g})")
 
 
@@ -156,7 +161,7 @@ def hybrid_stack():
     obj = build("tiny", "tiny-gpt2", {
         "N_LAYER": 5, "BLOCK_ALT": '"ra_mla mlp"', "BLOCK_ALT_LAYERS": '"0,1,3"',
         "MIXER_RA_MLA": "y", "RA_MLA_LATENT_DIM": 8})
-    said = run(f"{obj}/tenon", "plan")
+    said = plan(obj)
     ok("\n  layers 0-1, 3: ra_mla mlp\n  layers 2, 4: mha mlp\n" in said, "the stack by layer")
 
 
@@ -169,7 +174,7 @@ def checks():
                 f.write(b"text" * (size // 4))
 
         def check(*flags):
-            done = subprocess.run([f"{obj}/tenon", "plan", "--check", *flags], text=True,
+            done = subprocess.run([f"{obj}/tests/dumps", "plan", "--check", *flags], text=True,
                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             return done.returncode, done.stdout + done.stderr
 
@@ -186,12 +191,12 @@ def checks():
 
 def measured_memory(name, symbols, bytes_each, *flags):
     """@bytes_each: of a parameter with its gradients, moments and, in bf16, its master"""
-    obj = build("tiny", "tiny-gpt2", {"GRADIENT_ACCUMULATION": 2, "EVAL_SAMPLES": 1, **symbols})
-    said = run(f"{obj}/tenon", "train", "--out", f"{obj}/run", "--restart", "--steps", "2",
+    obj = build("tiny", "tiny-gpt2", {"GRADIENT_ACCUMULATION": 2, "EVAL_SAMPLES": 1, **symbols}, PLANS + ("build",))
+    said = run(f"{obj}/tenon", "train", "--out", f"{obj}/run", "--restart", "--steps", "1",
                *flags)
     planned, measured = map(float, re.search(r"([\d.]+) MiB planned, ([\d.]+) measured",
                                              said).groups())
-    params = json.loads(run(f"{obj}/tenon", "plan", "--json"))["params"]
+    params = json.loads(plan(obj, "--json"))["params"]
     ok(planned >= max(BIG, params * bytes_each / 2 ** 20), f"{name}: a plan of {planned} MiB")
     ok(abs(measured - planned) <= WITHIN * planned,
        f"{name}: measured is within 2 % of planned ({measured / planned:.4f})")

@@ -14,9 +14,10 @@ import os
 import subprocess
 import sys
 
-SRC = os.environ.get("TENON_SRC", os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-PYTHON = os.environ.get("TENON_PYTHON", "/usr/bin/python3")
-SCRATCH = os.path.join(os.environ.get("TENON_TESTDIR", os.path.join(SRC, "build/check")), "sweep")
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import training as t    # noqa: E402
+
+SCRATCH = os.path.join(os.path.dirname(t.SCRATCH), "sweep")
 PROGRAMS = ("test_mixer", "test_model")
 os.environ["TENON_OBJECTS"] = ""        # one object tree; what it can keep, it keeps by itself
 
@@ -221,30 +222,25 @@ def linear_rnns():
     ]
 
 
-def configure(obj, case):
-    """The command that writes the .config of one case."""
-    with open(f"{obj}/test_defconfig", "w") as f:
-        f.writelines(f"CONFIG_{k}={v}\n" for k, v in case.items())
-    return [PYTHON, "scripts/kconfig.py", "--config", f"{obj}/.config", "--gen", obj,
-            "defconfig", f"{obj}/test_defconfig"]
-
-
-def run(cmd, **kw):
-    return subprocess.run(cmd, cwd=SRC, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          text=True, **kw)
+def run(cmd):
+    return subprocess.run(cmd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def test(case):
     """Output of what failed, '' where everything passed."""
     obj = os.path.join(SCRATCH, "tree")
     os.makedirs(obj, exist_ok=True)
+    with open(f"{obj}/test_defconfig", "w") as f:
+        f.writelines(f"CONFIG_{k}={v}\n" for k, v in case.items())
+    refused = t.configure(obj, f"{obj}/test_defconfig")
+    if refused:
+        return refused
     programs = PROGRAMS
     if "MLA_LATENT_DIM" in case:
         programs += ("test_mla",)
     if "RESID_DROPOUT" in case:
         programs += ("test_linear_rnn",)
-    steps = [configure(obj, case),
-             ["make", "-s", f"O={obj}", "check-programs", f"PROGRAMS={' '.join(programs)}",
+    steps = [["make", "-s", f"O={obj}", "check-programs", f"PROGRAMS={' '.join(programs)}",
               "EXTRA_CFLAGS=-Og -g0"]]
     steps += [[f"{obj}/tests/{p}"] for p in programs]
     for cmd in steps:
@@ -255,6 +251,7 @@ def test(case):
 
 
 def main():
+    os.chdir(t.SRC)
     # what follows is short, too
     long_first = sorted(combinations(), key=lambda c: c[1]["BLOCK_SIZE"], reverse=True)
     cases = [c for c in long_first + extras() + stacks() + latents() + linear_rnns()

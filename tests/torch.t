@@ -227,9 +227,10 @@ def dump(number, cfg):
         f.writelines(f"CONFIG_{k}={v}\n" for k, v in cfg.items())
     b, length = cfg["BATCH_SIZE"], cfg["BLOCK_SIZE"] - number % 2
     (masked if unscored else tokens)(f"{obj}/tokens", b, length, cfg.get("VOCAB_SIZE", 64))
-    for cmd in ([t.PYTHON, "scripts/kconfig.py", "--config", f"{obj}/.config", "--gen", obj,
-                 "defconfig", *filter(None, [base]), f"{obj}/test.config"],
-                ["make", "-s", f"O={obj}", "EXTRA_CFLAGS=-Og -g0", "check-programs",
+    refused = t.configure(obj, *filter(None, [base]), f"{obj}/test.config")
+    if refused:
+        return path, refused
+    for cmd in (["make", "-s", f"O={obj}", "EXTRA_CFLAGS=-Og -g0", "check-programs",
                  "PROGRAMS=dumps"],
                 [f"{obj}/tests/dumps", "dump", "--targets" if unscored else "--tokens",
                  f"{obj}/tokens", "--out", path, "--init", "7", "--batch", str(b), "--length",
@@ -282,6 +283,7 @@ def alter(path):
 
 
 def main():
+    os.chdir(t.SRC)
     python = python_with_torch()
     if not python:
         print("1..0 # SKIP PyTorch is not installed (Debian: python3-torch)")

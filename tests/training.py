@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
 """What the tests of training share: tiny binaries, runs of them, comparisons, TAP."""
+import contextlib
 import fcntl
 import importlib.machinery
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -103,6 +105,20 @@ def build(name):
         shutil.copy2(f"{obj}/tenon", binary + ".new")
         os.rename(binary + ".new", binary)
     return binary
+
+
+def configure(obj, *names):
+    """A defconfig, fragments on top, and what make would generate from them: '' or what is said
+    against it. In this process, which has to run in SRC with the build's Python: starting one for
+    each step takes longer than they do."""
+    sys.path.append(os.path.join(SRC, "scripts"))
+    import kconfig
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        failed = any(kconfig.main(["--config", f"{obj}/.config", "--gen", obj, *verb])
+                     for verb in (["defconfig", *names], ["sync"]))
+    os.utime(f"{obj}/include/config/auto.conf")
+    return said.getvalue() if failed else ""
 
 
 def folder():

@@ -51,6 +51,7 @@ def main():
             [PYTHON, "-c", "import transformers"], stderr=subprocess.DEVNULL).returncode:
         print("1..0 # SKIP transformers is not installed (sh scripts/setup.sh transformers)")
         return 0
+    os.chdir(t.SRC)
     for number, (name, base, more) in enumerate(CASES):
         bundle, failed = torch_t.dump(number, {**base, **more})
         done = None if failed else compare(bundle)

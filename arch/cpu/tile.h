@@ -10,7 +10,8 @@
 #ifndef TENON_CPU_TILE_H
 #define TENON_CPU_TILE_H
 
-#ifdef __AVX512F__
+/* Reading it takes longer than the rest of a file. */
+#if defined(CONFIG_REAL_BF16) && defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
