@@ -6,6 +6,7 @@
  * These are put together in a fixed order: groups of a warp, warps, blocks of the
  * cluster through its shared memory. Which group takes a key depends on the key alone,
  * so bits do not depend on the other sequences. Before sm_90 a cluster is one block.
+ * Many heads that share keys and values go to attn_step_mma.cu.
  */
 #include <cooperative_groups.h>
 
@@ -214,28 +215,14 @@ template <int LANES, int HEADS, bool VEC> static void step_launch(struct step_ru
 {
 	const struct attn_step &a = p.a;
 	auto *kernel = step_kernel<LANES, HEADS, VEC>;
-	int split = 1, bytes = sizeof(struct step_smem<HEADS, LANES * 8>) +
+	int bytes = sizeof(struct step_smem<HEADS, LANES * 8>) +
 		(HEADS + 1) * div_up(a.dk, 8) * 8 * (int)sizeof(float);
-	cudaLaunchConfig_t launch = {};
-	cudaLaunchAttribute attrs[2] = {};
 
 	p.chunks = div_up(p.per, HEADS);
-	while (cuda_capability() >= 90 && split < SPLIT_MAX && split * SPLIT_KEYS < a.t_max)
-		split *= 2;
 	if (bytes > 48 << 10)
 		shared_room(kernel, bytes);
-	attrs[0].id = cudaLaunchAttributeClusterDimension;
-	attrs[0].val.clusterDim.x = split;
-	attrs[0].val.clusterDim.y = attrs[0].val.clusterDim.z = 1;
-	attrs[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;	/* as launch() */
-	attrs[1].val.programmaticStreamSerializationAllowed = 1;
-	launch.gridDim = dim3(split, p.units * p.chunks * div_up(a.dv, LANES * 8), a.b);
-	launch.blockDim = dim3(STEP_THREADS);
-	launch.dynamicSmemBytes = bytes;
-	launch.stream = cuda_stream();
-	launch.attrs = attrs;
-	launch.numAttrs = cuda_capability() >= 90 ? ARRAY_SIZE(attrs) : 0;
-	CUDA(cudaLaunchKernelEx(&launch, kernel, p));
+	step_start(kernel, dim3(step_split(a), p.units * p.chunks * div_up(a.dv, LANES * 8), a.b),
+		   bytes, p);
 }
 
 template <int LANES, int HEADS> static void step_aligned(struct step_run &p)
@@ -268,6 +255,8 @@ void k_attn_step(const struct attn_step *a)
 	p.ra = a->ra_scale;
 	p.units = a->k_head || a->v_head ? kv_heads : 1;
 	p.per = a->heads / p.units;
+	if (attn_step_mma(&p))
+		return;
 	if (MAX(a->dk, a->dv) <= 64)
 		step_heads<8>(p);
 	else if (MAX(a->dk, a->dv) <= 128)

@@ -27,6 +27,45 @@ struct step_run {
 	int chunks;		/* blocks that share a unit's heads */
 };
 
+/** step_split() - blocks of a cluster: of the length of a cache alone; before sm_90 one */
+static inline int step_split(const struct attn_step &a)
+{
+	int split = 1;
+
+	while (cuda_capability() >= 90 && split < SPLIT_MAX && split * SPLIT_KEYS < a.t_max)
+		split *= 2;
+	return split;
+}
+
+/** step_start() - launch with clusters along x, early as launch() does */
+template <class P>
+static inline void step_start(void (*kernel)(P), dim3 grid, int bytes, const P &p)
+{
+	cudaLaunchConfig_t launch = {};
+	cudaLaunchAttribute attrs[2] = {};
+
+	attrs[0].id = cudaLaunchAttributeClusterDimension;
+	attrs[0].val.clusterDim.x = grid.x;
+	attrs[0].val.clusterDim.y = attrs[0].val.clusterDim.z = 1;
+	attrs[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+	attrs[1].val.programmaticStreamSerializationAllowed = 1;
+	launch.gridDim = grid;
+	launch.blockDim = dim3(STEP_THREADS);
+	launch.dynamicSmemBytes = bytes;
+	launch.stream = cuda_stream();
+	launch.attrs = attrs;
+	launch.numAttrs = cuda_capability() >= 90 ? ARRAY_SIZE(attrs) : 0;
+	CUDA(cudaLaunchKernelEx(&launch, kernel, p));
+}
+
+/**
+ * attn_step_mma() - on tensor cores, attn_step_mma.cu
+ * @p: all but chunks
+ *
+ * Returns: false where the shape is of another kind, and nothing was started.
+ */
+bool attn_step_mma(const struct step_run *p);
+
 /* One softmax: maximum, sum and outputs of HEADS heads. */
 template <int HEADS, int WIDTH> struct step_part {
 	float max[HEADS], sum[HEADS], o[HEADS][WIDTH];

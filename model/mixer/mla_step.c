@@ -108,8 +108,9 @@ static void return_values(const struct mla_rows *s, struct mla_step_tmp *tmp)
 		mla_splice_return(w, tmp->q_latent[0][0], weighted, s->n * H);
 		weighted = tmp->q_latent[0][0];
 	}
-	for (int i = 0; BIAS && i < s->n; i++)
-		k_axpby(tmp->o[i], DV, (const act_t *)w->kv_b_proj_bias + DN, KV, H, DV, 1, 0);
+	if (BIAS)	/* of each head, to all rows */
+		k_heads_spread(tmp->o[0], DV, (long)H * DV, (const act_t *)w->kv_b_proj_bias + DN,
+			       KV, H, s->n, DV);
 	k_gemm(&(struct gemm){
 		.m = s->n, .n = DV, .k = R, .tb = true, .a = weighted, .lda = (long)H * R, .sa = R,
 		.b = w->kv_b_proj[DN], .ldb = R, .sb = (long)KV * R, .c = tmp->o,
