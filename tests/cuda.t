@@ -6,8 +6,9 @@ combinations of modes, decode, causality, liveness; the same bits run after run 
 kills; checkpoints from one arch to the other.
 
 	tests/cuda.t                where there is no GPU: compiles every kernel
-	tests/cuda.t --build DIR    the programs alone, for another machine; with a GPU, for its
-	                            own kind, else for Hopper
+	tests/cuda.t --build DIR [DEFCONFIG...]
+	                            the programs alone, for another machine; with a GPU, for its
+	                            own kind, else for Hopper; of all configurations or of these
 	tests/cuda.t --run DIR      what --build has left there
 """
 import importlib.machinery
@@ -34,7 +35,7 @@ KINDS = {"double": {**CPU, "REAL_DOUBLE": "y"}, "bf16": {**CPU, "REAL_BF16": "y"
          "cuda": {"ARCH_CUDA": "y"}, "cuda-float": {"ARCH_CUDA": "y", "REAL_FLOAT": "y"},
          "cuda-tf32": {"ARCH_CUDA": "y", "REAL_TF32": "y"}}
 CHECKING = ("cuda-float", "cuda-tf32")      # of these defconfigs
-CHECKED = ("tiny-gpt2", "tiny-ra-mla-full")
+CHECKED = ("tiny-gpt2", "tiny-ra-mla-full", "tiny-deepseek", "tiny-mlakv2m")
 
 
 def load(name):
@@ -149,27 +150,27 @@ def symbols_of(lines):
     return dict(line.split("=", 1) for line in lines)
 
 
-def build_kind(folder, kind):
+def build_kind(folder, kind, names):
     goals = ["build"]
     if kind == "cuda":
         goals += ["check-programs", "PROGRAMS=" + " ".join(PROGRAMS)]
+    cases = {name: name for name in names or defconfigs()}
     if kind == "float":
-        build(f"{folder}/tiny-gpt2", "tiny-gpt2", kind, *goals)
-        return
-    if kind in CHECKING:
-        for name in CHECKED:
-            build(f"{folder}/{name}", name, kind, *goals)
-        return
-    for name, base in [(n, n) for n in defconfigs()] + combinations():
-        build(f"{folder}/{name}", base, kind, *goals)
-    if kind == "cuda":
-        build(f"{folder}/small", symbols_of(t.SMALL), kind, "build")
+        cases = {name: name for name in cases if name == "tiny-gpt2"}
+    elif kind in CHECKING:
+        cases = {name: name for name in cases if name in CHECKED}
+    elif not names:
+        cases.update(combinations())
+        if kind == "cuda":
+            cases["small"] = symbols_of(t.SMALL)
+    for name, base in cases.items():
+        build(f"{folder}/{name}", base, kind, *(["build"] if name == "small" else goals))
 
 
-def build_all(folder):
-    """An object tree for each kind, two of them at a time."""
+def build_all(folder, *names):
+    """An object tree for each kind, two of them at a time; @names: some configurations alone"""
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda kind: build_kind(folder, kind), KINDS))
+        list(pool.map(lambda kind: build_kind(folder, kind, names), KINDS))
 
 
 # ---- what is tested -------------------------------------------------------------------
@@ -263,14 +264,15 @@ def run_all(folder):
     names = sorted(n for n in os.listdir(folder) if os.path.exists(f"{folder}/{n}/double"))
     for name in names:
         ends(test_case, folder, name)
-    ends(test_moves, {kind: f"{folder}/tiny-gpt2/{kind}" for kind in ("float", "cuda")})
-    for test in (test_runs, test_texts, test_kills):
+    if "tiny-gpt2" in names:
+        ends(test_moves, {kind: f"{folder}/tiny-gpt2/{kind}" for kind in ("float", "cuda")})
+    for test in (test_runs, test_texts, test_kills) if os.path.exists(f"{folder}/small") else ():
         ends(test, f"{folder}/small/cuda")
 
 
 def main():
     if sys.argv[1:2] == ["--build"]:
-        build_all(sys.argv[2])
+        build_all(*sys.argv[2:])
         return 0
     if sys.argv[1:2] == ["--run"]:
         run_all(sys.argv[2])
