@@ -9,13 +9,13 @@
 #define TENON_CUDA_ATTN_STEP_CUH
 
 #include "attn.cuh"
+#include "cluster.cuh"
 
 enum {
 	STEP_WARPS = 4,
 	STEP_THREADS = STEP_WARPS * 32,
 	BATCH = 4,		/* keys that a group of lanes takes at a time */
 	STAGES = 3,		/* batches of a warp that are there or on their way */
-	SPLIT_MAX = 8,		/* blocks of a cluster that every device can place */
 	SPLIT_KEYS = 256,	/* keys of a full cache that a block should have */
 };
 
@@ -32,30 +32,9 @@ static inline int step_split(const struct attn_step &a)
 {
 	int split = 1;
 
-	while (cuda_capability() >= 90 && split < SPLIT_MAX && split * SPLIT_KEYS < a.t_max)
+	while (cuda_capability() >= 90 && split < CLUSTER_MAX && split * SPLIT_KEYS < a.t_max)
 		split *= 2;
 	return split;
-}
-
-/** step_start() - launch with clusters along x, early as launch() does */
-template <class P>
-static inline void step_start(void (*kernel)(P), dim3 grid, int bytes, const P &p)
-{
-	cudaLaunchConfig_t launch = {};
-	cudaLaunchAttribute attrs[2] = {};
-
-	attrs[0].id = cudaLaunchAttributeClusterDimension;
-	attrs[0].val.clusterDim.x = grid.x;
-	attrs[0].val.clusterDim.y = attrs[0].val.clusterDim.z = 1;
-	attrs[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-	attrs[1].val.programmaticStreamSerializationAllowed = 1;
-	launch.gridDim = grid;
-	launch.blockDim = dim3(STEP_THREADS);
-	launch.dynamicSmemBytes = bytes;
-	launch.stream = cuda_stream();
-	launch.attrs = attrs;
-	launch.numAttrs = cuda_capability() >= 90 ? ARRAY_SIZE(attrs) : 0;
-	CUDA(cudaLaunchKernelEx(&launch, kernel, p));
 }
 
 /**
@@ -77,7 +56,7 @@ typedef uint4 step_ring[STAGES][2 * BATCH][32];
 /* Every block of a cluster puts its part into the first one's, maxima and sums into all. */
 template <int HEADS, int WIDTH> struct step_smem {
 	step_ring ring[STEP_WARPS];
-	struct step_part<HEADS, WIDTH> warp[STEP_WARPS], block[SPLIT_MAX];
+	struct step_part<HEADS, WIDTH> warp[STEP_WARPS], block[CLUSTER_MAX];
 	float q[];		/* [HEADS][dk8] queries times scale, then the own key [dk8] */
 };
 

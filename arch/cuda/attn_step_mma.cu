@@ -9,12 +9,8 @@
  *
  * Latents are keys and values at once: where v stands in the rows of k it is copied once.
  */
-#include <cooperative_groups.h>
-
 #include "attn_mma.cuh"
 #include "attn_step.cuh"
-
-namespace cg = cooperative_groups;
 
 enum {
 	HEADS = 16,		/* rows of a product; what is behind a unit's last head is 0 */
@@ -40,7 +36,7 @@ template <int COLS> struct mma_part {
 /* What follows the rings, in their place. */
 template <int DV> struct mma_merge {
 	struct mma_part<DV> warp[STEP_WARPS];
-	float max[SPLIT_MAX][HEADS], sum[SPLIT_MAX][HEADS];
+	float max[CLUSTER_MAX][HEADS], sum[CLUSTER_MAX][HEADS];
 	float o[HEADS * DV];	/* [rank][heads][columns of the share] */
 };
 
@@ -217,25 +213,6 @@ static __device__ __forceinline__ void part_put(struct mma_part<DV> *part, struc
 	}
 }
 
-template <class T> static __device__ __forceinline__ T *mma_peer(T *p, int rank)
-{
-#if __CUDA_ARCH__ >= 900
-	return cg::this_cluster().map_shared_rank(p, rank);
-#else
-	return p;
-#endif
-}
-
-/* All blocks of the cluster are here. */
-static __device__ __forceinline__ void mma_meet(void)
-{
-#if __CUDA_ARCH__ >= 900
-	cg::this_cluster().sync();
-#else
-	__syncthreads();
-#endif
-}
-
 /* The block's warps in order; each column to the block that has it in its share. */
 template <int DV>
 static __device__ __forceinline__ void merge_warps(struct mma_merge<DV> *m, const struct step_at &w,
@@ -257,10 +234,10 @@ static __device__ __forceinline__ void merge_warps(struct mma_merge<DV> *m, cons
 			o += m->warp[k].o[h][e] * fix;
 			sum += m->warp[k].sum[h] * fix;
 		}
-		*mma_peer(&m->o[(w.rank * HEADS + h) * share + e % share], e / share) = o;
+		*cluster_peer(&m->o[(w.rank * HEADS + h) * share + e % share], e / share) = o;
 		if (e < w.ranks) {
-			*mma_peer(&m->max[w.rank][h], e) = max;
-			*mma_peer(&m->sum[w.rank][h], e) = sum;
+			*cluster_peer(&m->max[w.rank][h], e) = max;
+			*cluster_peer(&m->sum[w.rank][h], e) = sum;
 		}
 	}
 }
@@ -349,11 +326,13 @@ static __global__ void __launch_bounds__(STEP_THREADS, 2) step_mma_kernel(struct
 				 SAME ? p.k_pitch : p.v_pitch,
 				 ((n * w.ranks + w.rank) * STEP_WARPS + (int)threadIdx.x / 32) * KEYS);
 	}
-	mma_meet();	/* the rings of all blocks may be written over */
+	cluster_arrive();
+	cluster_wait();	/* the rings of all blocks may be written over */
 	part_put<DV>(&m->warp[threadIdx.x / 32], st);
 	__syncthreads();
 	merge_warps<DV>(m, w, scale);
-	mma_meet();
+	cluster_arrive();
+	cluster_wait();
 	merge_blocks<DV>(m, p.s.a, w, scale);
 }
 
@@ -377,7 +356,7 @@ template <int DK, int DV, int STAGES_, bool SAME> static void mma_launch(struct 
 
 	p.ring = STAGES_ * KEYS * (p.k_pitch + p.v_pitch);
 	shared_room(kernel, bytes);
-	step_start(kernel, grid, bytes, p);
+	launch_clusters(kernel, grid, STEP_THREADS, bytes, p);
 }
 
 /* Three stages where two blocks then fit a multiprocessor. */

@@ -203,6 +203,8 @@ void mla_step(const struct mixer_args *a, void *cache, const int32_t *pos)
 	struct kept k = kept(a->has);
 	struct rope_heads heads[] = { mla_query_heads(s.q), mla_key_heads(s.kr, NULL) };
 
+	for (int half = 0; !SHARED && half < HALVES; half++)
+		s.chat[half] = NULL;	/* only a query would read it */
 	mla_project(&s);
 	mla_rotate(a->b, 1, pos, false, heads, FULL ? 1 : 2);
 	step_append(&s, k, cache, pos);
@@ -240,7 +242,7 @@ void mla_work_step(struct work *w, int pos, unsigned int has)
 	struct kept k = kept(has);
 	bool spliced = SPLICE && (has & SPLICED);
 
-	mla_project_work(w, 1, has, false);
+	mla_project_work(w, 1, has, false, SHARED);
 	if (FULL)
 		expanded_work(w, pos, k, spliced);
 	else
