@@ -39,6 +39,8 @@ template <int W> static __global__ void __launch_bounds__(THREADS) affine_kernel
 	int j = (blockIdx.x * LANES + threadIdx.x) * W;
 	float m[W], a[W] = {};
 
+	let_next();
+	after_previous();
 	if (j >= p.r)
 		return;
 #pragma unroll
@@ -48,8 +50,6 @@ template <int W> static __global__ void __launch_bounds__(THREADS) affine_kernel
 		if (p.shift)
 			a[e] = p.inverse ? -p.shift[j + e] * m[e] : p.shift[j + e];
 	}
-	let_next();
-	after_previous();
 #pragma unroll 4
 	for (long i = blockIdx.y * DEEP + threadIdx.y; i < p.n; i += gridDim.y * DEEP) {
 		float x[W], y[W] = {};
