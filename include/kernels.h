@@ -12,9 +12,9 @@
  * Attention and optimizer have headers of their own, included here. Kernels that only
  * some mixers use stand in headers of theirs, and are linked where a mixer selects
  * them: kernels_route.h (HAVE_ROUTE), kernels_gate.h (HAVE_GATE), kernels_couple.h
- * (HAVE_COUPLE), kernels_stats.h (HAVE_STATS); on a cpu only kernels_moe.h (HAVE_MOE),
- * kernels_rope.h (HAVE_ROPE), kernels_splice.h (HAVE_SPLICE), kernels_swiglu.h
- * (HAVE_SWIGLU), kernels_linattn.h (HAVE_LINATTN), kernels_conv.h (HAVE_CONV).
+ * (HAVE_COUPLE), kernels_stats.h (HAVE_STATS), kernels_moe.h (HAVE_MOE), kernels_rope.h
+ * (HAVE_ROPE), kernels_splice.h (HAVE_SPLICE), kernels_swiglu.h (HAVE_SWIGLU); on a cpu only
+ * kernels_linattn.h (HAVE_LINATTN), kernels_conv.h (HAVE_CONV).
  */
 #ifndef TENON_KERNELS_H
 #define TENON_KERNELS_H

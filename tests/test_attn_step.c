@@ -162,6 +162,118 @@ static void test_shape(const struct shape *s)
 	work_free(&w);
 }
 
+/* ---- latents: one cached row is key and value of all heads ------------------------ */
+
+enum { LATENT_SEQS = 3 };
+
+/* Rows of [values | keys] or, @one, keys whose first @dv elements are the values. */
+struct latent {
+	int heads, group, dk, dv, t;
+	bool one;
+};
+
+static int latent_row(const struct latent *l)
+{
+	return l->heads / l->group * (l->one ? l->dk : l->dv + l->dk);
+}
+
+/* Key of head @h at @u; values stand at its beginning or, in a row of both, before all keys. */
+static const act_t *latent_key(const struct latent *l, const act_t *cache, int u, int h)
+{
+	int units = l->heads / l->group;
+
+	return cache + (long)u * latent_row(l) + (l->one ? 0 : units * l->dv) +
+	       h / l->group * l->dk;
+}
+
+static const act_t *latent_value(const struct latent *l, const act_t *cache, int u, int h)
+{
+	return cache + (long)u * latent_row(l) + h / l->group * (l->one ? l->dk : l->dv);
+}
+
+/* Largest distance of a head's output, relative to its values' largest weighted sum. */
+static double latent_distance(const struct latent *l, const act_t *cache, const act_t *q,
+			      const act_t *o, int pos, int h, double scale)
+{
+	double *p = dense(pos + 1), sum = 0, top = -INFINITY, worst = 0;
+
+	for (int u = 0; u <= pos; u++) {
+		for (int e = 0; e < l->dk; e++)
+			p[u] += scale * real(q[h * l->dk + e]) * real(latent_key(l, cache, u, h)[e]);
+		top = fmax(top, p[u]);
+	}
+	for (int u = 0; u <= pos; u++)
+		sum += p[u] = exp(p[u] - top);
+	for (int e = 0; e < l->dv; e++) {
+		double want = 0, size = 0, off;
+
+		for (int u = 0; u <= pos; u++) {
+			double term = p[u] / sum * real(latent_value(l, cache, u, h)[e]);
+
+			want += term;
+			size += fabs(term);
+		}
+		off = fabs(real(o[h * l->dv + e]) - want) / size;
+		worst = fmax(worst, isnan(off) ? 1 : off);
+	}
+	free(p);
+	return worst;
+}
+
+static void test_latent(const struct latent *l, const int32_t *pos)
+{
+	long stride = (long)l->t * latent_row(l) + 8, nq = (long)l->heads * l->dk;
+	struct buf cache = buf_new(LATENT_SEQS * stride), q = buf_new(LATENT_SEQS * nq);
+	struct buf o = buf_new((size_t)LATENT_SEQS * l->heads * l->dv);
+	double scale = 1 / sqrt(l->dk), worst = 0;
+	const act_t *k = latent_key(l, cache.p, 0, 0), *v = latent_value(l, cache.p, 0, 0);
+
+	for (int i = 0; i < LATENT_SEQS; i++) {
+		for (long e = 0; e < (long)(pos[i] + 1) * latent_row(l); e++)
+			((act_t *)cache.p)[i * stride + e] = act(rng_normal(3, 1, i * stride + e));
+		for (long e = 0; e < nq; e++)
+			((act_t *)q.p)[i * nq + e] = act(rng_normal(3, 2, i * nq + e));
+	}
+	k_attn_step(&(struct attn_step) {
+		.b = LATENT_SEQS, .heads = l->heads, .group = l->group, .dk = l->dk, .dv = l->dv,
+		.t_max = l->t, .pos = pos, .q = q.p, .q_row = nq, .k = k, .k_row = latent_row(l),
+		.k_head = l->group < l->heads ? l->dk : 0, .v = v, .v_row = latent_row(l),
+		.v_head = l->group < l->heads ? (l->one ? l->dk : l->dv) : 0,
+		.cache_stride = stride, .o = o.p, .scale = scale });
+	arch_sync();
+	for (int i = 0; i < LATENT_SEQS; i++)
+		for (int h = 0; h < l->heads; h++)
+			worst = fmax(worst, latent_distance(l, (act_t *)cache.p + i * stride,
+							    (act_t *)q.p + i * nq,
+							    (act_t *)o.p + (long)i * l->heads * l->dv,
+							    pos[i], h, scale));
+	if (!ok(worst <= TOLERANCE && buf_guarded(o), "attn_step_of_latents: %d heads, %d share, "
+		"%d and %d wide, %d positions%s", l->heads, l->group, l->dk, l->dv, l->t,
+		l->one ? ", values in keys" : ""))
+		diag("distance %.2e", worst);
+	free(cache.all), free(q.all), free(o.all);
+}
+
+static void test_latents(void)
+{
+	static const struct latent shapes[] = {
+		{ 12, 12, 256, 256, 700, true }, { 12, 12, 272, 256, 1030, true },
+		{ 12, 12, 128, 128, 2050, false }, { 8, 8, 208, 192, 300, true },
+		{ 5, 5, 40, 24, 90, true }, { 20, 20, 64, 64, 40, true },
+		{ 16, 4, 64, 64, 500, false }, { 4, 4, 576, 512, 70, true },
+		{ 6, 6, 336, 328, 33, false }, { 5, 5, 33, 24, 90, true },
+	};
+	static const int32_t last[][LATENT_SEQS] = { { 0, 17, -1 }, { 14, 15, 16 } };
+
+	for (size_t n = 0; n < ARRAY_SIZE(shapes); n++) {
+		static int32_t pos[LATENT_SEQS];
+
+		for (int i = 0; i < LATENT_SEQS; i++)
+			pos[i] = last[n % 2][i] < 0 ? shapes[n].t - 1 : last[n % 2][i];
+		test_latent(&shapes[n], pos);
+	}
+}
+
 int main(void)
 {
 	static const int length[] = { 1, 2, 64, 66, 300 };
@@ -189,5 +301,6 @@ int main(void)
 					omp_set_num_threads(2);
 				test_shape(&s);
 			}
+	test_latents();
 	return tap_done();
 }

@@ -300,6 +300,13 @@ int main(void)
 	test_thin(1, 700, 64);
 	test_thin(5, 37, 40);	/* no multiple of what a warp takes */
 	test_thin(16, 300, 1000);
+	test_thin(17, 37, 40);
+	test_thin(33, 700, 264);
+	test_thin(64, 96, 3080);
+	gap = 8;
+	test_gemm(50, 100, 520, TB, 1, 0, 3, GEMM_PLAIN);
+	test_gemm(9, 64, 256, TB, 1, 1, 12, GEMM_PLAIN);
+	gap = 3;
 	for (int flags = 0; flags < 4; flags++) {
 		test_gemm(65, 48, 33, flags, 1, 0, 5, GEMM_PLAIN);
 		test_gemm(140, 130, 64, flags, 0.5, 1, 12, GEMM_PLAIN);
@@ -315,6 +322,7 @@ int main(void)
 	kernel = k_gemm_acc;
 	result = ACC;
 	test_gemm(7, 300, 1000, TB, -0.5, 1, 0, GEMM_PLAIN);
+	test_gemm(40, 300, 1000, TB, -0.5, 1, 0, GEMM_PLAIN);
 	test_gemm(130, 70, 300, TB, 1, 0, 0, GEMM_PLAIN);
 	test_gemm(140, 130, 64, TA | ONE_B, 0.5, 1, 12, GEMM_PLAIN);
 	kernel = k_gemm_grad;

@@ -6,7 +6,7 @@
 #include "kernel.h"
 #include "kernels_moe.h"
 
-enum { C = 5, X = 6, MOST = 4096 };
+enum { MOST = 4096 };
 
 static struct moe m;
 static int32_t slot[MOST], place[MOST], pair[MOST], first[65];
@@ -59,8 +59,11 @@ static bool rows_right(void)
 	return good;
 }
 
+/* Widths: of rows, of an expert. */
+static int C, X;
+
 static struct {
-	act_t *rows, *x, *y, *a, *c;
+	act_t *rows, *x, *y, *a, *c, *back;
 	param_t *w;
 	grad_t *dw, *excess;
 	acc_t *dlogits, *dp;
@@ -71,14 +74,37 @@ static void call_rows(void)
 {
 	k_moe_gather(s.rows, s.x, C, &m);
 	k_moe_gemm(&(struct gemm){ .n = X, .k = C, .tb = true, .a = s.rows, .lda = C, .b = s.w,
-				   .ldb = C, .sb = X * C, .c = s.c, .ldc = X, .alpha = 1 }, &m);
+				   .ldb = C, .sb = (long)X * C, .c = s.c, .ldc = X, .alpha = 1 }, &m);
+	k_moe_gemm(&(struct gemm){ .n = C, .k = X, .a = s.a, .lda = X, .b = s.w, .ldb = C,
+				   .sb = (long)X * C, .c = s.back, .ldc = C, .alpha = 1,
+				   .beta = 1 }, &m);
 	k_moe_gemm_grad(&(struct gemm){ .m = X, .n = C, .ta = true, .a = s.a, .lda = X,
-					.b = s.rows, .ldb = C, .c = s.dw, .ldc = C, .sc = X * C,
+					.b = s.rows, .ldb = C, .c = s.dw, .ldc = C, .sc = (long)X * C,
 					.alpha = 1 }, &m);
 	k_moe_combine(s.y, s.rows, C, true, 0, &m);
 }
 
-static bool products_right(void)
+/* a w, added to what was there, of one row */
+static bool back_right(const act_t *before, int row)
+{
+	bool good = true;
+
+	for (int i = 0; i < C; i++) {
+		double sum = real(before[row * C + i]), size = fabs(sum);
+
+		for (int o = 0; o < X; o++) {
+			double term = real(s.a[row * X + o]) *
+				      real(s.w[(slot[pair[row]] * X + o) * C + i]);
+
+			sum += term;
+			size += fabs(term);
+		}
+		good &= near_act(s.back[row * C + i], sum, size, SUM_TOL(X));
+	}
+	return good;
+}
+
+static bool products_right(const act_t *before)
 {
 	bool good = true;
 
@@ -109,6 +135,8 @@ static bool products_right(void)
 			}
 			good &= near_act(s.c[row * X + o], sum, size, SUM_TOL(C));
 		}
+	for (int row = 0; row < m.n * m.k; row++)
+		good &= back_right(before, row);
 	/* the slots' weights add up to 1 */
 	for (int i = 0; i < m.n * C; i++)
 		good &= near_act(s.y[i], real(s.x[i]), fabs(real(s.x[i])), SUM_TOL(m.k));
@@ -169,13 +197,15 @@ static bool balance_right(void)
 	return good;
 }
 
-static void test_moe(int n, int experts, int k, bool biased, bool one)
+static void test_moe(int n, int experts, int k, bool biased, bool one, int c, int width)
 {
 	size_t pairs = (size_t)n * k;
+	act_t *before = (C = c, X = width, normals(pairs * C));
 	struct out rows[] = { { guarded(pairs * C * ACT), pairs * C * ACT, NULL },
 			      { guarded(pairs * X * ACT), pairs * X * ACT, NULL },
-			      { guarded(experts * X * C * ACC), experts * X * C * ACC, NULL },
-			      { guarded((size_t)n * C * ACT), (size_t)n * C * ACT, NULL } };
+			      { guarded((size_t)experts * X * C * ACC), (size_t)experts * X * C * ACC, NULL },
+			      { guarded((size_t)n * C * ACT), (size_t)n * C * ACT, NULL },
+			      { guarded(pairs * C * ACT), pairs * C * ACT, before } };
 	struct out loss[] = { { guarded(sizeof(double)), sizeof(double), NULL },
 			      { guarded((size_t)n * experts * ACC), (size_t)n * experts * ACC, NULL },
 			      { guarded(experts * ACC), experts * ACC, NULL } };
@@ -187,30 +217,36 @@ static void test_moe(int n, int experts, int k, bool biased, bool one)
 	m = (struct moe){ n, experts, k, logits, biased ? bias : NULL, slot, weight, place, pair,
 			  first };
 	s.rows = rows[0].x, s.c = rows[1].x, s.dw = rows[2].x, s.y = rows[3].x;
+	s.back = rows[4].x;
 	s.loss = loss[0].x, s.dlogits = loss[1].x, s.excess = loss[2].x;
-	s.x = normals((size_t)n * C), s.a = normals(pairs * X), s.w = normals(experts * X * C);
+	s.x = normals((size_t)n * C), s.a = normals(pairs * X), s.w = normals((size_t)experts * X * C);
 	s.dp = normals_acc(pairs);
 	call_route();
 	for (int i = 0; i < n; i++)
 		good &= slots_right(i);
 	ok(good && rows_right(), "moe_routes %d tokens to %d of %d%s%s", n, k, experts,
 	   biased ? ", biased" : "", one ? ", all to one" : "");
-	ok(threads_agree(call_rows, rows, 4) && products_right(), "moe_rows_match_loops");
+	ok(threads_agree(call_rows, rows, 5) && products_right(before), "moe_rows_match_loops %d x %d",
+	   C, X);
 	ok(threads_agree(call_balance, loss, 3) && balance_right(), "moe_balance_matches_loops");
-	for (int i = 0; i < 4; i++)
+	for (int i = 0; i < 5; i++)
 		unguard(rows[i].x);
 	for (int i = 0; i < 3; i++)
 		unguard(loss[i].x);
 	unguard(s.x), unguard(s.a), unguard(s.w), unguard(s.dp), unguard(logits), unguard(bias);
+	unguard(before);
 }
 
 int main(void)
 {
 	device_open(0);
-	test_moe(1, 2, 1, false, false);
-	test_moe(70, 5, 2, false, false);
-	test_moe(300, 8, 3, true, false);
-	test_moe(90, 4, 1, false, true);
-	test_moe(33, 3, 3, false, false);
+	test_moe(1, 2, 1, false, false, 5, 6);
+	test_moe(70, 5, 2, false, false, 5, 6);
+	test_moe(300, 8, 3, true, false, 33, 70);
+	test_moe(90, 4, 1, false, true, 5, 6);
+	test_moe(33, 3, 3, false, false, 64, 40);
+	test_moe(40, 40, 2, false, false, 16, 8);
+	test_moe(400, 4, 2, false, false, 136, 144);
+	test_moe(300, 3, 1, false, true, 72, 200);
 	return tap_done();
 }

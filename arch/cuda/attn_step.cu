@@ -6,12 +6,9 @@
  * These are put together in a fixed order: groups of a warp, warps, blocks of the
  * cluster through its shared memory. Which group takes a key depends on the key alone,
  * so bits do not depend on the other sequences. Before sm_90 a cluster is one block.
+ * Many heads that share keys and values go to attn_step_mma.cu.
  */
-#include <cooperative_groups.h>
-
 #include "attn_step.cuh"
-
-namespace cg = cooperative_groups;
 
 /* The groups of a warp, put together in its first LANES lanes and from there in @part. */
 template <int LANES, int HEADS>
@@ -80,32 +77,6 @@ static __device__ __forceinline__ float step_column(const PART *part, int n, int
 	return sum;
 }
 
-/* The own address, or that of the same place in block @rank of the cluster. */
-template <class T> static __device__ __forceinline__ T *step_peer(T *p, int rank)
-{
-#if __CUDA_ARCH__ >= 900
-	return cg::this_cluster().map_shared_rank(p, rank);
-#else
-	return p;
-#endif
-}
-
-static __device__ __forceinline__ void step_arrive(void)
-{
-#if __CUDA_ARCH__ >= 900
-	asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-#endif
-}
-
-static __device__ __forceinline__ void step_wait(void)
-{
-#if __CUDA_ARCH__ >= 900
-	asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-#else
-	__syncthreads();
-#endif
-}
-
 /* Raw scores of this block's keys to gamma P. */
 template <int LANES, int HEADS>
 static __device__ void step_route(const struct step_run &p, const struct step_at &w, int h,
@@ -154,7 +125,7 @@ static __global__ void __launch_bounds__(STEP_THREADS) step_kernel(struct step_r
 	int turns;
 
 	let_next();
-	step_arrive();		/* this block runs: others may write to it */
+	cluster_arrive();		/* this block runs: others may write to it */
 	after_previous();
 	w = step_place<LANES, HEADS>(p);
 	turns = step_turns<LANES>(w);
@@ -180,33 +151,33 @@ static __global__ void __launch_bounds__(STEP_THREADS) step_kernel(struct step_r
 					      step_key<LANES>(w, n));
 	}
 	step_warp<LANES, HEADS>(&m->warp[threadIdx.x / 32], st);
-	step_wait();
+	cluster_wait();
 	__syncthreads();
 	for (int n = threadIdx.x; n < HEADS * WIDTH; n += STEP_THREADS) {
 		int h = n / WIDTH, e = n % WIDTH;
 		float2 total = step_total<STEP_WARPS>(m->warp, STEP_WARPS, h);
 
-		step_peer(&m->block[w.rank].o[h][e], 0)[0] =
+		cluster_peer(&m->block[w.rank].o[h][e], 0)[0] =
 			step_column<STEP_WARPS>(m->warp, STEP_WARPS, h, e, total.x);
 		if (e < w.ranks) {
-			step_peer(&m->block[w.rank].max[h], e)[0] = total.x;
-			step_peer(&m->block[w.rank].sum[h], e)[0] = total.y;
+			cluster_peer(&m->block[w.rank].max[h], e)[0] = total.x;
+			cluster_peer(&m->block[w.rank].sum[h], e)[0] = total.y;
 		}
 	}
-	step_arrive();
-	step_wait();
+	cluster_arrive();
+	cluster_wait();
 	for (int n = threadIdx.x; !w.rank && n < w.heads * WIDTH; n += STEP_THREADS) {
 		int h = n / WIDTH, e = n % WIDTH;
 		long row = (long)w.i * a.heads + w.h0 + h;
-		float2 total = step_total<SPLIT_MAX>(m->block, w.ranks, h);
+		float2 total = step_total<CLUSTER_MAX>(m->block, w.ranks, h);
 		float f = (a.gamma ? a.gamma[row] : 1) / total.y;
 
 		if (w.e0 + e < a.dv)
 			bf16_of(a.o)[row * a.dv + w.e0 + e] = __float2bfloat16(
-				f * step_column<SPLIT_MAX>(m->block, w.ranks, h, e, total.x));
+				f * step_column<CLUSTER_MAX>(m->block, w.ranks, h, e, total.x));
 	}
 	for (int h = 0; a.route && !w.e0 && h < w.heads; h++)
-		step_route<LANES, HEADS>(p, w, h, step_total<SPLIT_MAX>(m->block, w.ranks, h),
+		step_route<LANES, HEADS>(p, w, h, step_total<CLUSTER_MAX>(m->block, w.ranks, h),
 					 a.gamma ? a.gamma[(long)w.i * a.heads + w.h0 + h] : 1);
 }
 
@@ -214,28 +185,15 @@ template <int LANES, int HEADS, bool VEC> static void step_launch(struct step_ru
 {
 	const struct attn_step &a = p.a;
 	auto *kernel = step_kernel<LANES, HEADS, VEC>;
-	int split = 1, bytes = sizeof(struct step_smem<HEADS, LANES * 8>) +
+	int bytes = sizeof(struct step_smem<HEADS, LANES * 8>) +
 		(HEADS + 1) * div_up(a.dk, 8) * 8 * (int)sizeof(float);
-	cudaLaunchConfig_t launch = {};
-	cudaLaunchAttribute attrs[2] = {};
 
 	p.chunks = div_up(p.per, HEADS);
-	while (cuda_capability() >= 90 && split < SPLIT_MAX && split * SPLIT_KEYS < a.t_max)
-		split *= 2;
 	if (bytes > 48 << 10)
 		shared_room(kernel, bytes);
-	attrs[0].id = cudaLaunchAttributeClusterDimension;
-	attrs[0].val.clusterDim.x = split;
-	attrs[0].val.clusterDim.y = attrs[0].val.clusterDim.z = 1;
-	attrs[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;	/* as launch() */
-	attrs[1].val.programmaticStreamSerializationAllowed = 1;
-	launch.gridDim = dim3(split, p.units * p.chunks * div_up(a.dv, LANES * 8), a.b);
-	launch.blockDim = dim3(STEP_THREADS);
-	launch.dynamicSmemBytes = bytes;
-	launch.stream = cuda_stream();
-	launch.attrs = attrs;
-	launch.numAttrs = cuda_capability() >= 90 ? ARRAY_SIZE(attrs) : 0;
-	CUDA(cudaLaunchKernelEx(&launch, kernel, p));
+	launch_clusters(kernel,
+			dim3(step_split(a), p.units * p.chunks * div_up(a.dv, LANES * 8), a.b),
+			STEP_THREADS, bytes, p);
 }
 
 template <int LANES, int HEADS> static void step_aligned(struct step_run &p)
@@ -268,6 +226,8 @@ void k_attn_step(const struct attn_step *a)
 	p.ra = a->ra_scale;
 	p.units = a->k_head || a->v_head ? kv_heads : 1;
 	p.per = a->heads / p.units;
+	if (attn_step_mma(&p))
+		return;
 	if (MAX(a->dk, a->dv) <= 64)
 		step_heads<8>(p);
 	else if (MAX(a->dk, a->dv) <= 128)

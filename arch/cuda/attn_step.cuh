@@ -9,13 +9,13 @@
 #define TENON_CUDA_ATTN_STEP_CUH
 
 #include "attn.cuh"
+#include "cluster.cuh"
 
 enum {
 	STEP_WARPS = 4,
 	STEP_THREADS = STEP_WARPS * 32,
 	BATCH = 4,		/* keys that a group of lanes takes at a time */
 	STAGES = 3,		/* batches of a warp that are there or on their way */
-	SPLIT_MAX = 8,		/* blocks of a cluster that every device can place */
 	SPLIT_KEYS = 256,	/* keys of a full cache that a block should have */
 };
 
@@ -26,6 +26,24 @@ struct step_run {
 	int units, per;		/* groups of heads that share keys and values; heads of one */
 	int chunks;		/* blocks that share a unit's heads */
 };
+
+/** step_split() - blocks of a cluster: of the length of a cache alone; before sm_90 one */
+static inline int step_split(const struct attn_step &a)
+{
+	int split = 1;
+
+	while (cuda_capability() >= 90 && split < CLUSTER_MAX && split * SPLIT_KEYS < a.t_max)
+		split *= 2;
+	return split;
+}
+
+/**
+ * attn_step_mma() - on tensor cores, attn_step_mma.cu
+ * @p: all but chunks
+ *
+ * Returns: false where the shape is of another kind, and nothing was started.
+ */
+bool attn_step_mma(const struct step_run *p);
 
 /* One softmax: maximum, sum and outputs of HEADS heads. */
 template <int HEADS, int WIDTH> struct step_part {
@@ -38,7 +56,7 @@ typedef uint4 step_ring[STAGES][2 * BATCH][32];
 /* Every block of a cluster puts its part into the first one's, maxima and sums into all. */
 template <int HEADS, int WIDTH> struct step_smem {
 	step_ring ring[STEP_WARPS];
-	struct step_part<HEADS, WIDTH> warp[STEP_WARPS], block[SPLIT_MAX];
+	struct step_part<HEADS, WIDTH> warp[STEP_WARPS], block[CLUSTER_MAX];
 	float q[];		/* [HEADS][dk8] queries times scale, then the own key [dk8] */
 };
 

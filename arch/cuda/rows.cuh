@@ -222,4 +222,30 @@ static void sum_columns(const struct sum_to<S> &to, F row, int n, int c)
 	sum_parts(to, part, chunks, c);
 }
 
+/* ---- sums of doubles ----------------------------------------------------------- */
+
+enum { DOUBLES_THREADS = 256 };
+
+/* One block; @N: its threads */
+template <int N> static __global__ void __launch_bounds__(N)
+sum_doubles_kernel(double *dst, const double *part, int n, double weight, double beta)
+{
+	__shared__ double all[32];
+	double sum = 0;
+
+	after_previous();
+	for (int i = threadIdx.x; i < n; i += N)
+		sum += part[i];
+	sum = block_sum(sum, all);
+	if (!threadIdx.x)
+		*dst = weight * sum + (beta != 0 ? beta * *dst : 0);
+}
+
+/** sum_doubles() - *dst = weight times the sum of part[n], in one order, + beta *dst */
+template <int N = DOUBLES_THREADS>
+static void sum_doubles(double *dst, const double *part, int n, double weight, double beta)
+{
+	launch(sum_doubles_kernel<N>, 1, N, 0, dst, part, n, weight, beta);
+}
+
 #endif

@@ -188,7 +188,7 @@ static void mla_work(struct work *w, int b, int t, unsigned int has, bool backwa
 {
 	int n = b * t;
 
-	mla_project_work(w, n, has, backward);
+	mla_project_work(w, n, has, backward, true);
 	for (int i = 0; i < PARTS; i++)
 		work_linear(w, n, mla_part(i).rows, R, backward);
 	work_linear(w, n, C, H * DV, backward);

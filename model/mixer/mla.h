@@ -125,7 +125,7 @@ struct mla_step_tmp {
 	TENSOR acc_t rstd[HALVES][B_MAX];
 	TENSOR act_t c[HALVES][B_MAX][R];
 	TENSOR act_t z[(RC > 0) * HALVES][B_MAX][RC];
-	TENSOR act_t chat[SPLICE * HALVES][B_MAX][R];
+	TENSOR act_t chat[SPLICE * SHARED * HALVES][B_MAX][R];
 	TENSOR act_t u[SPLICE * B_MAX][R];
 	TENSOR act_t qa_pre[NORM * B_MAX][RQ];
 	TENSOR acc_t qa_rstd[B_MAX];
@@ -149,7 +149,8 @@ struct mla_step_tmp {
  * @w, @has: as in struct mixer_args
  * @n: rows
  * @x: [n][C]
- * others: the members of that name above; those of half h of the latents at [h]
+ * others: the members of that name above; those of half h of the latents at [h]; @chat NULL:
+ *	nothing reads it
  */
 struct mla_rows {
 	const struct mla_param *w;
@@ -194,8 +195,8 @@ static inline const act_t *mla_latent(const struct mla_rows *s, int half)
  */
 void mla_project_bwd(const struct mixer_args *a, const struct mla_rows *s);
 
-/** mla_project_work() - products of all this */
-void mla_project_work(struct work *w, int n, unsigned int has, bool backward);
+/** mla_project_work() - products of all this; @chat: ĉ is made */
+void mla_project_work(struct work *w, int n, unsigned int has, bool backward, bool chat);
 
 /** mla_rotate() - by the positions of struct rope; nothing where nothing rotates */
 void mla_rotate(int n, int t, const int32_t *pos, bool back, const struct rope_heads *x, int nr);
@@ -264,7 +265,7 @@ void mla_splice_return(const struct mla_param *w, act_t *y, const act_t *z, int 
 /** mla_splice_aux() - adds the weighted reconstruction error */
 void mla_splice_aux(const struct mixer_args *a, const struct mla_rows *s);
 int mla_splice_metrics(const struct mixer_args *a, struct metric *out);
-void mla_splice_work(struct work *w, int n, bool backward);
+void mla_splice_work(struct work *w, int n, bool backward, bool chat);
 
 /* ---- mla_step.c ------------------------------------------------------------------ */
 

@@ -180,12 +180,12 @@ void mla_project_bwd(const struct mixer_args *a, const struct mla_rows *s)
 
 /* ---- operations ---------------------------------------------------------------- */
 
-void mla_project_work(struct work *w, int n, unsigned int has, bool backward)
+void mla_project_work(struct work *w, int n, unsigned int has, bool backward, bool chat)
 {
 	for (int half = 0; half < HALVES; half++) {
 		work_linear(w, n, R, C, backward);
 		if (SPLICE && (has & SPLICED))
-			mla_splice_work(w, n, backward);
+			mla_splice_work(w, n, backward, chat);
 	}
 	if (DIRECT)
 		work_linear(w, n, H * DK, C, backward);

@@ -165,7 +165,8 @@ void mla_splice_fwd(const struct mla_rows *s, int half)
 
 	k_splice_in(s->u, s->c[half], &map);
 	linear_fwd(s->z[half], s->u, compress_of(s->w, half), s->n, RC, R, 1, 0);
-	splice_out(s->w, half, s->chat[half], s->z[half], s->n);
+	if (s->chat[half])
+		splice_out(s->w, half, s->chat[half], s->z[half], s->n);
 }
 
 void mla_splice_aux(const struct mixer_args *a, const struct mla_rows *s)
@@ -248,8 +249,9 @@ int mla_splice_metrics(const struct mixer_args *a, struct metric *out)
 	return 1;
 }
 
-void mla_splice_work(struct work *w, int n, bool backward)
+void mla_splice_work(struct work *w, int n, bool backward, bool chat)
 {
 	work_linear(w, n, RC, R, backward);
-	work_linear(w, n, R, RC, backward);
+	if (chat)
+		work_linear(w, n, R, RC, backward);
 }

@@ -108,8 +108,9 @@ static void return_values(const struct mla_rows *s, struct mla_step_tmp *tmp)
 		mla_splice_return(w, tmp->q_latent[0][0], weighted, s->n * H);
 		weighted = tmp->q_latent[0][0];
 	}
-	for (int i = 0; BIAS && i < s->n; i++)
-		k_axpby(tmp->o[i], DV, (const act_t *)w->kv_b_proj_bias + DN, KV, H, DV, 1, 0);
+	if (BIAS)	/* of each head, to all rows */
+		k_heads_spread(tmp->o[0], DV, (long)H * DV, (const act_t *)w->kv_b_proj_bias + DN,
+			       KV, H, s->n, DV);
 	k_gemm(&(struct gemm){
 		.m = s->n, .n = DV, .k = R, .tb = true, .a = weighted, .lda = (long)H * R, .sa = R,
 		.b = w->kv_b_proj[DN], .ldb = R, .sb = (long)KV * R, .c = tmp->o,
@@ -202,6 +203,8 @@ void mla_step(const struct mixer_args *a, void *cache, const int32_t *pos)
 	struct kept k = kept(a->has);
 	struct rope_heads heads[] = { mla_query_heads(s.q), mla_key_heads(s.kr, NULL) };
 
+	for (int half = 0; !SHARED && half < HALVES; half++)
+		s.chat[half] = NULL;	/* only a query would read it */
 	mla_project(&s);
 	mla_rotate(a->b, 1, pos, false, heads, FULL ? 1 : 2);
 	step_append(&s, k, cache, pos);
@@ -239,7 +242,7 @@ void mla_work_step(struct work *w, int pos, unsigned int has)
 	struct kept k = kept(has);
 	bool spliced = SPLICE && (has & SPLICED);
 
-	mla_project_work(w, 1, has, false);
+	mla_project_work(w, 1, has, false, SHARED);
 	if (FULL)
 		expanded_work(w, pos, k, spliced);
 	else
