@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "ckpt.h"
+#include "data.h"
 #include "json.h"
 #include "util.h"
 
@@ -34,9 +35,11 @@ static const struct field fields[] = {
 	  sizeof(((struct ckpt_state *)0)->data) },
 	OPTIM(FIELD_INT, applied), OPTIM(FIELD_INT, skipped), OPTIM(FIELD_INT, skipped_row),
 	OPTIM(FIELD_INT, skip), OPTIM(FIELD_REAL, norm), OPTIM(FIELD_REAL, loss),
+	/* where sequences are drawn: */
+	REAL(eval_acc), REAL(best_acc),
 };
 
-enum { NR_FIELDS = ARRAY_SIZE(fields) };
+enum { NR_FIELDS = ARRAY_SIZE(fields) - (SYNTHETIC ? 0 : 2) };
 
 /* Field @i of all: those above, then the optimizer's; false behind the last. @name: room for it */
 static bool field_at(int i, struct field *f, char name[64])

@@ -23,11 +23,6 @@ void data_open(const char *path)
 			    source_describe(), split_name[s], source_tokens(s), need);
 }
 
-const char *data_unit(void)
-{
-	return IS_ENABLED(CONFIG_TOKENIZER_BYTES) ? "byte" : "token";
-}
-
 /*
  * Windows of an epoch: as many as fit wherever the epoch's shift of 0..t-1 puts the first
  * one, so that every epoch has the same number. Data for one window only is shifted as
@@ -65,8 +60,8 @@ void data_train_batch(uint64_t seed, uint64_t micro, int b, int t, int32_t *tok,
 	}
 }
 
-void data_eval_batch(enum split s, int index, int count, int b, int t, int32_t *tok,
-		     int32_t *target)
+int data_eval_batch(enum split s, int index, int count, int b, int t, int32_t *tok,
+		    int32_t *target)
 {
 	const uint64_t tokens = source_tokens(s), last = (uint64_t)count * b - 1;
 
@@ -79,4 +74,5 @@ void data_eval_batch(enum split s, int index, int count, int b, int t, int32_t *
 
 		read_row(s, pos, t, tok + (size_t)row * t, target + (size_t)row * t);
 	}
+	return b;
 }

@@ -30,8 +30,10 @@ struct ckpt_log {
  * @micro: number of the next micro-batch, over all ranks: the data position
  * @eval_step: step of the last evaluation, -1 none
  * @eval_loss: its validation loss
- * @best_step: step of the lowest validation loss, -1 none
- * @best_loss: that loss
+ * @eval_acc: where sequences are drawn, its accuracy
+ * @best_step: step of the lowest validation loss, of DATA_MQAR of the highest accuracy and of
+ *	several the lowest loss; -1 none
+ * @best_loss, @best_acc: the same of that step
  * @data: digest of the data, as the source describes it
  * @machine: arch_bits() where it was computed
  * @log: metrics.jsonl after @step
@@ -40,7 +42,7 @@ struct ckpt_log {
 struct ckpt_state {
 	int64_t step, total, seed, micro;
 	int64_t eval_step, best_step;
-	double eval_loss, best_loss;
+	double eval_loss, best_loss, eval_acc, best_acc;
 	char data[65], machine[160];
 	struct ckpt_log log;
 	union optim_memory optim;

@@ -288,6 +288,13 @@ void k_xent(acc_t *loss, act_t *logits, const int32_t *target, int n, int v, int
 /** k_mask_padding() - logits[n][v] of columns from @vocab on become minus infinity */
 void k_mask_padding(acc_t *logits, int n, int v, int vocab);
 
+/**
+ * k_argmax() - best[i] = the column below @vocab of the largest x[i][], of several the first
+ * @best: [n]; 0 where no number of the row is above minus infinity
+ * @x: [n][v]; NaN is above nothing
+ */
+void k_argmax(int32_t *best, const acc_t *x, int n, int v, int vocab);
+
 /** k_loss_mean() - *dst = sum of x[n] / *scored, in double in a fixed order */
 void k_loss_mean(double *dst, const acc_t *x, int n, const int32_t *scored);
 

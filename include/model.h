@@ -20,6 +20,8 @@ enum {
 	HEAD_ROWS = BT < CONFIG_HEAD_ROWS ? BT : CONFIG_HEAD_ROWS,
 	LOGIT_ROWS = HEAD_ROWS * sizeof(act_t) < sizeof(acc_t) ? 1 :
 		     HEAD_ROWS * sizeof(act_t) / sizeof(acc_t),
+	/* of these, rows of likeliest tokens */
+	BEST_ROWS = IS_ENABLED(CONFIG_DATA_SYNTHETIC) ? LOGIT_ROWS : 0,
 	RMS = IS_ENABLED(CONFIG_NORM_RMSNORM),
 	TIED = IS_ENABLED(CONFIG_HEAD_TIED),
 	POSITIONS = IS_ENABLED(CONFIG_LEARNED_POSITIONS),
@@ -149,6 +151,7 @@ struct model {
 	act_t *dx;			/* [BT][C] gradient of the residual stream */
 	act_t *dy;			/* [BT][C] with dropout: of a mixer's output */
 	acc_t *row_loss;		/* [BT] */
+	int32_t *best;			/* [BEST_ROWS] */
 	double *loss;			/* [1] mean cross-entropy of the last call */
 	double *aux;			/* [2] sum of the auxiliary losses of the last call; of what ran again */
 	void *dtap[NR_TAPS];		/* one gradient buffer per kind, NULL: none */
@@ -298,6 +301,15 @@ void model_backward(struct model *m, grad_ready_fn *ready, void *ctx);
  * Returns: device [n][V], padded columns minus infinity, until the next call.
  */
 const acc_t *model_logits(struct model *m, int row0, int n);
+
+/**
+ * model_best() - the likeliest token of rows of the last forward; only where data is drawn
+ * @row0: first row
+ * @n: rows, at most BEST_ROWS
+ *
+ * Returns: device [n], of equals the smallest, until the next call.
+ */
+const int32_t *model_best(struct model *m, int row0, int n);
 
 /**
  * model_row_loss() - loss of each position of the last forward, 0 where it is not scored

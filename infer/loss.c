@@ -12,6 +12,7 @@
 /**
  * struct evaluation - one batch after the other
  * @d: decoder of B_MAX sequences
+ * @b: of them, rows of the batch
  * @tok: [B_MAX][T_MAX]
  * @target: [B_MAX][T_MAX], -1 before @from
  * @from: first position that counts
@@ -21,6 +22,7 @@
  */
 struct evaluation {
 	struct decoder d;
+	int b;
 	int32_t tok[BT], target[BT];
 	int from;
 	uint64_t scored;
@@ -43,8 +45,8 @@ static double token_loss(const acc_t *logits, int target)
 
 static void load(struct evaluation *e, enum split s, int index, int count)
 {
-	data_eval_batch(s, index, count, B_MAX, T_MAX, e->tok, e->target);
-	for (int i = 0; i < BT; i++) {
+	e->b = data_eval_batch(s, index, count, B_MAX, T_MAX, e->tok, e->target);
+	for (int i = 0; i < e->b * T_MAX; i++) {
 		if (i % T_MAX < e->from)
 			e->target[i] = -1;
 		e->scored += e->target[i] >= 0;
@@ -56,10 +58,10 @@ static void forward(struct evaluation *e)
 	struct model *m = &e->d.m;
 	acc_t *loss = xmalloc(sizeof(*loss) * BT);
 
-	model_load(m, &(struct batch){ B_MAX, T_MAX, e->tok, e->target });
+	model_load(m, &(struct batch){ e->b, T_MAX, e->tok, e->target });
 	model_forward(m, false);
-	arch_get(loss, model_row_loss(m), sizeof(*loss) * BT);
-	for (int i = 0; i < BT; i++)
+	arch_get(loss, model_row_loss(m), sizeof(*loss) * e->b * T_MAX);
+	for (int i = 0; i < e->b * T_MAX; i++)
 		e->forward += loss[i];
 	free(loss);
 }
@@ -69,12 +71,12 @@ static void fill(struct evaluation *e)
 {
 	int32_t *prompts = xmalloc(sizeof(*prompts) * B_MAX * e->from), len[B_MAX];
 
-	for (int i = 0; i < B_MAX; i++) {
+	for (int i = 0; i < e->b; i++) {
 		len[i] = e->from;
 		for (int j = 0; j < e->from; j++)
 			prompts[(size_t)i * e->from + j] = e->tok[(size_t)i * T_MAX + j];
 	}
-	decoder_fill(&e->d, prompts, len, B_MAX, e->from);
+	decoder_fill(&e->d, prompts, len, e->b, e->from);
 	free(prompts);
 }
 
@@ -87,12 +89,12 @@ static void decode(struct evaluation *e)
 	for (int p = e->from; p < T_MAX; p++) {
 		const acc_t *logits;
 
-		for (int i = 0; i < B_MAX; i++) {
+		for (int i = 0; i < e->b; i++) {
 			now[i] = e->tok[(size_t)i * T_MAX + p];
 			pos[i] = p;
 		}
-		logits = decoder_step(&e->d, now, pos, B_MAX);
-		for (int i = 0; i < B_MAX; i++)
+		logits = decoder_step(&e->d, now, pos, e->b);
+		for (int i = 0; i < e->b; i++)
 			e->decode += token_loss(logits + (size_t)i * V,
 						e->target[(size_t)i * T_MAX + p]);
 	}
@@ -108,6 +110,8 @@ struct decode_loss decode_loss(const char *checkpoint, enum split s, int count, 
 	loss.step = decoder_open(&e->d, checkpoint, B_MAX);
 	for (int i = 0; i < count; i++) {
 		load(e, s, i, count);
+		if (!e->b)
+			break;
 		forward(e);
 		decode(e);
 	}

@@ -225,6 +225,12 @@ const acc_t *model_logits(struct model *m, int row0, int n)
 	return g.c;
 }
 
+const int32_t *model_best(struct model *m, int row0, int n)
+{
+	k_argmax(m->best, model_logits(m, row0, n), n, V, CONFIG_VOCAB_SIZE);
+	return m->best;
+}
+
 bool model_has_aux(const struct model *m)
 {
 	for (int s = 0; s < NR_SUB; s++)

@@ -238,6 +238,7 @@ static void place_taps(struct model *m, struct carve *c)
 static void place_work(struct model *m, struct carve *c)
 {
 	m->input = carve(c, sizeof(*m->input));
+	m->best = carve(c, sizeof(*m->best) * BEST_ROWS);
 	m->y = carve(c, sizeof(act_t) * BT * C);
 	if (m->phase != PHASE_TRAIN)
 		return;

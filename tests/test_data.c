@@ -15,7 +15,6 @@
 #define data_train_batch test_train_batch
 #define data_eval_batch test_eval_batch
 #define data_bigram_loss test_bigram_loss
-#define data_unit test_unit
 #define source_open fake_open
 #define source_tokens fake_tokens
 #define source_read fake_read

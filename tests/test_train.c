@@ -197,7 +197,7 @@ static void evaluation_is_logged_once(void)
 	t = metrics_open(scratch("rows"), &fresh);
 	metrics_step(t, &row);
 	before = state_at(t, 2, false);
-	metrics_eval(t, 2, "val", 1.5);
+	metrics_eval(t, 2, "val", &(struct eval){ .loss = 1.5 });
 	after = state_at(t, 2, true);
 	metrics_close(t);
 	ok(before.log.bytes && after.log.bytes > before.log.bytes &&
@@ -289,7 +289,7 @@ static void log_rows(struct metrics *t, int from, int to)
 
 		metrics_stats(t, i, 1, "recip", values, 2);
 		metrics_step(t, &row);
-		metrics_eval(t, i, "val", 2);
+		metrics_eval(t, i, "val", &(struct eval){ .loss = 2 });
 	}
 }
 

@@ -21,6 +21,7 @@ static const struct verb verbs[] = {
 	{ "plan", verb_plan, "parameters, memory and operations, before anything is allocated" },
 	{ "config", verb_config, "the .config, git state and compiler of this binary" },
 	{ "dump", verb_dump, "one batch with logits, loss and gradients, for other frameworks" },
+	{ "data", verb_data, "sequences of a split, as an evaluation reads them" },
 	{ "bench", verb_bench, "time training or decode steps on random tokens" },
 };
 

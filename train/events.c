@@ -157,6 +157,14 @@ static int put_step(struct tfevents *t, int64_t step, json_t *row)
 	return err;
 }
 
+static int put_eval(struct tfevents *t, int64_t step, json_t *row, const char *split)
+{
+	json_t *acc = json_object_get(row, "acc");
+	int err = put_scalar(t, step, xasprintf("loss/%s", split), json_object_get(row, "loss"));
+
+	return acc && !err ? put_scalar(t, step, xasprintf("acc/%s", split), acc) : err;
+}
+
 int events_row(struct tfevents *t, json_t *row)
 {
 	const char *split = json_string_value(json_object_get(row, "split"));
@@ -164,6 +172,6 @@ int events_row(struct tfevents *t, json_t *row)
 	int64_t step = json_integer_value(json_object_get(row, "step"));
 
 	if (split)
-		return put_scalar(t, step, xasprintf("loss/%s", split), json_object_get(row, "loss"));
+		return put_eval(t, step, row, split);
 	return mixer ? put_stats(t, step, row, mixer) : put_step(t, step, row);
 }

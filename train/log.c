@@ -93,8 +93,11 @@ static double left(const struct run *r)
 	int64_t steps = r->st.total - r->st.step;
 	int64_t evals = steps / CONFIG_EVAL_INTERVAL + 1;
 	double micro = progress.seconds / CONFIG_GRADIENT_ACCUMULATION;
+	double batches = CONFIG_EVAL_SAMPLES;
 
-	return steps * progress.seconds + evals * (micro / 3 * CONFIG_EVAL_SAMPLES);
+	if (SYNTHETIC)
+		batches = MIN(batches, (double)CONFIG_DATA_VAL_SEQS / B_MAX);
+	return steps * progress.seconds + evals * (micro / 3 * batches);
 }
 
 static const char *span(char text[32], double seconds)
@@ -122,16 +125,19 @@ static void print_step(const struct run *r, const struct step_row *row, int widt
 	free(text);
 }
 
-void log_eval(const struct run *r, double loss)
+void log_eval(const struct run *r, const struct eval *e)
 {
 	int width = columns();
-	char *text;
+	char *text, *more;
 
 	if (!dist_leads())
 		return;
 	wipe();
-	text = xasprintf("eval     step %" PRId64 "  val loss %.4f  ppl %.2f per %s%s", r->st.step, loss,
-			 exp(loss), data_unit(), r->st.best_step == r->st.step ? "  (best)" : "");
+	more = eval_more(e);
+	text = xasprintf("eval     step %" PRId64 "  val loss %.4f  ppl %.2f per %s%s%s", r->st.step,
+			 e->loss, exp(e->loss), data_unit(), more,
+			 r->st.best_step == r->st.step ? "  (best)" : "");
+	free(more);
 	printf("%.*s\n", width ? width : (int)strlen(text), text);
 	fflush(stdout);
 	free(text);

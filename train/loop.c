@@ -26,21 +26,32 @@ static void save(struct run *r)
 	r->saved = r->st.step;
 }
 
-/* Validation loss of the current step; false where a signal came. */
+/* Recall is judged by its accuracy, everything else by its loss. */
+static bool is_best(const struct ckpt_state *st, const struct eval *e)
+{
+	if (IS_ENABLED(CONFIG_DATA_MQAR) && st->best_step >= 0 && e->acc != st->best_acc)
+		return e->acc > st->best_acc;
+	return e->loss < (st->best_step < 0 ? INFINITY : st->best_loss);
+}
+
+/* On the validation split after the current step; false where a signal came. */
 static bool evaluate(struct run *r)
 {
-	double loss;
+	struct ckpt_state *st = &r->st;
+	struct eval e;
 
-	if (!eval_loss(&r->m, SPLIT_VAL, CONFIG_EVAL_SAMPLES, &loss))
+	if (!eval_split(&r->m, SPLIT_VAL, CONFIG_EVAL_SAMPLES, &e))
 		return false;
-	r->st.eval_step = r->st.step;
-	r->st.eval_loss = loss;
-	if (loss < (r->st.best_step < 0 ? INFINITY : r->st.best_loss)) {
-		r->st.best_step = r->st.step;
-		r->st.best_loss = loss;
+	st->eval_step = st->step;
+	st->eval_loss = e.loss;
+	st->eval_acc = e.acc;
+	if (is_best(st, &e)) {
+		st->best_step = st->step;
+		st->best_loss = e.loss;
+		st->best_acc = e.acc;
 	}
-	metrics_eval(r->metrics, r->st.step, "val", loss);
-	log_eval(r, loss);
+	metrics_eval(r->metrics, st->step, "val", &e);
+	log_eval(r, &e);
 	return true;
 }
 
@@ -56,6 +67,7 @@ static void settle(struct run *r, bool last)
 
 	if ((last || step % CONFIG_EVAL_INTERVAL == 0) && r->st.eval_step != step)
 		evaluated = evaluate(r);
+	last |= eval_reached(&r->st);
 	if ((evaluated && (last || r->st.best_step == step)) ||
 	    ((last || step % CONFIG_CHECKPOINT_INTERVAL == 0) && r->saved != step))
 		save(r);
@@ -134,6 +146,12 @@ static bool advance(struct run *r, double start, bool *late, const char **tensor
 	return !*tensor;
 }
 
+/* Nothing is left to train. */
+static bool is_finished(const struct ckpt_state *st, int64_t total)
+{
+	return st->step >= total || eval_reached(st);
+}
+
 int train_loop(struct run *r)
 {
 	double start = now();
@@ -142,14 +160,17 @@ int train_loop(struct run *r)
 
 	if (r->st.step)
 		settle(r, r->st.step >= r->st.total);
-	while (r->st.step < r->st.total && !late && advance(r, start, &late, &tensor))
+	while (!is_finished(&r->st, r->st.total) && !late && advance(r, start, &late, &tensor))
 		;
 	if (tensor)
 		return end_by_skips(r, tensor);
-	ended = late || r->st.step >= r->st.total;
+	ended = late || is_finished(&r->st, r->st.total);
 	if (stop_agreed() && !(ended && r->st.eval_step == r->st.step))
 		return end_by_signal(r, stop_agreed());
-	if (late && r->st.step < r->st.total)
+	if (eval_reached(&r->st) && r->st.step < r->st.total)
+		log_line("stopped  by CONFIG_STOP_ACCURACY=%g at step %" PRId64, CONFIG_STOP_ACCURACY,
+			 r->st.step);
+	else if (late && r->st.step < r->st.total)
 		log_line("stopped  by CONFIG_MAX_TIME=%d after step %" PRId64 "; run again to go on",
 			 CONFIG_MAX_TIME, r->st.step);
 	return 0;
@@ -157,7 +178,7 @@ int train_loop(struct run *r)
 
 /*
  * Weights, moments and state of the newest whole checkpoint, or of the seed; false
- * where the run has all its steps.
+ * where the run is finished.
  */
 static bool resume_or_begin(struct run *r, const struct ckpt_state *want, bool allow)
 {
@@ -175,7 +196,7 @@ static bool resume_or_begin(struct run *r, const struct ckpt_state *want, bool a
 	r->saved = r->st.step;
 	if (dist_leads())
 		ckpt_link_best(r->dir, r->st.best_step);
-	if (r->st.step >= want->total && result_show(r->dir, want->total))
+	if (is_finished(&r->st, want->total) && result_show(r->dir, MIN(r->st.step, want->total)))
 		return false;
 	run_place(r);
 	ckpt_load(folder, &r->m, &r->optim, &r->st);
@@ -237,8 +258,9 @@ int verb_train(int argc, char **argv)
 	events_about(r.label, seed);
 	want = run_want(seed, steps);
 	if (!resume_or_begin(&r, &want, allow)) {
-		log_line("finished %s has all its %" PRId64 " steps; %s trains it again",
-			 r.dir, steps, flag_words("restart"));
+		log_line(eval_reached(&r.st) ? "finished %s has its accuracy by step %" PRId64
+			 "; %s trains it again" : "finished %s has all its %" PRId64 " steps; %s trains it "
+			 "again", r.dir, MIN(r.st.step, steps), flag_words("restart"));
 		return 0;
 	}
 	return train(&r);

@@ -270,12 +270,17 @@ void metrics_stats(struct metrics *t, int64_t step, int layer, const char *mixer
 	free(row);
 }
 
-void metrics_eval(struct metrics *t, int64_t step, const char *split, double loss)
+void metrics_eval(struct metrics *t, int64_t step, const char *split, const struct eval *e)
 {
-	char a[32], b[32];
+	char loss[32], ppl[32], acc[32], floor[32], *more;
 
-	if (t)
-		put_row(t, xasprintf("{\"step\": %" PRId64 ", \"split\": \"%s\", \"loss\": %s, "
-				     "\"ppl\": %s}\n", step, split, real(a, loss),
-				     real(b, exp(loss))));
+	if (!t)
+		return;
+	more = MARKOV ? xasprintf(", \"acc\": %s, \"floor\": %s", real(acc, e->acc),
+				  real(floor, e->floor)) :
+	       SYNTHETIC ? xasprintf(", \"acc\": %s", real(acc, e->acc)) : xstrdup("");
+	put_row(t, xasprintf("{\"step\": %" PRId64 ", \"split\": \"%s\", \"loss\": %s, "
+			     "\"ppl\": %s%s}\n", step, split, real(loss, e->loss),
+			     real(ppl, exp(e->loss)), more));
+	free(more);
 }

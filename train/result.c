@@ -71,15 +71,24 @@ static json_t *leaks(const struct model *m)
 	return o;
 }
 
+/* Where sequences are drawn: how often they are answered right. */
+static void describe_accuracy(json_t *o, const struct ckpt_state *st)
+{
+	json_object_set_new(o, "val_acc", real_or_null(st->eval_acc));
+	json_object_set_new(o, "best_acc", real_or_null(st->best_step < 0 ? NAN : st->best_acc));
+	json_object_set_new(o, "reached", json_boolean(eval_reached(st)));
+}
+
 static json_t *describe(const struct run *r)
 {
 	double tok_s;
 	char hex[65];
 	int64_t peak;
+	json_t *o;
 
 	tensors_sha256(&r->m, &r->optim, hex);
 	scan_metrics(r->dir, &tok_s, &peak);
-	return json_pack("{s:s,s:s,s:I,s:I,s:I,s:I,s:o,s:o,s:s,s:I,s:o,s:I,s:I,s:I,s:f,s:I,s:I,s:s,s:o,"
+	o = json_pack("{s:s,s:s,s:I,s:I,s:I,s:I,s:o,s:o,s:s,s:I,s:o,s:I,s:I,s:I,s:f,s:I,s:I,s:s,s:o,"
 			 "s:s,s:o,s:s,s:s}",
 			 "run", CONFIG_RUN_NAME, "label", r->label, "seed", (json_int_t)r->st.seed,
 			 "steps", (json_int_t)r->st.step, "total", (json_int_t)r->st.total,
@@ -96,6 +105,9 @@ static json_t *describe(const struct run *r)
 			 "weights_sha256", hex, "bigram_loss", real_or_null(r->bigram),
 			 "data", source_describe(), "leaks", leaks(&r->m), "config_sha256", config_hash(),
 			 "build", build_text());
+	if (SYNTHETIC && o)
+		describe_accuracy(o, &r->st);
+	return o;
 }
 
 /* A model that knows less than counts of neighbours has learned nothing of use yet. */
@@ -112,7 +124,7 @@ static void show(const json_t *root)
 {
 	json_int_t steps = json_integer_value(json_object_get(root, "steps"));
 	json_t *loss = json_object_get(root, "val_loss"), *ppl = json_object_get(root, "val_ppl");
-	json_t *bigram = json_object_get(root, "bigram_loss");
+	json_t *bigram = json_object_get(root, "bigram_loss"), *acc = json_object_get(root, "val_acc");
 	const char *what;
 
 	if (json_is_number(loss))
@@ -121,6 +133,9 @@ static void show(const json_t *root)
 			 data_unit());
 	else
 		log_line("result   step %lld, validation loss not finite", (long long)steps);
+	if (json_is_number(acc))
+		log_line("         accuracy %.4f, the best %.4f", json_number_value(acc),
+			 json_number_value(json_object_get(root, "best_acc")));
 	show_baseline(json_is_number(loss) ? json_number_value(loss) : INFINITY, bigram);
 	log_line("         %.0f tok/s (median), weights %.16s",
 		 json_number_value(json_object_get(root, "tok_s")),

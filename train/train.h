@@ -52,6 +52,18 @@ struct step_row {
 	double loss_aux;
 };
 
+/**
+ * struct eval - what an evaluation came to
+ * @loss: mean over the scored positions
+ * @acc: where sequences are drawn, the share of those whose likeliest token is the target
+ * @floor: of a Markov chain, its own loss on the same targets
+ * @rows: sequences
+ */
+struct eval {
+	double loss, acc, floor;
+	int64_t rows;
+};
+
 struct metrics;
 
 /**
@@ -69,7 +81,7 @@ void metrics_mark(const struct metrics *t, struct ckpt_log *at);
 /** metrics_step() - the row of one step */
 void metrics_step(struct metrics *t, const struct step_row *r);
 /** metrics_eval() - the row of one evaluation */
-void metrics_eval(struct metrics *t, int64_t step, const char *split, double loss);
+void metrics_eval(struct metrics *t, int64_t step, const char *split, const struct eval *e);
 /** metrics_stats() - the row of statistics of one sub-layer */
 void metrics_stats(struct metrics *t, int64_t step, int layer, const char *mixer,
 		   const struct metric *values, int nr);
@@ -211,18 +223,24 @@ void stats_log(const struct run *r, int64_t step);
 int train_loop(struct run *r);
 
 /**
- * eval_loss() - mean loss over the scored positions of @count fixed batches of a split
+ * eval_split() - over @count fixed batches of a split, or where it has less all of it
  *
  * Returns: false where a signal came.
  */
-bool eval_loss(struct model *m, enum split s, int count, double *loss);
+bool eval_split(struct model *m, enum split s, int count, struct eval *e);
+
+/** eval_more() - malloc'ed "  acc 0.9876", what there is beside a loss; or "" */
+char *eval_more(const struct eval *e);
+
+/** eval_reached() - whether the step was evaluated and has STOP_ACCURACY */
+bool eval_reached(const struct ckpt_state *st);
 
 /** log_start() - the first lines of a run */
 void log_start(const struct run *r, int64_t from);
 /** log_step() - every LOG_INTERVAL steps a line; on a terminal the steps between in one line */
 void log_step(const struct run *r, const struct step_row *row);
 /** log_eval() - a line of an evaluation; on a terminal cut at its width, as steps are */
-void log_eval(const struct run *r, double loss);
+void log_eval(const struct run *r, const struct eval *e);
 /** log_skip() - a skipped update */
 void log_skip(const struct run *r, const struct step_row *row, const char *tensor);
 /** log_line() - a whole line on stdout, under the progress line; of the rank that leads */

@@ -177,6 +177,26 @@ void k_mask_padding(acc_t *logits, int n, int v, int vocab)
 			logits[i * v + j] = -INFINITY;
 }
 
+static int32_t row_argmax(const acc_t *x, int n)
+{
+	acc_t max = -INFINITY;
+	int32_t best = 0;
+
+	for (int j = 0; j < n; j++)
+		if (x[j] > max) {
+			max = x[j];
+			best = j;
+		}
+	return best;
+}
+
+void k_argmax(int32_t *best, const acc_t *x, int n, int v, int vocab)
+{
+#pragma omp parallel for schedule(static) if ((long)n * v >= SPLIT_MIN)
+	for (int i = 0; i < n; i++)
+		best[i] = row_argmax(x + (long)i * v, vocab);
+}
+
 void k_loss_mean(double *dst, const acc_t *x, int n, const int32_t *scored)
 {
 	double sum = 0;

@@ -11,6 +11,7 @@
 enum {
 	THREADS = 512,
 	MEAN_THREADS = 1024,
+	ARGMAX_ROWS = 8,	/* of a block */
 	KEEP_BYTES = 112 << 10,	/* of a row in shared memory: two blocks fit */
 	STATIC_BYTES = 1 << 10,	/* more than the block has of it beside */
 	PIECE = 3,		/* turns of a thread that are a group of copies */
@@ -220,6 +221,39 @@ void k_mask_padding(acc_t *logits, int n, int v, int vocab)
 	if (v == vocab)
 		return;
 	launch(mask_kernel, div_up(n * (v - vocab), 128), 128, 0, logits, n, v, vocab);
+}
+
+/* A warp owns a row; lanes that saw nothing stand for column 0. */
+static __global__ void argmax_kernel(int32_t *best, const float *x, int n, int v, int vocab)
+{
+	int row = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x % 32, at = 0;
+	float max = -INFINITY;
+
+	if (row >= n)
+		return;
+	for (int j = lane; j < vocab; j += 32)
+		if (x[(long)row * v + j] > max) {
+			max = x[(long)row * v + j];
+			at = j;
+		}
+	for (int step = 16; step; step /= 2) {
+		float other = __shfl_xor_sync(~0u, max, step);
+		int from = __shfl_xor_sync(~0u, at, step);
+
+		if (other > max || (other == max && from < at)) {
+			max = other;
+			at = from;
+		}
+	}
+	if (lane == 0)
+		best[row] = at;
+}
+
+void k_argmax(int32_t *best, const acc_t *x, int n, int v, int vocab)
+{
+	argmax_kernel<<<div_up(n, ARGMAX_ROWS), 32 * ARGMAX_ROWS, 0, cuda_stream()>>>(best, x, n, v,
+										      vocab);
+	CUDA_LAUNCHED();
 }
 
 static __global__ void __launch_bounds__(MEAN_THREADS)

@@ -6,12 +6,14 @@ ones. They hold for every configuration that is built; menuconfig may pass
 through states that break them.
 """
 
+import math
 import re
 
 from . import fragment, shape, stack
 from .declare import ConfigError, show
 
 TWINS = {"4": "2", "5": "3"}     # arms that repeat another one
+CONTEXTS = 2 ** 20               # of a Markov chain
 SYMBOL = re.compile("CONFIG_([A-Z0-9_]+)")
 
 
@@ -45,6 +47,33 @@ def _data(conf):
     if conf.on("DATA_SHARDS") and vocabulary > 65536:
         yield (f"{show(conf, 'VOCAB_SIZE')} is too large for the 16-bit tokens "
                "of CONFIG_DATA_SHARDS=y; nearest legal 65536")
+    if conf.on("DATA_MQAR"):
+        yield from _mqar(conf, vocabulary)
+    if conf.on("DATA_MARKOV"):
+        yield from _markov(conf, conf.number("MARKOV_SYMBOLS") or vocabulary)
+
+
+def _mqar(conf, vocabulary):
+    positions = conf.number("BLOCK_SIZE")
+    if vocabulary % 2:
+        yield (f"{show(conf, 'VOCAB_SIZE')} is odd, but half of it are the keys and half the "
+               f"values of CONFIG_DATA_MQAR=y; nearest legal {vocabulary - 1} and "
+               f"{vocabulary + 1}")
+    if conf.on("MQAR_FORM_ZOOLOGY") and positions % 2:
+        yield (f'{show(conf, "BLOCK_SIZE")} is odd, but CONFIG_MQAR_FORM="zoology" fills pairs of '
+               f"positions; nearest legal {positions - 1} and {positions + 1}")
+
+
+def _markov(conf, symbols):
+    name = "MARKOV_SYMBOLS" if conf.number("MARKOV_SYMBOLS") else "VOCAB_SIZE"
+    order = conf.number("MARKOV_ORDER")
+    most = CONTEXTS if order == 1 else math.isqrt(CONTEXTS)
+    if symbols < 5:
+        yield (f"{show(conf, name)} is too few symbols for the five successors of "
+               "CONFIG_DATA_MARKOV=y; nearest legal 5")
+    if symbols > most:
+        yield (f"{show(conf, name)}: to the power of {show(conf, 'MARKOV_ORDER')} that is more "
+               f"than 2^20={CONTEXTS} contexts; nearest legal CONFIG_MARKOV_SYMBOLS={most}")
 
 
 def _training(conf):

@@ -3,7 +3,7 @@
 
 An expression is a product of numbers and symbols (`4*N_EMBD`), or several joined
 by `or`: the first that is not 0 counts (`INTERMEDIATE_SIZE or 4*N_EMBD`). It may be
-divided by a symbol (`N_EMBD/N_HEAD`).
+divided by a symbol or number (`N_EMBD/N_HEAD`).
 """
 
 import math
@@ -51,7 +51,7 @@ def violations(conf):
         for name, rules in limits.items():
             for expression, condition in rules:
                 if on(conf, name) and holds(conf, condition):
-                    yield from _limit(conf, name, expression, strict)
+                    yield from _limit(conf, name, expression, condition, strict)
     for expression in conf.decl.below.values():
         yield from _below(conf, expression.split("*"))
 
@@ -75,7 +75,7 @@ def _factors(conf, text):
                           for w in words)
         if under:
             words[-1] += "/" + under
-            value //= conf.number(under)
+            value //= int(under) if under.isdigit() else conf.number(under)
         if value:
             break
     return words, value
@@ -118,11 +118,12 @@ def _even(conf, name, expression, condition):
            f"{number}; nearest legal {near}")
 
 
-def _limit(conf, name, expression, strict):
+def _limit(conf, name, expression, condition, strict):
     words, limit = _factors(conf, expression)
     if conf.number(name) > limit - strict:
+        cause = f", as {_cause(conf, condition)}" if condition else ""
         yield (f"{show(conf, name)} is not {'below' if strict else 'at most'} "
-               f"{_named(words)}={limit}; nearest legal {limit - strict}")
+               f"{_named(words)}={limit}{cause}; nearest legal {limit - strict}")
 
 
 def _cause(conf, condition):
