@@ -298,7 +298,7 @@ static void product_alone(const struct gemm *g, bool wide)
 
 void k_gemm(const struct gemm *g)
 {
-	if (!g->m || !g->n || gemm_thin(g, false) || gemm_few(g, false) || product(g, false))
+	if (!g->m || !g->n || gemm_thin(g, false) || product(g, false))
 		return;
 	product_alone(g, false);
 	gemm_epilogue(g);
@@ -306,7 +306,7 @@ void k_gemm(const struct gemm *g)
 
 void k_gemm_acc(const struct gemm *g)
 {
-	if (g->m && g->n && !gemm_thin(g, true) && !gemm_few(g, true))
+	if (g->m && g->n && !gemm_thin(g, true))
 		product_alone(g, true);
 }
 
