@@ -204,12 +204,26 @@ __launch_bounds__(WAY::THREADS, BLOCKS) step_mma_kernel(const __grid_constant__ 
 
 /* ---- which kernel takes a shape ------------------------------------------------------ */
 
-template <class WAY, int BLOCKS> static bool mma_launch(struct mma_run p)
+enum { WARPS_MOST = 8 };	/* of a multiprocessor: registers hold queries and sums */
+
+/* Blocks of a cluster: of the length of a cache, and no more than run at once. */
+static int mma_split(const struct attn_step &a, int others, int warps)
 {
+	int split = step_split(a), room = cuda_multiprocessors() * (WARPS_MOST / warps);
+
+	while (split > 1 && split * others > room)
+		split /= 2;
+	return split;
+}
+
+template <class WAY> static bool mma_launch(struct mma_run p)
+{
+	constexpr int BLOCKS = WAY::DK > VALUES_MAX ? 1 : WARPS_MOST / WAY::WARPS;
 	const struct attn_step &a = p.s.a;
 	auto *kernel = step_mma_kernel<WAY, BLOCKS>;
 	int units = p.s.units, bytes = sizeof(typename WAY::smem);
-	const dim3 grid(step_split(a), units * p.s.chunks * div_up(a.dv, WAY::DV), a.b);
+	int side = units * p.s.chunks * div_up(a.dv, WAY::DV);
+	const dim3 grid(mma_split(a, side * a.b, WAY::WARPS), side, a.b);
 
 	if (bytes > (int)cuda_shared_max())
 		return false;
@@ -224,15 +238,16 @@ template <class WAY, int BLOCKS> static bool mma_launch(struct mma_run p)
 	return true;
 }
 
-/* BLOCKS: of a multiprocessor, what registers must allow. */
-template <int DK, int DV, int STAGES_, int BLOCKS> static bool mma_widths(const struct mma_run &p)
+/* Where keys of all the multiprocessor's warps and as many stages do not fit, fewer. */
+template <int DK, int DV> static bool mma_widths(const struct mma_run &p)
 {
-	constexpr int STAGES_APART = DK + DV > 256 ? 2 : STAGES_;
+	constexpr bool ROOM = DK <= 256, ROOM_APART = DK + DV <= 256;
 	const struct attn_step &a = p.s.a;
 
 	if (a.v == a.k && a.v_row == a.k_row && a.v_head == a.k_head && a.dv <= a.dk)
-		return mma_launch<mma_way<DK, DV, STEP_WARPS, STAGES_, 16, true>, BLOCKS>(p);
-	return mma_launch<mma_way<DK, DV, STEP_WARPS, STAGES_APART, 16, false>, BLOCKS>(p);
+		return mma_launch<mma_way<DK, DV, ROOM ? WARPS_MOST : 4, ROOM ? 3 : 2, 16, true>>(p);
+	return mma_launch<mma_way<DK, DV, ROOM_APART ? WARPS_MOST : 4, ROOM_APART ? 3 : 2, 16,
+				  false>>(p);
 }
 
 bool attn_step_mma(const struct step_run *s)
@@ -248,10 +263,10 @@ bool attn_step_mma(const struct step_run *s)
 		return false;
 	p.s.chunks = div_up(s->per, HEADS);
 	if (a.dk <= 64 && dv <= 64)
-		return mma_widths<64, 64, 3, 3>(p);
+		return mma_widths<64, 64>(p);
 	if (a.dk <= 128 && dv <= 128)
-		return mma_widths<128, 128, 3, 3>(p);
+		return mma_widths<128, 128>(p);
 	if (a.dk <= 256)
-		return mma_widths<256, 256, 3, 2>(p);
-	return a.dk <= 576 && mma_widths<576, 256, 2, 1>(p);
+		return mma_widths<256, 256>(p);
+	return a.dk <= 576 && mma_widths<576, 256>(p);
 }
