@@ -132,7 +132,7 @@ def build(to, base, kind, *goals):
     else:
         name = base.removesuffix("-every")
         if name != base:
-            symbols["EXPERTS_PER_TOK"] = EXPERTS[name]
+            symbols.update(EXPERTS_PER_TOK=EXPERTS[name], MOE_BIAS_BALANCE="n")
         make(tree, f"defconfig-{name}", fragment(f"{tree}/kind.config", symbols), *goals)
     if "build" in goals:
         shutil.copy2(f"{tree}/tenon", f"{to}/{kind}")

@@ -59,6 +59,8 @@ static double reference(int p, int i, int j, double before, double *size)
 
 /* cuBLASLt takes GELU, whose slope is below 1.2, before it rounds to bf16 what it saves of its argument. */
 #define GELU_BEFORE (IS_ENABLED(CONFIG_ARCH_CUDA) && IS_ENABLED(CONFIG_REAL_BF16) ? 1.2 : 0)
+/* And it may round a product before it adds what was there. */
+#define BETA_BEFORE (IS_ENABLED(CONFIG_ARCH_CUDA) && IS_ENABLED(CONFIG_REAL_BF16) ? 1 : 0)
 
 /*
  * One result of an epilogue. In front of it a product may have been rounded to an activation,
@@ -83,7 +85,8 @@ static bool element(int p, int i, int j, double before, const act_t *aux_in)
 	got = ((act_t *)g.c)[p * g.sc + i * g.ldc + j];
 	switch (g.ep) {
 	case GEMM_PLAIN:
-		return near_act(got, want, size, tol);
+		return near_epilogue(got, want, size, tol,
+				     BETA_BEFORE * fabs(want - g.beta * before));
 	case GEMM_BIAS:
 		return near_epilogue(got, want + bias, size + fabs(bias), tol, fabs(want));
 	case GEMM_BIAS_GELU:

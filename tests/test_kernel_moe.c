@@ -222,6 +222,7 @@ static void test_moe(int n, int experts, int k, bool biased, bool one, int c, in
 	s.x = normals((size_t)n * C), s.a = normals(pairs * X), s.w = normals((size_t)experts * X * C);
 	s.dp = normals_acc(pairs);
 	call_route();
+	arch_sync();
 	for (int i = 0; i < n; i++)
 		good &= slots_right(i);
 	ok(good && rows_right(), "moe_routes %d tokens to %d of %d%s%s", n, k, experts,

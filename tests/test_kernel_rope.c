@@ -241,7 +241,7 @@ static void test_splice(int n, int r)
 
 int main(void)
 {
-	static const int32_t pos[] = { 5, 0, 1000 };
+	static int32_t pos[] = { 5, 0, 1000 };
 
 	device_open(0);
 	test_rope(1, 1, 1, 2, false, NULL);

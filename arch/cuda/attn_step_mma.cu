@@ -6,187 +6,8 @@
  * shared memory and keeps an online softmax of its own: no barrier before the end. Warps,
  * then blocks of the cluster, are put together in one order; each block makes the sums of
  * its share of the columns. Which warp takes a key depends on the key and on t_max alone.
- *
- * Latents are keys and values at once: where v stands in the rows of k it is copied once.
  */
-#include "attn_mma.cuh"
-#include "attn_step.cuh"
-
-enum {
-	HEADS = 16,		/* rows of a product; what is behind a unit's last head is 0 */
-	KEYS = 16,
-	CHUNK = 8,		/* elements of 16 bytes */
-	TURN = 32 / CHUNK,	/* rows that a warp copies at a time, 8 lanes each */
-	VALUES_MAX = 256,	/* columns of a block: more are blocks of their own */
-};
-
-/* struct step_run with the layout in shared memory, in elements. */
-struct mma_run {
-	struct step_run s;
-	int k_pitch, v_pitch;	/* rows of keys, of values: odd in pieces of 16 bytes */
-	int ring;		/* a warp's */
-	int v_at;		/* of the values of a stage; 0: those of the keys */
-};
-
-/* A part of a softmax: of a warp, then of a block's share of columns. */
-template <int COLS> struct mma_part {
-	float max[HEADS], sum[HEADS], o[HEADS][COLS + 4];	/* + 4: banks */
-};
-
-/* What follows the rings, in their place. */
-template <int DV> struct mma_merge {
-	struct mma_part<DV> warp[STEP_WARPS];
-	float max[CLUSTER_MAX][HEADS], sum[CLUSTER_MAX][HEADS];
-	float o[HEADS * DV];	/* [rank][heads][columns of the share] */
-};
-
-/* Rows from @u on to shared memory: @width elements, rounded up to 16 and 0 there. */
-template <int W>
-static __device__ __forceinline__ void rows_fetch(bf16 *to, int pitch, const bf16 *from, long row,
-						  int width, int u, int pos)
-{
-	int lane = threadIdx.x % 32, r0 = lane / CHUNK, c0 = lane % CHUNK * CHUNK;
-
-#pragma unroll
-	for (int r = r0; r < KEYS; r += TURN) {
-		bool inside = u + r <= pos;
-		const bf16 *src = from + (inside ? (u + r) * row : 0);
-
-#pragma unroll
-		for (int c = c0; c < W; c += 64)
-			if (c < ROUND_UP(width, 16))
-				copy16(to + r * pitch + c, src + (c < width ? c : 0),
-				       inside && c < width);
-	}
-}
-
-template <int DK, int DV, bool SAME>
-static __device__ __forceinline__ void stage_fetch(bf16 *to, const struct mma_run &p,
-						   const struct step_at &w, int turn)
-{
-	const struct attn_step &a = p.s.a;
-	int u = ((turn * w.ranks + w.rank) * STEP_WARPS + threadIdx.x / 32) * KEYS;
-
-	rows_fetch<DK>(to, p.k_pitch, w.k, a.k_row, a.dk, u, w.pos);
-	if (!SAME)
-		rows_fetch<DV>(to + p.v_at, p.v_pitch, w.v + w.e0, a.v_row, min(a.dv - w.e0, DV), u,
-			       w.pos);
-}
-
-/* Queries of the unit's heads: [HEADS][pitch], 0 behind the last head and column. */
-static __device__ __forceinline__ void queries_put(bf16 *to, const struct mma_run &p,
-						   const struct step_at &w)
-{
-	const struct attn_step &a = p.s.a;
-	int pieces = p.k_pitch / CHUNK;
-
-	for (int n = threadIdx.x; n < HEADS * pieces; n += STEP_THREADS) {
-		int h = n / pieces, e = n % pieces * CHUNK;
-		const bf16 *q = bf16_of(a.q) + w.i * a.q_row + (w.h0 + h) * a.dk + e;
-
-		*(uint4 *)(to + h * p.k_pitch + e) =
-			h < w.heads && e < a.dk ? *(const uint4 *)q : uint4{};
-	}
-}
-
-/* A warp's softmax. */
-template <int DV> struct mma_state {
-	float o[DV / 8][4], max[2], sum[2];
-};
-
-/* Scores of KEYS keys, two sums of each so that products need not wait for each other. */
-template <int DK>
-static __device__ __forceinline__ void mma_scores(float (&s)[2][4], const bf16 *q, const bf16 *k,
-						  int pitch, int width)
-{
-	int lane = threadIdx.x % 32;
-	float t[2][4] = {};
-
-#pragma unroll
-	for (int e = 0; e < DK; e += 16) {
-		uint32_t a[4], b[4];
-
-		if (e >= width)
-			break;
-		ldmatrix(a, q + lane % 16 * pitch + e + lane / 16 * 8);
-		ldmatrix(b, k + (lane % 8 + lane / 16 * 8) * pitch + e + lane / 8 % 2 * 8);
-		mma(e / 16 % 2 ? t[0] : s[0], a, b[0], b[1]);
-		mma(e / 16 % 2 ? t[1] : s[1], a, b[2], b[3]);
-	}
-#pragma unroll
-	for (int n = 0; n < 2; n++)
-#pragma unroll
-		for (int i = 0; i < 4; i++)
-			s[n][i] += t[n][i];
-}
-
-/* Exponentials relative to a maximum that may lag, as tile_softmax(). */
-template <int DV>
-static __device__ __forceinline__ void mma_softmax(struct mma_state<DV> &st, uint32_t (&prob)[4],
-						   float (&s)[2][4], float scale)
-{
-	float m[2];
-
-#pragma unroll
-	for (int r = 0; r < 2; r++) {
-		m[r] = fmaxf(fmaxf(s[0][2 * r], s[0][2 * r + 1]), fmaxf(s[1][2 * r], s[1][2 * r + 1]));
-		m[r] = fmaxf(st.max[r], row_max(m[r]));
-	}
-	if (__any_sync(~0u, (m[0] - st.max[0]) * scale > MAX_LAG ||
-			    (m[1] - st.max[1]) * scale > MAX_LAG)) {
-#pragma unroll
-		for (int r = 0; r < 2; r++) {
-			float fix = exp2_fast((st.max[r] - m[r]) * scale);
-
-			st.max[r] = m[r];
-			st.sum[r] *= fix;
-#pragma unroll
-			for (int n = 0; n < DV / 8; n++) {
-				st.o[n][2 * r] *= fix;
-				st.o[n][2 * r + 1] *= fix;
-			}
-		}
-	}
-#pragma unroll
-	for (int n = 0; n < 2; n++)
-#pragma unroll
-		for (int i = 0; i < 4; i++) {
-			s[n][i] = exp2_fast((s[n][i] - st.max[i / 2]) * scale);
-			st.sum[i / 2] += s[n][i];
-		}
-	acc_pack(prob, s[0], s[1]);
-}
-
-/* KEYS keys from @u. */
-template <int DK, int DV>
-static __device__ __forceinline__ void mma_keys(struct mma_state<DV> &st, const struct mma_run &p,
-						const struct step_at &w, const bf16 *q,
-						const bf16 *k, const bf16 *v, int pitch, int u)
-{
-	int lane = threadIdx.x % 32, width = min(p.s.a.dv - w.e0, DV);
-	float s[2][4] = {};
-	uint32_t prob[4];
-
-	mma_scores<DK>(s, q, k, p.k_pitch, p.s.a.dk);
-	if (u + KEYS - 1 > w.pos)
-#pragma unroll
-		for (int n = 0; n < 2; n++)
-#pragma unroll
-			for (int i = 0; i < 4; i++)
-				if (u + acc_col(n, i) > w.pos)
-					s[n][i] = -INFINITY;
-	mma_softmax<DV>(st, prob, s, p.s.scale * LOG2E);
-#pragma unroll
-	for (int e = 0; e < DV; e += 16) {
-		uint32_t b[4];
-
-		if (e >= width)
-			break;
-		ldmatrix_t(b, v + lane % 16 * pitch + e + lane / 16 * 8);
-		mma(st.o[e / 8], prob, b[0], b[1]);
-		mma(st.o[e / 8 + 1], prob, b[2], b[3]);
-	}
-}
+#include "attn_step_mma.cuh"
 
 /* 2^((x - max) scale), 0 for a part without keys */
 static __device__ __forceinline__ float mma_fix(float x, float max, float scale)
@@ -194,8 +15,9 @@ static __device__ __forceinline__ float mma_fix(float x, float max, float scale)
 	return x == -INFINITY ? 0 : exp2_fast((x - max) * scale);
 }
 
-template <int DV>
-static __device__ __forceinline__ void part_put(struct mma_part<DV> *part, struct mma_state<DV> &st)
+template <class WAY>
+static __device__ __forceinline__ void part_put(struct mma_part<WAY::DV> *part,
+						struct mma_state<WAY> &st)
 {
 	int row = threadIdx.x % 32 / 4, col = threadIdx.x % 4 * 2;
 
@@ -207,64 +29,84 @@ static __device__ __forceinline__ void part_put(struct mma_part<DV> *part, struc
 			part->sum[row + 8 * r] = st.sum[r];
 		}
 #pragma unroll
-		for (int n = 0; n < DV / 8; n++)
+		for (int n = 0; n < WAY::DV / 8; n++)
 			*(float2 *)&part->o[row + 8 * r][8 * n + col] =
 				make_float2(st.o[n][2 * r], st.o[n][2 * r + 1]);
 	}
 }
 
-/* The block's warps in order; each column to the block that has it in its share. */
-template <int DV>
-static __device__ __forceinline__ void merge_warps(struct mma_merge<DV> *m, const struct step_at &w,
-						   float scale)
+static __device__ __forceinline__ void add_scaled(float4 &sum, const float *x, float f)
 {
-	int share = DV / w.ranks;
+	const float4 v = *(const float4 *)x;
 
-	for (int n = threadIdx.x; n < HEADS * DV; n += STEP_THREADS) {
-		int h = n / DV, e = n % DV;
-		float max = -INFINITY, sum = 0, o = 0;
+	sum.x = fmaf(v.x, f, sum.x);
+	sum.y = fmaf(v.y, f, sum.y);
+	sum.z = fmaf(v.z, f, sum.z);
+	sum.w = fmaf(v.w, f, sum.w);
+}
+
+/* The block's warps in order; each column to the block that has it in its share. */
+template <class WAY>
+static __device__ __forceinline__ void merge_warps(struct mma_merge<WAY::DV, WAY::WARPS> *m,
+						   const struct step_at &w, float scale)
+{
+	constexpr int DV4 = WAY::DV / 4;
+	int share = WAY::DV / w.ranks;
+
+	for (int n = threadIdx.x; n < HEADS * DV4; n += WAY::THREADS) {
+		int h = n / DV4, e = n % DV4 * 4;
+		float max = -INFINITY, sum = 0;
+		float4 o = {};
 
 #pragma unroll
-		for (int k = 0; k < STEP_WARPS; k++)
+		for (int k = 0; k < WAY::WARPS; k++)
 			max = fmaxf(max, m->warp[k].max[h]);
 #pragma unroll
-		for (int k = 0; k < STEP_WARPS; k++) {
+		for (int k = 0; k < WAY::WARPS; k++) {
 			float fix = mma_fix(m->warp[k].max[h], max, scale);
 
-			o += m->warp[k].o[h][e] * fix;
+			add_scaled(o, &m->warp[k].o[h][e], fix);
 			sum += m->warp[k].sum[h] * fix;
 		}
-		*cluster_peer(&m->o[(w.rank * HEADS + h) * share + e % share], e / share) = o;
-		if (e < w.ranks) {
-			*cluster_peer(&m->max[w.rank][h], e) = max;
-			*cluster_peer(&m->sum[w.rank][h], e) = sum;
+		*cluster_peer((float4 *)&m->o[(w.rank * HEADS + h) * share + e % share],
+			      e / share) = o;
+		if (e / 4 < w.ranks) {
+			*cluster_peer(&m->max[w.rank][h], e / 4) = max;
+			*cluster_peer(&m->sum[w.rank][h], e / 4) = sum;
 		}
 	}
 }
 
 /* The blocks in order: this one's share of the columns. */
-template <int DV>
-static __device__ __forceinline__ void merge_blocks(const struct mma_merge<DV> *m,
+template <class WAY>
+static __device__ __forceinline__ void merge_blocks(const struct mma_merge<WAY::DV, WAY::WARPS> *m,
 						    const struct attn_step &a,
 						    const struct step_at &w, float scale)
 {
-	int share = DV / w.ranks;
+	int share = WAY::DV / w.ranks, share4 = share / 4;
 
-	for (int n = threadIdx.x; n < w.heads * share; n += STEP_THREADS) {
-		int h = n / share, e = w.e0 + w.rank * share + n % share;
+	for (int n = threadIdx.x; n < w.heads * share4; n += WAY::THREADS) {
+		int h = n / share4, e = n % share4 * 4, col = w.e0 + w.rank * share + e;
 		long row = (long)w.i * a.heads + w.h0 + h;
-		float max = -INFINITY, sum = 0, o = 0;
+		float max = -INFINITY, sum = 0, f;
+		float4 o = {};
 
-		for (int k = 0; k < w.ranks; k++)
-			max = fmaxf(max, m->max[k][h]);
-		for (int k = 0; k < w.ranks; k++) {
-			float fix = mma_fix(m->max[k][h], max, scale);
+#pragma unroll
+		for (int k = 0; k < CLUSTER_MAX; k++)
+			if (k < w.ranks)
+				max = fmaxf(max, m->max[k][h]);
+#pragma unroll
+		for (int k = 0; k < CLUSTER_MAX; k++)
+			if (k < w.ranks) {
+				float fix = mma_fix(m->max[k][h], max, scale);
 
-			o += m->o[(k * HEADS + h) * share + n % share] * fix;
-			sum += m->sum[k][h] * fix;
-		}
-		if (e < a.dv)
-			put(bf16_of(a.o) + row * a.dv + e, o * (a.gamma ? a.gamma[row] : 1) / sum);
+				add_scaled(o, &m->o[(k * HEADS + h) * share + e], fix);
+				sum += m->sum[k][h] * fix;
+			}
+		f = (a.gamma ? a.gamma[row] : 1) / sum;
+		if (col < a.dv)
+			*(uint2 *)(bf16_of(a.o) + row * a.dv + col) = {
+				pack_bf16(o.x * f, o.y * f), pack_bf16(o.z * f, o.w * f) };
 	}
 }
 
@@ -288,120 +130,143 @@ template <int DV> static __device__ struct step_at mma_place(const struct step_r
 	return w;
 }
 
-template <int DK, int DV, int STAGES_, bool SAME>
-static __global__ void __launch_bounds__(STEP_THREADS, 2) step_mma_kernel(struct mma_run p)
+/* Until stage @n of this warp is there for all its lanes. */
+template <class WAY> static __device__ __forceinline__ void stage_wait(uint64_t *full, int n)
 {
-	extern __shared__ __align__(128) char mem[];
-	bf16 *q = (bf16 *)mem, *ring = q + HEADS * p.k_pitch + threadIdx.x / 32 * p.ring;
-	auto *m = (struct mma_merge<DV> *)(q + HEADS * p.k_pitch);
-	int stage = p.ring / STAGES_, tiles, turns, first = blockIdx.x * STEP_WARPS + threadIdx.x / 32;
+	if constexpr (WAY::ENGINE)
+		mbar_wait(full + n % WAY::STAGES, n / WAY::STAGES % 2);
+	else
+		copy_wait<WAY::STAGES - 1>();
+	__syncwarp();
+}
+
+template <class WAY, int BLOCKS> static __global__ void
+__launch_bounds__(WAY::THREADS, BLOCKS) step_mma_kernel(const __grid_constant__ struct mma_run p)
+{
+	constexpr int STAGES_ = WAY::STAGES, KEYS = WAY::KEYS;
+	extern __shared__ __align__(1024) char mem[];
+	auto *m = (typename WAY::smem *)mem;
+	int warp = threadIdx.x / 32, first = blockIdx.x * WAY::WARPS + warp;
+	int hop = gridDim.x * WAY::WARPS, tiles, turns;
+	bf16 (*ring)[WAY::STAGE] = m->ring[warp];
+	uint64_t *full = m->full[warp];
 	float scale = p.s.scale * LOG2E;
-	struct mma_state<DV> st = {};
+	struct mma_state<WAY> st = {};
 	struct step_at w;
 
 	let_next();
+	if constexpr (WAY::ENGINE) {
+		if (threadIdx.x % 32 == 0) {
+			for (int n = 0; n < STAGES_; n++)
+				mbar_init(full + n, 1);
+			mbar_init_fence();
+		}
+		__syncwarp();
+	}
 	after_previous();
-	w = mma_place<DV>(p.s);
+	w = mma_place<WAY::DV>(p.s);
 	tiles = w.pos / KEYS + 1;
-	turns = first < tiles ? (tiles - 1 - first) / (w.ranks * STEP_WARPS) + 1 : 0;
+	turns = first < tiles ? (tiles - 1 - first) / hop + 1 : 0;
 	for (int n = 0; n < STAGES_ - 1; n++) {
 		if (n < turns)
-			stage_fetch<DK, DV, SAME>(ring + n * stage, p, w, n);
+			stage_fetch<WAY>(ring[n], full + n, p, w, (first + n * hop) * KEYS);
 		copy_commit();
 	}
-	queries_put(q, p, w);
+	queries_put<WAY>(m->q, p, w);
 	st.max[0] = st.max[1] = -INFINITY;
 	__syncthreads();
+#pragma unroll
+	for (int e = 0; WAY::HELD && e < WAY::DK / 16; e++)
+		query_get(st.q[WAY::HELD ? e : 0], m->q, e);
 	for (int n = 0; n < turns; n++) {
-		const bf16 *k = ring + n % STAGES_ * stage;
-		int ahead = n + STAGES_ - 1;
+		bf16 *k = ring[n % STAGES_], *v = WAY::SAME ? k + KEYS * w.e0 : k + KEYS * WAY::DK;
+		int ahead = n + STAGES_ - 1, u = (first + n * hop) * KEYS;
 
 		__syncwarp();	/* no lane reads the stage that is filled again */
 		if (ahead < turns)
-			stage_fetch<DK, DV, SAME>(ring + ahead % STAGES_ * stage, p, w, ahead);
+			stage_fetch<WAY>(ring[ahead % STAGES_], full + ahead % STAGES_, p, w,
+					 (first + ahead * hop) * KEYS);
 		copy_commit();
-		copy_wait<STAGES_ - 1>();
-		__syncwarp();	/* the stage is there for all lanes */
-		mma_keys<DK, DV>(st, p, w, q, k, SAME ? k + w.e0 : k + p.v_at,
-				 SAME ? p.k_pitch : p.v_pitch,
-				 ((n * w.ranks + w.rank) * STEP_WARPS + (int)threadIdx.x / 32) * KEYS);
+		stage_wait<WAY>(full, n);
+		if (WAY::ENGINE && u + KEYS - 1 > w.pos)
+			values_end<WAY>(v, u, w.pos);
+		mma_keys<WAY>(st, m->q, k, v, scale, u, w.pos);
 	}
 	cluster_arrive();
 	cluster_wait();	/* the rings of all blocks may be written over */
-	part_put<DV>(&m->warp[threadIdx.x / 32], st);
+	part_put<WAY>(&m->merge.warp[warp], st);
 	__syncthreads();
-	merge_warps<DV>(m, w, scale);
+	merge_warps<WAY>(&m->merge, w, scale);
 	cluster_arrive();
 	cluster_wait();
-	merge_blocks<DV>(m, p.s.a, w, scale);
+	merge_blocks<WAY>(&m->merge, p.s.a, w, scale);
 }
 
 /* ---- which kernel takes a shape ------------------------------------------------------ */
 
-/* Bytes of a block with so many stages. */
-template <int DV> static int mma_bytes(const struct mma_run &p, int stages)
-{
-	int rows = HEADS * p.k_pitch + STEP_WARPS * stages * KEYS * (p.k_pitch + p.v_pitch);
+enum { WARPS_MOST = 8 };	/* of a multiprocessor: registers hold queries and sums */
 
-	return MAX(rows * (int)sizeof(bf16),
-		   HEADS * p.k_pitch * (int)sizeof(bf16) + (int)sizeof(struct mma_merge<DV>));
+/* Blocks of a cluster: of the length of a cache, and no more than run at once. */
+static int mma_split(const struct attn_step &a, int others, int warps)
+{
+	int split = step_split(a), room = cuda_multiprocessors() * (WARPS_MOST / warps);
+
+	while (split > 1 && split * others > room)
+		split /= 2;
+	return split;
 }
 
-template <int DK, int DV, int STAGES_, bool SAME> static void mma_launch(struct mma_run p)
+template <class WAY> static bool mma_launch(struct mma_run p)
 {
+	constexpr int BLOCKS = WAY::DK > VALUES_MAX ? 1 : WARPS_MOST / WAY::WARPS;
 	const struct attn_step &a = p.s.a;
-	auto *kernel = step_mma_kernel<DK, DV, STAGES_, SAME>;
-	int bytes = mma_bytes<DV>(p, STAGES_);
-	const dim3 grid(step_split(a), p.s.units * p.s.chunks * div_up(a.dv, DV), a.b);
+	auto *kernel = step_mma_kernel<WAY, BLOCKS>;
+	int units = p.s.units, bytes = sizeof(typename WAY::smem);
+	int side = units * p.s.chunks * div_up(a.dv, WAY::DV);
+	const dim3 grid(mma_split(a, side * a.b, WAY::WARPS), side, a.b);
 
-	p.ring = STAGES_ * KEYS * (p.k_pitch + p.v_pitch);
+	if (bytes > (int)cuda_shared_max())
+		return false;
+	if (cuda_capability() >= 90) {
+		p.k = head_map_of(bf16_of(a.k), a.k_row, a.k_head, a.cache_stride, a.dk, a.t_max,
+				  a.k_head ? units : 1, a.b, WAY::KEYS);
+		p.v = head_map_of(bf16_of(a.v), a.v_row, a.v_head, a.cache_stride, a.dv, a.t_max,
+				  a.v_head ? units : 1, a.b, WAY::KEYS);
+	}
 	shared_room(kernel, bytes);
-	launch_clusters(kernel, grid, STEP_THREADS, bytes, p);
+	launch_clusters(kernel, grid, WAY::THREADS, bytes, p);
+	return true;
 }
 
-/* Three stages where two blocks then fit a multiprocessor. */
-template <int DK, int DV, bool SAME> static void mma_stages(const struct mma_run &p)
+/* Where keys of all the multiprocessor's warps and as many stages do not fit, fewer. */
+template <int DK, int DV> static bool mma_widths(const struct mma_run &p)
 {
-	if (2 * (mma_bytes<DV>(p, 3) + (1 << 10)) <= (int)cuda_shared_max())
-		mma_launch<DK, DV, 3, SAME>(p);
-	else
-		mma_launch<DK, DV, 2, SAME>(p);
-}
-
-template <int DK, int DV> static void mma_widths(struct mma_run p)
-{
+	constexpr bool ROOM = DK <= 256, ROOM_APART = DK + DV <= 256;
 	const struct attn_step &a = p.s.a;
-	bool same = a.v == a.k && a.v_row == a.k_row && a.dv <= a.dk;
 
-	p.k_pitch = (div_up(a.dk, 16) * 2 | 1) * CHUNK;
-	p.v_pitch = same ? 0 : (div_up(MIN(a.dv, DV), 16) * 2 | 1) * CHUNK;
-	p.v_at = KEYS * p.k_pitch;
-	if (same)
-		mma_stages<DK, DV, true>(p);
-	else
-		mma_stages<DK, DV, false>(p);
+	if (a.v == a.k && a.v_row == a.k_row && a.v_head == a.k_head && a.dv <= a.dk)
+		return mma_launch<mma_way<DK, DV, ROOM ? WARPS_MOST : 4, ROOM ? 3 : 2, 16, true>>(p);
+	return mma_launch<mma_way<DK, DV, ROOM_APART ? WARPS_MOST : 4, ROOM_APART ? 3 : 2, 16,
+				  false>>(p);
 }
 
 bool attn_step_mma(const struct step_run *s)
 {
 	const struct attn_step &a = s->a;
-	uintptr_t at = (uintptr_t)a.k | (uintptr_t)a.v | (uintptr_t)a.q;
-	long strides = a.k_row | a.k_head | a.v_row | a.v_head | a.cache_stride | a.q_row | a.dk | a.dv;
+	uintptr_t at = (uintptr_t)a.k | (uintptr_t)a.v | (uintptr_t)a.q | (uintptr_t)a.o;
+	long strides = a.k_row | a.k_head | a.v_row | a.v_head | a.cache_stride | a.q_row | a.dk |
+		a.dv;
 	struct mma_run p = { *s };
 	int dv = MIN(a.dv, VALUES_MAX);
 
 	if (s->per < 4 || s->ra != 0 || a.route || s->scale <= 0 || at % 16 || strides % 8)
 		return false;
 	p.s.chunks = div_up(s->per, HEADS);
-	if (a.dk <= 128 && dv <= 64)
-		mma_widths<128, 64>(p);
-	else if (a.dk <= 192 && dv <= 128)
-		mma_widths<192, 128>(p);
-	else if (a.dk <= 320)
-		mma_widths<320, 256>(p);
-	else if (a.dk <= 640)
-		mma_widths<640, 256>(p);
-	else
-		return false;
-	return true;
+	if (a.dk <= 64 && dv <= 64)
+		return mma_widths<64, 64>(p);
+	if (a.dk <= 128 && dv <= 128)
+		return mma_widths<128, 128>(p);
+	if (a.dk <= 256)
+		return mma_widths<256, 256>(p);
+	return a.dk <= 576 && mma_widths<576, 256>(p);
 }

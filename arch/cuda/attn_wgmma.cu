@@ -153,15 +153,15 @@ wgmma_fwd_kernel(const __grid_constant__ struct attn_run p,
 #endif
 }
 
-head_map head_map_of(const bf16 *p, long row, long head, int width, int t, int heads,
-			    int b)
+head_map head_map_of(const bf16 *p, long row, long head, long seq, int width, int t, int heads,
+		     int b, int rows)
 {
 	static PFN_cuTensorMapEncodeTiled_v12000 encode;
 	const cuuint64_t dims[4] = { (cuuint64_t)width, (cuuint64_t)t, (cuuint64_t)heads,
 				     (cuuint64_t)b };
 	/* a tensor with one head has no head stride: any that is allowed does */
-	const cuuint64_t strides[3] = { row * 2ul, (heads > 1 ? head : row) * 2ul, t * row * 2ul };
-	const cuuint32_t box[4] = { BLOCK_COLS, TILE, 1, 1 }, step[4] = { 1, 1, 1, 1 };
+	const cuuint64_t strides[3] = { row * 2ul, (heads > 1 ? head : row) * 2ul, seq * 2ul };
+	const cuuint32_t box[4] = { BLOCK_COLS, (cuuint32_t)rows, 1, 1 }, step[4] = { 1, 1, 1, 1 };
 	cudaDriverEntryPointQueryResult found;
 	struct head_map m;
 	CUresult err;
@@ -186,11 +186,14 @@ struct attn_maps attn_maps_of(const struct attn_run &p)
 	const struct attn &a = p.a;
 	struct attn_maps m = {};
 
-	m.q = head_map_of(bf16_of(a.q), a.q_row, a.q_head, a.dk, a.t, a.heads, a.b);
-	m.k = head_map_of(bf16_of(a.k), a.k_row, a.k_head, a.dk, a.t, attn_k_heads(a), a.b);
-	m.v = head_map_of(bf16_of(a.v), a.v_row, a.v_head, a.dv, a.t, attn_v_heads(a), a.b);
+	m.q = head_map_of(bf16_of(a.q), a.q_row, a.q_head, a.t * a.q_row, a.dk, a.t, a.heads, a.b);
+	m.k = head_map_of(bf16_of(a.k), a.k_row, a.k_head, a.t * a.k_row, a.dk, a.t,
+			  attn_k_heads(a), a.b);
+	m.v = head_map_of(bf16_of(a.v), a.v_row, a.v_head, a.t * a.v_row, a.dv, a.t,
+			  attn_v_heads(a), a.b);
 	if (p.d_o)
-		m.d_o = head_map_of(p.d_o, a.o_row, a.o_head, a.dv, a.t, a.heads, a.b);
+		m.d_o = head_map_of(p.d_o, a.o_row, a.o_head, a.t * a.o_row, a.dv, a.t, a.heads,
+				    a.b);
 	return m;
 }
 

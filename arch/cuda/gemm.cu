@@ -304,8 +304,7 @@ static bool own_epilogue(const struct gemm *g)
 
 void k_gemm(const struct gemm *g)
 {
-	if (!g->m || !g->n || gemm_thin(g, false) || gemm_few(g, false) ||
-	    (!own_epilogue(g) && product(g, false)))
+	if (!g->m || !g->n || gemm_thin(g, false) || (!own_epilogue(g) && product(g, false)))
 		return;
 	product_alone(g, false);
 	gemm_epilogue(g);
@@ -313,7 +312,7 @@ void k_gemm(const struct gemm *g)
 
 void k_gemm_acc(const struct gemm *g)
 {
-	if (g->m && g->n && !gemm_thin(g, true) && !gemm_few(g, true))
+	if (g->m && g->n && !gemm_thin(g, true))
 		product_alone(g, true);
 }
 

@@ -16,9 +16,6 @@
  */
 bool gemm_thin(const struct gemm *g, bool wide);
 
-/** gemm_few() - the same of more rows, up to 64 */
-bool gemm_few(const struct gemm *g, bool wide);
-
 /** gemm_loops() - without epilogue, one thread an element: what the library refuses */
 void gemm_loops(const struct gemm *g, bool wide);
 

@@ -3,13 +3,18 @@
  * Products of a few rows, as decode has them, and epilogues as passes of their own.
  *
  * A block makes COLUMNS columns of the result for all rows: its warps share the inner
- * dimension, 32 at a time, and their sums are added in one order. Weights are asked for
- * before the kernel in front of this one is done. More rows: gemm_few.cu.
+ * dimension, 32 at a time, and their sums are added in one order. In the tensor cores'
+ * terms the rows are the 16 of the left operand, weights the 8 columns of the right one.
+ * The inner dimension may come in any order that both agree on, so that a lane's eight
+ * elements of two products are 16 bytes of one row. Weights are asked for before the
+ * kernel in front of this one is done.
  */
-#include "gemm_thin.cuh"
+#include "act.cuh"
+#include "gemm.cuh"
+#include "rows.cuh"
 
 enum {
-	THIN_ROWS = 16,
+	THIN_ROWS = 16,		/* more are cheaper in the library's tiles */
 	COLUMNS = 8,
 	WARPS = 8,
 	THREADS = 32 * WARPS,
@@ -19,6 +24,40 @@ enum {
 	BLOCKS = 4,		/* of a multiprocessor */
 };
 
+/* One element behind the product: bias, activation, and where they go. */
+struct finish {
+	enum gemm_epilogue ep;
+	const real *bias;
+	real *aux;
+	long ldaux;
+
+	__device__ __forceinline__ float operator()(float x, long i, int j) const
+	{
+		if (bias)
+			x += get(bias + j);
+		if (ep == GEMM_BIAS_GELU) {
+			put(aux + i * ldaux + j, x);
+			x = gelu(rounded(x));
+		} else if (ep == GEMM_DGELU) {
+			x *= gelu_grad(get(aux + i * ldaux + j));
+		}
+		return x;
+	}
+};
+
+static struct finish finish_of(const struct gemm *g)
+{
+	bool bias = g->ep == GEMM_BIAS || g->ep == GEMM_BIAS_GELU;
+
+	return { g->ep, bias ? real_of(g->bias) : NULL, real_of(g->aux), g->ldaux };
+}
+
+/* This lane's 16 bytes of row @row of [rows][k], from @l on; 0 outside. */
+static __device__ __forceinline__ uint4 piece(const bf16 *p, long ld, int row, int rows, int l, int k)
+{
+	return row < rows && l < k ? *(const uint4 *)(p + row * ld + l) : uint4{};
+}
+
 /* N pieces of the weights of columns @j0.. from inner index @l on. */
 template <int N>
 static __device__ __forceinline__ void weights(uint4 (&w)[N], const struct gemm &g, int j0, int l)
@@ -27,6 +66,20 @@ static __device__ __forceinline__ void weights(uint4 (&w)[N], const struct gemm 
 	for (int n = 0; n < N; n++)
 		w[n] = piece((const bf16 *)g.b, g.ldb, j0 + threadIdx.x % 32 / 4, g.n,
 			     l + n * WARPS * INNER, g.k);
+}
+
+/*
+ * The same on their way to the second level cache, even while somebody still writes them:
+ * what is asked for there stays what memory holds.
+ */
+static __device__ __forceinline__ void weights_ask(const struct gemm &g, int j0, int l)
+{
+	const bf16 *b = (const bf16 *)g.b;
+	int j = j0 + threadIdx.x % 32 / 4;
+
+	if (j < g.n && threadIdx.x % 2 == 0)	/* a sector is 16 elements */
+		for (; l < g.k; l += WARPS * INNER)
+			asm volatile("prefetch.global.L2 [%0];" :: "l"(b + j * g.ldb + l));
 }
 
 /* sum += all rows of a times N pieces of weights, HALF pieces of the rows at a time. */
@@ -73,7 +126,10 @@ static __device__ __forceinline__ void finish_tile(const struct gemm &g, const s
 		return;
 	for (int n = 0; n < WARPS; n++)
 		sum += part[n][i][threadIdx.x % COLUMNS];
-	finish_put(c, g, f, sum, i, j);
+	sum *= (float)g.alpha;
+	if (g.beta != 0)
+		sum += (float)g.beta * get(c);
+	put(c, f(sum, i, j));
 }
 
 /* N: pieces of weights that a warp has under way */
@@ -83,12 +139,10 @@ thin_kernel(struct gemm g, struct finish f)
 	__shared__ float part[2][WARPS][THIN_ROWS][COLUMNS];
 	int warp = threadIdx.x / 32, lane = threadIdx.x % 32, phase = 0;
 	int l0 = warp * INNER + lane % 4 * 8, step = COLUMNS * gridDim.x;
-	long ask_row = COLUMNS * blockIdx.x + lane / 4;
 	uint4 w[N];
 
 	let_next();
-	if (ask_row < g.n)
-		ask((const bf16 *)g.b + ask_row * g.ldb, l0, g.k, WARPS * INNER);
+	weights_ask(g, COLUMNS * blockIdx.x, l0);
 	after_previous();
 	weights(w, g, COLUMNS * blockIdx.x, l0);
 	for (int j0 = COLUMNS * blockIdx.x; j0 < g.n; j0 += step, phase ^= 1) {

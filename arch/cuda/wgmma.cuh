@@ -44,10 +44,12 @@ struct head_map {
  * @p: 16-byte aligned
  * @row: elements from position to position, a multiple of 8
  * @head: elements from head to head, a multiple of 8
+ * @seq: elements from sequence to sequence, a multiple of 8
  * @t: positions of a sequence, @b: sequences, @heads, @width: as they are
+ * @rows: positions of a block
  */
-head_map head_map_of(const bf16 *p, long row, long head, int width, int t, int heads,
-			    int b);
+head_map head_map_of(const bf16 *p, long row, long head, long seq, int width, int t, int heads,
+		     int b, int rows = TILE);
 
 static __device__ __forceinline__ uint32_t smem_at(const void *p)
 {
@@ -95,17 +97,18 @@ static __device__ __forceinline__ void mbar_wait(uint64_t *bar, int parity)
 
 /* ---- copies --------------------------------------------------------------- */
 
-/* Rows pos.. of a head, all its D columns, as D / 64 blocks; counts on @bar. */
-template <int D>
+/* Rows pos.. of a head, D columns from @e0 on, as D / 64 blocks; counts on @bar. */
+template <int D, int ROWS = TILE>
 static __device__ __forceinline__ void tile_fetch(bf16 *dst, const struct head_map *map,
-						  uint64_t *bar, int pos, int head, int i)
+						  uint64_t *bar, int pos, int head, int i,
+						  int e0 = 0)
 {
 #pragma unroll
 	for (int e = 0; e < D; e += BLOCK_COLS)
 		asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile"
 			     ".mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];"
-			     :: "r"(smem_at(dst + e / BLOCK_COLS * BLOCK_ELEMS)), "l"(&map->map),
-			     "r"(e), "r"(pos), "r"(head), "r"(i), "r"(smem_at(bar)) : "memory");
+			     :: "r"(smem_at(dst + e * ROWS)), "l"(&map->map), "r"(e0 + e),
+			     "r"(pos), "r"(head), "r"(i), "r"(smem_at(bar)) : "memory");
 }
 
 /* ---- products ------------------------------------------------------------- */
