@@ -37,7 +37,7 @@ def violations(conf):
         for name, rules in limits.items():
             for expression, condition in rules:
                 if on(conf, name) and holds(conf, condition):
-                    yield from _limit(conf, name, expression, strict)
+                    yield from _limit(conf, name, expression, condition, strict)
     for expression in conf.decl.below.values():
         yield from _below(conf, expression.split("*"))
 
@@ -104,11 +104,12 @@ def _even(conf, name, expression, condition):
            f"{number}; nearest legal {near}")
 
 
-def _limit(conf, name, expression, strict):
+def _limit(conf, name, expression, condition, strict):
     words, limit = _factors(conf, expression)
     if conf.number(name) > limit - strict:
+        cause = f", as {_cause(conf, condition)}" if condition else ""
         yield (f"{show(conf, name)} is not {'below' if strict else 'at most'} "
-               f"{_named(words)}={limit}; nearest legal {limit - strict}")
+               f"{_named(words)}={limit}{cause}; nearest legal {limit - strict}")
 
 
 def _cause(conf, condition):
