@@ -92,6 +92,9 @@ class Study:
     def early(self):
         """The rule of EARLY_STOP, as study_stats takes it; None without."""
         rule = self.record["early_stop"]
+        if rule and rule["p"] >= study_stats.ALPHA:     # as earlier versions took it
+            raise StudyError(f"{self.out}/{FILE}: early_stop with p {rule['p']:g}, and it must be below "
+                             f"{study_stats.ALPHA}; run the study again with another EARLY_STOP")
         return rule and study_stats.Early(rule["p"], len(self.record["seeds"]))
 
     def save(self):

@@ -37,7 +37,7 @@ class Early(namedtuple("Early", "p seeds")):
     def share(self, n):
         """Of ALPHA, what a test of n pairs has."""
         if n < self.seeds:
-            return self.p / ALPHA / (self.seeds - PAIRS)
+            return self.p / ALPHA / max(1, self.seeds - PAIRS)
         return 1 - self.p / ALPHA
 
 

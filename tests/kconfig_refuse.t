@@ -139,6 +139,10 @@ RULES = {
     "scalar": ('CONFIG_RA_MLA_MLP_TYING_MODE="per_head_scalar"\n'
                "CONFIG_RA_MLA_LATENT_DIM=48",
                ["RA_MLA_LATENT_DIM=48", "256", "32 and 64"]),
+    "a bias of no choice": ('CONFIG_BLOCK="ra_mla moe"\nCONFIG_MLP_MOE=y\nCONFIG_MLP_RECIP=n\n'
+                            "CONFIG_MOE_BIAS_BALANCE=y\nCONFIG_EXPERTS_PER_TOK=4",
+                            ["EXPERTS_PER_TOK=4", "not below CONFIG_NUM_EXPERTS=4",
+                             "MOE_BIAS_BALANCE=y needs", "nearest legal 3"]),
     "unknown mixer": ('CONFIG_BLOCK="ra_mla recipe"', ["did you mean recip?"]),
     "disabled mixer": ('CONFIG_BLOCK="ra_mla recip mha"',
                        ["set CONFIG_MIXER_MHA=y"]),

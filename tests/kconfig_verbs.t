@@ -142,11 +142,13 @@ def test_randconfig():
 SCREEN = []         # what the interface that ran last wrote
 
 
+MENUCONFIG = [sys.executable, "scripts/kconfig.py", "--config", CONFIG, "--gen", DIR.name,
+              "menuconfig"]
+
+
 def drive(keys, seconds=60.0, command=()):
     """Exit status of menuconfig after typing keys."""
-    command = command or [sys.executable, "scripts/kconfig.py", "--config", CONFIG, "--gen",
-                          DIR.name, "menuconfig"]
-    status, SCREEN[:] = terminal.drive(command, keys, seconds)
+    status, SCREEN[:] = terminal.drive(command or MENUCONFIG, keys, seconds)
     return status
 
 
@@ -175,6 +177,7 @@ def test_menuconfig():
                     "\x7f" * 8, "0.5", "\n", "q", "y"])
     ok(status == 0 and shows('CONFIG_ADAM_BETA1="0.5"'),
        "menuconfig_refuses_a_real_out_of_range", status)
+    ok(terminal.leave(MENUCONFIG, 10), "menuconfig_ends_with_its_terminal")
     edit("CONFIG_SEED=", "CONFIG_SEDE=")
     ok(drive([]) == 2, "menuconfig_refuses_a_bad_file")
 

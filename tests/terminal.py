@@ -3,6 +3,7 @@
 import os
 import pty
 import select
+import signal
 import time
 
 POLL = 0.2          # seconds without output after which the next key is typed
@@ -19,13 +20,36 @@ def exists():
     return True
 
 
-def drive(command, keys, seconds=60.0, cwd=None, env=None):
-    """(exit status, output) of a command; keys are typed one per idle moment."""
+def start(command, cwd=None, env=None):
+    """(process, terminal) of a command."""
     child, terminal = pty.fork()
     if child == 0:
         os.chdir(cwd or ".")
         os.execvpe(command[0], command,
                    dict(env or os.environ, TERM="xterm", LINES="40", COLUMNS="100"))
+    return child, terminal
+
+
+def leave(command, seconds):
+    """Whether a command that draws a screen ends when its terminal goes, SIGHUP ignored."""
+    kept = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    child, terminal = start(command)
+    signal.signal(signal.SIGHUP, kept)
+    while select.select([terminal], [], [], STARTS)[0] and b"\x1b[" not in os.read(terminal, 65536):
+        pass
+    os.close(terminal)
+    end = time.monotonic() + seconds
+    while not (done := os.waitpid(child, os.WNOHANG)[0]) and time.monotonic() < end:
+        time.sleep(POLL)
+    if not done:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    return bool(done)
+
+
+def drive(command, keys, seconds=60.0, cwd=None, env=None):
+    """(exit status, output) of a command; keys are typed one per idle moment."""
+    child, terminal = start(command, cwd, env)
     keys, screen, end = list(keys), "", time.monotonic() + seconds
     while time.monotonic() < end:
         ready = select.select([terminal], [], [], POLL if screen else STARTS)[0]

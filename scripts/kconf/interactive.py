@@ -18,7 +18,15 @@ def menuconfig(conf):
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise ConfigError("menuconfig needs a terminal; edit the file, or use "
                           "fragments and `make olddefconfig`")
-    original, alert = front._check_valid, front._error
+    original, alert, key = front._check_valid, front._error, front._getch_compat
+
+    def pressed(window):
+        found = key(window)
+        if found == -1 and not sys.stdin.isatty():      # where SIGHUP was ignored
+            raise ConfigError("menuconfig: the terminal is gone; nothing was saved")
+        return found
+
+    front._getch_compat = pressed
 
     def check(sym, text):
         problem = _problem(conf, sym, text)
