@@ -7,19 +7,25 @@ false verdict among them is at most ALPHA; intervals are Bonferroni's, so that a
 together hold with probability 1 - ALPHA. Without scipy there are means and no tests.
 """
 import bisect
+import functools
 import math
 import statistics
-
-try:
-    import numpy
-    from scipy import stats
-except ImportError:
-    stats = None
 
 ALPHA = 0.05                 # chance of one false verdict, or one wrong interval, in a family
 POWER = 0.8                  # chance of a verdict that the number of seeds is to give
 MOST_SEEDS = 1000            # more than anybody runs: the difference is called too small
 MISSING = "no intervals: python3 lacks scipy; type: sh scripts/setup.sh report"
+
+
+@functools.cache
+def scipy_stats():
+    """scipy.stats, None without scipy. Read where there is something to test: it takes as long as
+    all the rest of a table."""
+    try:
+        from scipy import stats
+    except ImportError:
+        return None
+    return stats
 
 
 class Test:
@@ -38,16 +44,16 @@ class Test:
         self.verdict = ""
         # A spread that is nothing but rounding would be scipy's error, not a result.
         self.exact = self.n > 1 and self.sd <= 1e-12 * max(map(abs, differences))
-        if stats and self.n > 1:
+        if self.n > 1 and scipy_stats():
             self.p = float(self.mean == 0 if self.exact else
-                           stats.ttest_1samp(differences, 0).pvalue)
+                           scipy_stats().ttest_1samp(differences, 0).pvalue)
 
     def judge(self, holm, family):
         """Given the corrected p-value and the number of tests in the family."""
         self.holm = holm
         self.low = self.high = self.mean
         if not self.exact:
-            self.low, self.high = map(float, stats.t.interval(
+            self.low, self.high = map(float, scipy_stats().t.interval(
                 1 - ALPHA / family, self.n - 1, self.mean, self.sd / math.sqrt(self.n)))
         if self.exact and self.mean == 0:
             self.verdict = "same"
@@ -75,6 +81,8 @@ def holm_bonferroni(p):
 
 def power(n, effect, alpha):
     """Of a two-sided paired t-test with @n pairs; effect: mean over deviation."""
+    import numpy
+    stats = scipy_stats()
     limit, shift = stats.t.ppf(1 - alpha / 2, n - 1), abs(effect) * math.sqrt(n)
     with numpy.errstate(all="ignore"):          # of tails that underflow
         return stats.nct.sf(limit, n - 1, shift) + stats.nct.cdf(-limit, n - 1, shift)
