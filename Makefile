@@ -153,6 +153,8 @@ one-check-tree = $(compile-once) $(MAKE) O=$(check-dir)/$(1) $(jobs) EXTRA_CFLAG
 	defconfig-$(firstword $(subst +, ,$(1))) \
 	$(addsuffix .config,$(wordlist 2,9,$(subst +, ,$(1)))) \
 	check-programs PROGRAMS='$(call programs-of,$(1))'
+# Python keeps what it compiles of its scripts, beside them nothing.
+keep-python = env -u PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX=$(abspath $(check-dir))/scratch/python
 # The longest scripts first, so that no processor waits for one at the end; and one more than
 # there are processors, for some sleep in a terminal.
 check-first := $(addprefix tests/,sweep.t docs.t cuda.t study.t torch.t plan.t)
@@ -163,7 +165,7 @@ check: setup
 	$(Q)rm -rf $(check-dir)/scratch && mkdir -p $(check-dir)/scratch/objects
 	$(Q)+set -e; $(foreach c,$(check-configs),$(call one-check-tree,$(c));)
 	@$(if $(no-gpu),echo 'not run: the tests on a GPU: $(no-gpu)',:)
-	$(Q)$(afresh) $(compile-once) TENON_SRC=$(CURDIR) TENON_TESTDIR=$(abspath $(check-dir))/scratch \
+	$(Q)$(afresh) $(keep-python) $(compile-once) TENON_SRC=$(CURDIR) TENON_TESTDIR=$(abspath $(check-dir))/scratch \
 		prove --jobs $(check-jobs) --exec 'sh tests/run.sh' \
 		$(or $(call cmdline,TESTS),$(call check-order,$(wildcard tests/*.t)) $(check-programs-of)) </dev/null
 

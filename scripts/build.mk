@@ -162,8 +162,7 @@ $(OBJ)/scripts/fixdep: scripts/fixdep.c
 $(OBJ)/%.o: %.c $(OBJ)/compile.flags $(OBJ)/scripts/fixdep
 	$(call say,CC,$*.o)
 	$(Q)$(CC) $(cflags) -MMD -MF $@.raw -MT $@ -c -o $@.tmp $<
-	@$(OBJ)/scripts/fixdep $@.raw $(OBJ)/include >$(@:.o=.d)
-	@rm -f $@.raw && mv $@.tmp $@
+	@$(OBJ)/scripts/fixdep $@.raw $(OBJ)/include >$(@:.o=.d) && rm -f $@.raw && mv $@.tmp $@
 
 $(OBJ)/nvcc.flags: FORCE
 	$(call content,$(nvcc) $(shell $(nvcc) --version | tail -n 1) $(nvccflags))
@@ -171,8 +170,7 @@ $(OBJ)/nvcc.flags: FORCE
 $(OBJ)/%.o: %.cu $(OBJ)/nvcc.flags $(OBJ)/scripts/fixdep
 	$(call say,NVCC,$*.o)
 	$(Q)$(nvcc) $(nvccflags) -MMD -MF $@.raw -MT $@ -c -o $@.tmp $<
-	@$(OBJ)/scripts/fixdep $@.raw $(OBJ)/include >$(@:.o=.d)
-	@rm -f $@.raw && mv $@.tmp $@
+	@$(OBJ)/scripts/fixdep $@.raw $(OBJ)/include >$(@:.o=.d) && rm -f $@.raw && mv $@.tmp $@
 
 -include $(compiled:.o=.d)
 

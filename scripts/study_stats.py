@@ -13,15 +13,10 @@ both guarantees hold over all looks: of p-values, of verdicts, and of intervals,
 repeated ones of Jennison and Turnbull (1989).
 """
 import bisect
+import functools
 import math
 import statistics
 from collections import namedtuple
-
-try:
-    import numpy
-    from scipy import stats
-except ImportError:
-    stats = None
 
 ALPHA = 0.05                 # chance of one false verdict, or one wrong interval, in a family
 POWER = 0.8                  # chance of a verdict that the number of seeds is to give
@@ -29,6 +24,17 @@ PAIRS = 3                    # before a comparison can be settled early
 MOST_SEEDS = 1000            # more than anybody runs: the difference is called too small
 NO_EARLY = "EARLY_STOP: python3 lacks scipy; type: sh scripts/setup.sh report"
 MISSING = "no intervals: python3 lacks scipy; type: sh scripts/setup.sh report"
+
+
+@functools.cache
+def scipy_stats():
+    """scipy.stats, None without scipy. Read where there is something to test: it takes as long as
+    all the rest of a table."""
+    try:
+        from scipy import stats
+    except ImportError:
+        return None
+    return stats
 
 
 class Early(namedtuple("Early", "p seeds")):
@@ -50,7 +56,7 @@ def p_value(differences):
     """Of the paired t-test of two differences or more."""
     if rounding(differences):
         return float(statistics.fmean(differences) == 0)
-    return float(stats.ttest_1samp(differences, 0).pvalue)
+    return float(scipy_stats().ttest_1samp(differences, 0).pvalue)
 
 
 class Test:
@@ -70,7 +76,7 @@ class Test:
         self.verdict = ""
         self.exact = self.n > 1 and rounding(differences)
         self.share = early.share(self.n) if early else 1
-        if stats and self.n > 1:
+        if self.n > 1 and scipy_stats():
             looks = range(PAIRS, self.n + 1) if early else [self.n]
             self.p = min([1.0, *(p_value(differences[:n]) / (early.share(n) if early else 1)
                                  for n in looks)])
@@ -80,7 +86,7 @@ class Test:
         self.holm = holm
         self.low = self.high = self.mean
         if not self.exact:
-            self.low, self.high = map(float, stats.t.interval(
+            self.low, self.high = map(float, scipy_stats().t.interval(
                 1 - ALPHA * self.share / family, self.n - 1, self.mean, self.sd / math.sqrt(self.n)))
         if self.exact and self.mean == 0:
             self.verdict = "same"
@@ -108,6 +114,8 @@ def holm_bonferroni(p):
 
 def power(n, effect, alpha):
     """Of a two-sided paired t-test with @n pairs; effect: mean over deviation."""
+    import numpy
+    stats = scipy_stats()
     limit, shift = stats.t.ppf(1 - alpha / 2, n - 1), abs(effect) * math.sqrt(n)
     with numpy.errstate(all="ignore"):          # of tails that underflow
         return stats.nct.sf(limit, n - 1, shift) + stats.nct.cdf(-limit, n - 1, shift)

@@ -207,8 +207,10 @@ def meaning(rows, seeds, unit, base=ASK):
 def tested(rows):
     """What interval and p are, and where they need a word."""
     family = [r for r in rows if r.get("test")]
-    if not study_stats.stats:
-        return [study_stats.MISSING] if any(r["test"]["n"] > 1 for r in family) else []
+    if not any(r["test"]["n"] > 1 for r in family):
+        return []
+    if not study_stats.scipy_stats():
+        return [study_stats.MISSING]
     family = [r for r in family if r["test"]["verdict"]]
     if not family:
         return []
