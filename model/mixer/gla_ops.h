@@ -325,7 +325,7 @@ static void gla_work(struct work *w, int b, int t, unsigned int has, bool backwa
 {
 	(void)has;
 	linear_work(w, b * t, backward);
-	work_pairs(w, b * (double)t * H, linattn_pairs(KEY, VALUE, backward));
+	linattn_work(w, b, t, H, KEY, VALUE, backward);
 }
 
 static void gla_work_step(struct work *w, int pos, unsigned int has)
