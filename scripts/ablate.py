@@ -78,7 +78,7 @@ def settled(one, runs):
     """For --early-stop: why a run need not start any more; see Documentation/study.md."""
     if not one.early:
         return lambda run: None
-    if not study_stats.stats:
+    if not study_stats.scipy_stats():
         raise StudyError(study_stats.NO_EARLY)
     base = one.record["baseline"]
     family = [a.name for a in one.arms.values()

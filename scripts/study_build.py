@@ -180,7 +180,7 @@ def check_early(args, seeds):
         raise StudyError(f"EARLY_STOP={args.early_stop:g}: of {len(seeds)} seeds none can be left out, for "
                          f"the first {study_stats.PAIRS} are needed; give SEEDS={study_stats.PAIRS + 1} "
                          "or more")
-    if args.early_stop and not study_stats.stats:
+    if args.early_stop and not study_stats.scipy_stats():
         raise StudyError(study_stats.NO_EARLY)
 
 

@@ -49,8 +49,21 @@ BASE = {
 
 # The same mixers in another order.
 TURNED = " ".join(["ra_mla", "recip", *(m for m in MIXERS if m not in ("ra_mla", "recip"))])
+# Mixers beside those of BASE, by the beginning of what is theirs.
+GLA = {"MIXER_GLA": "y", "BLOCK": BASE["BLOCK"] + " gla"}
+FAMILIES = {
+    "GLA_": GLA,
+    "MFA_": {"MIXER_MFA_GLA": "y", "BLOCK": BASE["BLOCK"] + " mfa_gla", "MFA_LATENT_DIM": "6",
+             "MFA_VALUE_DIM": "4"},
+    "MAMBA2_": {"MIXER_MAMBA2": "y", "BLOCK": BASE["BLOCK"] + " mamba2", "MAMBA2_NUM_HEADS": "4",
+                "MAMBA2_HEAD_DIM": "8", "MAMBA2_STATE_SIZE": "5"},
+}
+
 # Symbols that are open only with others.
 UNDER = {
+    "INIT_XAVIER": GLA,
+    # Nothing but memory depends on it: most of the scratch, where states are large.
+    "LINEAR_CHUNK": {**GLA, "BLOCK_SIZE": "40", "GLA_KEY_DIM": "64", "GLA_VALUE_DIM": "128"},
     "LR_DECAY_STEPS": {"LR_WSD": "y"},
     "RA_MLA_MLP_SPARSE_RMS_THRESHOLD": {"RA_MLA_MLP_SPARSE_MODE_RMS": "y"},
     "RA_MLA_MLP_LATENT_DIM": {"RA_MLA_MLP_TYING_MODE_UNTIED": "y"},
@@ -63,6 +76,7 @@ TO = {
     "SEED": "7", "NORM_EPSILON": "1e-2", "ADAM_EPSILON": "1e-3", "KV_HEADS": "1",
     "SPAM_SPIKE_THRESHOLD": "0", "LR_DECAY_STEPS": "3", "SPAM_THETA": "1.5", "MAX_ITERS": "23",
     "CHECKPOINT_INTERVAL": "5", "GENERATION_TOP_K": "1", "GRADIENT_ACCUMULATION": "3",
+    "LINEAR_CHUNK": "16", "MAMBA2_NUM_HEADS": "2", "MAMBA2_HEAD_DIM": "16", "MAMBA2_EXPAND": "1",
     "BLOCK": TURNED, "BLOCK_SIZE": "12", "HEAD_ROWS": "7", "DATA_PATH": "LICENSE",
     # Early rows are nearly even: nothing is below half of their root mean square.
     "RA_MLA_MLP_SPARSE_RMS_THRESHOLD": "1.5",
@@ -70,6 +84,11 @@ TO = {
 WITH = {
     **{symbol: {"BLOCK": " ".join(m for m in MIXERS if m != name)}
        for name, symbol in MIXERS.items()},
+    "MIXER_GLA": {"BLOCK": GLA["BLOCK"]},
+    "MIXER_MFA_GLA": {"BLOCK": FAMILIES["MFA_"]["BLOCK"]},
+    "MIXER_MAMBA2": FAMILIES["MAMBA2_"],
+    "MAMBA2_NUM_HEADS": {"MAMBA2_HEAD_DIM": "16"}, "MAMBA2_HEAD_DIM": {"MAMBA2_NUM_HEADS": "2"},
+    "MAMBA2_EXPAND": {"MAMBA2_NUM_HEADS": "2"},
     "BLOCK_ALT": {"BLOCK_ALT": TURNED, "BLOCK_ALT_LAYERS": "1"},
     "BLOCK_ALT_LAYERS": {"BLOCK_ALT_LAYERS": "1"},
     "DATA_TEXT": {"DATA_PATH": "README.md"},
@@ -82,6 +101,8 @@ EXEMPT = {
     "RUN_NAME": "names the folder that make writes to; tests/build.t",
     "MODEL_GPT2_RA_MLA": "sets defaults of BLOCK and of the mixers, which are all set here",
     "MODEL_GPT2_MLA": "sets defaults of BLOCK and of the mixers, which are all set here",
+    **dict.fromkeys(("MODEL_GLA", "MODEL_MFA_GLA", "MODEL_MAMBA2"),
+                    "sets defaults of BLOCK and of the mixers; tests/kconfig_stack.t"),
     "GPT2_MODEL_124M": "widths of minutes; tests/plan.t has their parameters",
     "GPT2_MODEL_350M": "widths of minutes; tests/plan.t has their parameters",
     "GPT2_MODEL_774M": "widths of minutes; tests/plan.t has their parameters",
@@ -134,7 +155,9 @@ def cases(conf, wanted):
     names = [s.name for s in conf.unique_defined_syms
              if any(node.prompt for node in s.nodes) and (not wanted or s.name in wanted)]
     for name in names:
-        sym, under = conf.syms[name], UNDER.get(name, {})
+        sym = conf.syms[name]
+        under = UNDER.get(name) or next((f for prefix, f in FAMILIES.items()
+                                         if name.startswith(prefix)), {})
         put(conf, under)
         if name in EXEMPT:
             continue

@@ -35,7 +35,8 @@ PROGRAMS = {
     "arch/cpu": ("test_kernel_norm", "test_kernel_vocab", "test_kernel_gate", "test_kernel_couple",
                  "test_kernel_cache", "test_kernel_optim", "test_kernel_stats", "test_kernel_rope",
                  "test_kernel_moe", "test_attn", "test_attn_step", "test_route", "test_route_step",
-                 "test_kernel_gemm", "test_cpu", "test_mixer", "test_model"),
+                 "test_kernel_gemm", "test_cpu", "test_kernel_linattn", "test_kernel_linear",
+                 "test_kernel_conv", "test_mixer", "test_model"),
     "train": ("test_optim", "test_step", "test_train", "test_model"),
 }
 # (what, pattern, replacement): applied to one match of one line.

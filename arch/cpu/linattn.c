@@ -14,17 +14,22 @@ enum { SPLIT_MIN = 16384 };	/* elements below which threads cost more than they 
 
 acc_t *linblock_place(struct linblock *s, const struct linattn *a, acc_t *scratch)
 {
-	s->kw = tile_width(a->dk);
+	size_t kw = tile_width(a->dk), keys = ROWS * kw;
+
+	s->kw = kw;
 	s->vw = tile_width(a->dv);
-	for (acc_t **at[] = { &s->q, &s->k, &s->alpha, &s->from, &s->to, &s->qe, &s->kf, &s->kt, NULL },
-	     ***p = at; *p; p++) {
-		**p = scratch;
-		scratch += ROWS * s->kw;
-	}
-	s->end = s->from + (ROWS - 1) * s->kw;
-	s->v = scratch;
-	s->a = (void *)(scratch + ROWS * s->vw);
-	return scratch + ROWS * (s->vw + ROWS);
+	s->q = scratch;
+	s->k = s->q + keys;
+	s->alpha = s->k + keys;
+	s->from = s->alpha + keys;
+	s->end = s->from + keys - kw;
+	s->to = s->from + keys;
+	s->qe = s->to + keys;
+	s->kf = s->qe + keys;
+	s->kt = s->kf + keys;
+	s->v = s->kt + keys;
+	s->a = (void *)(s->v + ROWS * s->vw);
+	return s->v + ROWS * (s->vw + ROWS);
 }
 
 void linattn_load(acc_t *dst, int width, const act_t *src, long ld, int n, int cols)

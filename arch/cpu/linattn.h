@@ -56,7 +56,7 @@ static inline int linattn_rows(int t0, int end)
 	return MIN(ROWS, end - t0);
 }
 
-/** linattn_load() - dst[ROWS][width] = n rows of n columns of activations, the rest 0 */
+/** linattn_load() - dst[ROWS][width] = @n rows of @cols columns of activations, the rest 0 */
 void linattn_load(acc_t *dst, int width, const act_t *src, long ld, int n, int cols);
 
 /** linblock_load_keys() - k, v, alpha, from, to, kf of n positions from @t0 on */

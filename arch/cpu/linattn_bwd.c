@@ -121,9 +121,10 @@ static void head_begin(struct back *w)
 	acc_t *state = w->states;
 
 	state_begin(w, state, a->s0);
-	for (int n = 0; n < chunks(a); n++) {
+	memcpy(kept(w, 0), state, state_elems(w) * sizeof(*state));
+	for (int n = 1; n < chunks(a); n++) {
+		sweep(w, state, 0, (n - 1) * a->chunk, n * a->chunk);
 		memcpy(kept(w, n), state, state_elems(w) * sizeof(*state));
-		sweep(w, state, 0, n * a->chunk, MIN((n + 1) * a->chunk, a->t));
 	}
 	state_begin(w, dstate_of(w), w->d->ds1);
 }

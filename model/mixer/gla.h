@@ -35,13 +35,11 @@ enum {
 	RANK = GATED * CONFIG_GLA_GATE_RANK,
 	GATE_IN = RANK ? RANK : C,	/* what the matrix of the decays reads */
 	OUT = H * VALUE,
+	KEYS = SHARED & LINATTN_K ? 1 : H,	/* keys of a position */
 	NR_STREAMS = 3,
 	STREAM_MAX = MAX(MAX(WIDTH_Q, WIDTH_K), WIDTH_V),
 	VALUES_MAX = MAX(OUT, WIDTH_V),
 };
-
-/* heads that a stream has */
-#define HEADS_K (SHARED & LINATTN_K ? 1 : H)
 
 static const int width_of[NR_STREAMS] = { WIDTH_Q, WIDTH_K, WIDTH_V };
 
@@ -54,9 +52,9 @@ struct gla_param {
 	TENSOR param_t q_conv[(CONV > 0) * WIDTH_Q][CONV];
 	TENSOR param_t k_conv[(CONV > 0) * WIDTH_K][CONV];
 	TENSOR param_t v_conv[(CONV > 0) * WIDTH_V][CONV];
-	TENSOR param_t gate_low[RANK][C];
-	TENSOR param_t gate[GATES][GATE_IN];
-	TENSOR param_t gate_bias[GATES];
+	TENSOR param_t gk_low[RANK][C];
+	TENSOR param_t gk[GATES][GATE_IN];
+	TENSOR param_t gk_bias[GATES];
 	TENSOR param_t g_proj[OUT_GATE * OUT][C];
 	TENSOR acc_t g_norm[OUT_NORM * VALUE];
 	TENSOR param_t o_proj[C][OUT];
@@ -67,7 +65,7 @@ struct gla_param {
 #define CONV_LINE(x, width) \
 	LINE(x##_conv, #x "_conv1d.weight", init_uniform, CONV, DECAY, (CONV > 0) * (width), 1, CONV)
 
-static param_init_fn init_gate_bias;
+static param_init_fn init_gk_bias;
 
 static const struct param gla_params[] = {
 	LINE(q, LEAF("q"), INIT_MATRIX, 0, DECAY, WIDTH_Q, C),
@@ -78,17 +76,17 @@ static const struct param gla_params[] = {
 	CONV_LINE(q, WIDTH_Q),
 	CONV_LINE(k, WIDTH_K),
 	CONV_LINE(v, WIDTH_V),
-	LINE(gate_low, "gk_proj.0.weight", INIT_GATE, C, DECAY, RANK, C),
-	LINE(gate, RANK ? "gk_proj.1.weight" : "gk_proj.weight", INIT_GATE, GATE_IN, DECAY, GATES,
+	LINE(gk_low, "gk_proj.0.weight", INIT_GATE, C, DECAY, RANK, C),
+	LINE(gk, RANK ? "gk_proj.1.weight" : "gk_proj.weight", INIT_GATE, GATE_IN, DECAY, GATES,
 	     GATE_IN),
-	LINE(gate_bias, RANK ? "gk_proj.1.bias" : "gk_proj.bias", init_gate_bias, 0, NO_DECAY,
+	LINE(gk_bias, RANK ? "gk_proj.1.bias" : "gk_proj.bias", init_gk_bias, 0, NO_DECAY,
 	     GATES),
 	LINE(g_proj, "g_proj.weight", INIT_MATRIX, 0, DECAY, OUT_GATE * OUT, C),
 	LINE(g_norm, "g_norm.weight", init_one, 0, WIDE, OUT_NORM * VALUE),
 	LINE(o_proj, "o_proj.weight", INIT_OUT, 0, DECAY, C, OUT),
 };
 
-static void init_gate_bias(const struct param_entry *e, size_t first, size_t n, grad_t *dst,
+static void init_gk_bias(const struct param_entry *e, size_t first, size_t n, grad_t *dst,
 			   uint64_t seed)
 {
 	(void)e, (void)first, (void)seed;

@@ -44,12 +44,12 @@ static void project(const struct gla_rows *s)
 	for (int i = 0; i < NR_STREAMS; i++)
 		linear_fwd(s->stream[i], s->x, stream_weight(w, i), n, width_of[i], C, 1, 0);
 	if (RANK)
-		linear_fwd(s->low, s->x, w->gate_low, n, RANK, C, 1, 0);
+		linear_fwd(s->low, s->x, w->gk_low, n, RANK, C, 1, 0);
 	if (GATED)
 		k_gemm(&(struct gemm){ .m = n, .n = GATES, .k = GATE_IN, .tb = true,
-				       .a = RANK ? s->low : s->x, .lda = GATE_IN, .b = w->gate,
+				       .a = RANK ? s->low : s->x, .lda = GATE_IN, .b = w->gk,
 				       .ldb = GATE_IN, .c = s->z, .ldc = GATES, .alpha = 1,
-				       .ep = GEMM_BIAS, .bias = w->gate_bias });
+				       .ep = GEMM_BIAS, .bias = w->gk_bias });
 	if (OUT_GATE)
 		linear_fwd(s->gate, s->x, w->g_proj, n, OUT, C, 1, 0);
 }
@@ -75,7 +75,7 @@ static void keys_and_decays(const struct gla_rows *s)
 	int n = s->b * s->t;
 
 	if (K_NORM)
-		k_unit_fwd(s->k, s->conv[1], n * HEADS_K, KEY);
+		k_unit_fwd(s->k, s->conv[1], n * KEYS, KEY);
 	if (GATED)
 		k_log_decay_fwd(s->g, s->z, (size_t)n * GATES, CONFIG_GLA_GATE_TAU);
 }
@@ -177,15 +177,15 @@ static void decays_bwd(const struct mixer_args *a, const struct gla_rows *s)
 	k_gemm_grad(&(struct gemm){
 		.m = GATES, .n = GATE_IN, .k = n, .ta = true, .a = dz, .lda = GATES,
 		.b = RANK ? s->low : s->x, .ldb = GATE_IN, .alpha = 1,
-		.c = GRAD(a->dw, struct gla_param, gate), .ldc = GATE_IN,
-		.db = GRAD(a->dw, struct gla_param, gate_bias) });
+		.c = GRAD(a->dw, struct gla_param, gk), .ldc = GATE_IN,
+		.db = GRAD(a->dw, struct gla_param, gk_bias) });
 	if (!RANK) {
-		linear_dx(a->dx, dz, s->w->gate, n, GATES, C, 1, OUT_GATE);
+		linear_dx(a->dx, dz, s->w->gk, n, GATES, C, 1, OUT_GATE);
 		return;
 	}
-	linear_dx(dlow, dz, s->w->gate, n, GATES, RANK, 1, 0);
-	linear_dw(GRAD(a->dw, struct gla_param, gate_low), NULL, dlow, s->x, n, RANK, C, 1, 0);
-	linear_dx(a->dx, dlow, s->w->gate_low, n, RANK, C, 1, OUT_GATE);
+	linear_dx(dlow, dz, s->w->gk, n, GATES, RANK, 1, 0);
+	linear_dw(GRAD(a->dw, struct gla_param, gk_low), NULL, dlow, s->x, n, RANK, C, 1, 0);
+	linear_dx(a->dx, dlow, s->w->gk_low, n, RANK, C, 1, OUT_GATE);
 }
 
 /* dmap_h = x^T dy_h; dx = the heads' dy_h map_h^T, added up in their order */
@@ -234,7 +234,7 @@ static void gla_backward(const struct mixer_args *a)
 	if (GATED)
 		decays_bwd(a, &s);
 	if (K_NORM)
-		k_unit_bwd(dk, dk, s.conv[1], n * HEADS_K, KEY);
+		k_unit_bwd(dk, dk, s.conv[1], n * KEYS, KEY);
 	if (MAPS_Q)
 		map_heads_bwd(d, GRAD(a->dw, struct gla_param, q_map), dq, s.conv[0],
 			      (const param_t *)s.w->q_map, n, WIDTH_Q, KEY);
@@ -325,7 +325,7 @@ static void gla_work(struct work *w, int b, int t, unsigned int has, bool backwa
 {
 	(void)has;
 	linear_work(w, b * t, backward);
-	work_pairs(w, b * (double)t * H, linattn_pairs(KEY, VALUE, backward));
+	linattn_work(w, b, t, H, KEY, VALUE, backward);
 }
 
 static void gla_work_step(struct work *w, int pos, unsigned int has)

@@ -13,12 +13,16 @@
 #define INIT_GATE (IS_ENABLED(CONFIG_INIT_XAVIER) ? init_uniform : init_normal)
 
 /*
- * Multiply-adds of k_linattn_fwd(), or k_linattn_bwd(), for a position of a head: states read
- * and written, and each position with the 16 of its block.
+ * Multiply-adds of k_linattn_fwd(), or k_linattn_bwd(): states written and read, each position
+ * with the 16 of its block; backward sweeps over all chunks but the last beforehand.
  */
-static inline double linattn_pairs(double k, double v, bool backward)
+static inline void linattn_work(struct work *w, int b, int t, int heads, double k, double v,
+				bool backward)
 {
-	return backward ? 6 * k * v + 33 * k + 32 * v : 2 * k * v + 16 * k + 16 * v;
+	double all = (double)b * heads, swept = (t - 1) / CONFIG_LINEAR_CHUNK * CONFIG_LINEAR_CHUNK;
+
+	work_pairs(w, all * t, backward ? 5 * k * v + 33 * k + 32 * v : 2 * k * v + 16 * (k + v));
+	work_pairs(w, all * swept, backward ? k * v : 0);
 }
 
 #endif

@@ -302,7 +302,7 @@ static void mamba2_work(struct work *w, int b, int t, unsigned int has, bool bac
 	(void)has;
 	work_linear(w, b * t, IN, C, backward);
 	work_linear(w, b * t, C, INNER, backward);
-	work_pairs(w, b * (double)t * HEADS, linattn_pairs(N, P, backward));
+	linattn_work(w, b, t, HEADS, N, P, backward);
 }
 
 static void mamba2_work_step(struct work *w, int pos, unsigned int has)
