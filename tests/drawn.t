@@ -15,6 +15,9 @@ import drawn            # noqa: E402
 import training as t    # noqa: E402
 from bundle import bundle, floats    # noqa: E402
 
+sys.path.insert(0, os.path.join(t.SRC, "scripts"))
+import study_state      # noqa: E402
+
 SEED, RUN_SEED, T, V, B, MICROS = 42, 1337, 16, 256, 2, 3     # the last four of training.SMALL
 # Less than the sequences of a step, so that the first step begins another epoch.
 VAL, TEST, TRAIN = 1000, 5, 5
@@ -180,6 +183,21 @@ def test_stop(binary, out, run):
     t.ok(any(b"acc/val" in e for e in events), "tensorboard_has_the_accuracy")
 
 
+def test_tables(d):
+    """Of two runs of one arm, and of a run whose accuracy ended it."""
+    done = subprocess.run([t.PYTHON, "scripts/table.py", f"{d}/zoology", f"{d}/again"], cwd=t.SRC,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    cells = [[c.strip() for c in line.split("|")] for line in done.stdout.splitlines() if "|" in line]
+    acc = f"{result(f'{d}/zoology')['val_acc']:.4f}"
+    t.ok("val acc" in cells[0] and [c[cells[0].index("val acc")] for c in cells[2:]] == [acc] * 2,
+         "a_table_has_the_accuracy", done.stdout)
+    one = study_state.Study(d, {"arms": [], "runs": [{"folder": "study", "state": "running"}]})
+    one.refresh()
+    run = one.record["runs"][0]
+    t.ok(run["state"] == "done" and run["steps"] == result(f"{d}/study")["steps"] < 60,
+         "a_run_that_its_accuracy_ended_is_done", run)
+
+
 def test_refusals(binary, d):
     for what, words, args in (
             ("another split", ["--split tests", "train, val or test"], ["--split", "tests"]),
@@ -219,6 +237,7 @@ def main():
                 test_stop(binary, out, run)
             if name == "zoology":
                 test_best(binary, d, out)
+        test_tables(d)
         test_refusals(binary, d)
     return t.done()
 
