@@ -237,6 +237,9 @@ def main():
                 test_stop(binary, out, run)
             if name == "zoology":
                 test_best(binary, d, out)
+                done = t.tenon(binary, "eval", "--checkpoint", f"{d}/study")
+                t.ok(done.returncode == 0 and " acc " in done.stdout, "another_form_evaluates_a_run",
+                     t.said(done))
         test_tables(d)
         test_refusals(binary, d)
     return t.done()
