@@ -35,11 +35,11 @@ static const struct field fields[] = {
 	  sizeof(((struct ckpt_state *)0)->data) },
 	OPTIM(FIELD_INT, applied), OPTIM(FIELD_INT, skipped), OPTIM(FIELD_INT, skipped_row),
 	OPTIM(FIELD_INT, skip), OPTIM(FIELD_REAL, norm), OPTIM(FIELD_REAL, loss),
-	/* where sequences are drawn: */
+	/* where sequences are drawn; a checkpoint of other data lacks them: */
 	REAL(eval_acc), REAL(best_acc),
 };
 
-enum { NR_FIELDS = ARRAY_SIZE(fields) - (SYNTHETIC ? 0 : 2) };
+enum { NR_SHARED = ARRAY_SIZE(fields) - 2, NR_FIELDS = SYNTHETIC ? ARRAY_SIZE(fields) : NR_SHARED };
 
 /* Field @i of all: those above, then the optimizer's; false behind the last. @name: room for it */
 static bool field_at(int i, struct field *f, char name[64])
@@ -156,8 +156,10 @@ char *state_read(const char *folder, struct ckpt_state *st)
 
 	if (!root)
 		wrong = xasprintf("%s: %s", path, why);
+	st->eval_acc = st->best_acc = 0;
 	for (int i = 0; !wrong && field_at(i, &fd, name); i++)
-		if (!get_field(&fd, (char *)st, json_object_get(root, fd.name)))
+		if ((i < NR_SHARED || i >= NR_FIELDS || json_object_get(root, fd.name)) &&
+		    !get_field(&fd, (char *)st, json_object_get(root, fd.name)))
 			wrong = xasprintf("%s: no valid \"%s\"", path, fd.name);
 	json_decref(root);
 	free(path);

@@ -75,7 +75,7 @@ static void show_default(const struct opt *o, char *buf, size_t size)
 	*buf = 0;
 	if (o->kind == OPT_STRING && *(const char **)o->value && **(const char **)o->value)
 		snprintf(buf, size, " [%s]", *(const char **)o->value);
-	else if (o->kind == OPT_INT)
+	else if (o->kind == OPT_INT && (o->min == o->max || *(int64_t *)o->value >= o->min))
 		snprintf(buf, size, " [%lld]", (long long)*(int64_t *)o->value);
 	else if (o->kind == OPT_REAL)
 		snprintf(buf, size, " [%g]", *(double *)o->value);

@@ -96,15 +96,16 @@ def results_csv(found, rows):
     to = io.StringIO()
     out = csv.writer(to, lineterminator="\n")
     out.writerow(["arm", "what", "leaks", "repeats", "seed", "state", "steps", "tokens", "flops",
-                  "seconds_training", "val_loss", "best_loss", "parameters", "flops_token",
-                  "cache_token", "peak_bytes", "tok_s", "decode_tok_s", "arm_verdict",
+                  "seconds_training", "val_loss", "best_loss", "val_acc", "best_acc", "parameters",
+                  "flops_token", "cache_token", "peak_bytes", "tok_s", "decode_tok_s", "arm_verdict",
                   "weights_sha256", "folder"])
     for run in found.runs:
         result, arm = run.result or {}, run.arm
         last = run.training[-1] if run.training else {}
         out.writerow([arm.name, arm.label, int(bool(arm.leaks)), arm.twin, run.seed, run.state,
                       run.steps, last.get("tokens"), last.get("flops"), last.get("seconds"),
-                      result.get("val_loss"), result.get("best_loss"), arm.plan["params"],
+                      result.get("val_loss"), result.get("best_loss"), result.get("val_acc"),
+                      result.get("best_acc"), arm.plan["params"],
                       arm.plan["flops_token"], arm.plan["cache_token"], result.get("peak_bytes"),
                       result.get("tok_s"), arm.decode, verdicts.get(arm.name),
                       result.get("weights_sha256"), run.path])

@@ -166,6 +166,7 @@ def main_line(found, arm, row, color, scale):
         test = row["test"]
         loss = text(row["text_loss"].split(" ±")[0])
         under = [f"± {row['text_loss'].split('± ')[1]}"] if "±" in row["text_loss"] else []
+        under += [f"accuracy {row['text_acc']}"] if row["text_acc"] else []
         under += [f"{done} of {len(arm.runs)} seeds"] if done < len(arm.runs) else []
         word = "baseline" if arm.name == found.baseline else row["verdict"]
         cells += [cell("val loss", loss + "".join(f"<small>{u}</small>" for u in under)),

@@ -125,7 +125,7 @@ class Study:
         """States as the folders show them: finished runs are done, the others wait."""
         for run in self.record["runs"]:
             done = study.load_result(self.path(run))
-            if done and done["steps"] >= done["total"]:
+            if done and (done["steps"] >= done["total"] or done.get("reached")):
                 run.update(state="done", steps=done["steps"])
             elif run["state"] != "stopped":
                 row = study.last_row(self.path(run))

@@ -47,12 +47,14 @@ def row(name, label, results, base, arm):
     change = study_stats.differences(losses(results), losses(base)) if base else []
     loss = mean(list(losses(results).values()))
     one = next(iter(results.values()))
+    right = [r.get("val_acc") for r in results.values()]
     return {
         "arm": name,
         "what": label,
         "parameters": one["params"],
         "val_loss": loss,
         "perplexity": None if loss is None else math.exp(loss),
+        "val_acc": mean(right),
         "change": statistics.fmean(change) if change else None,
         "differences": change,
         "tokens": one["tokens"],
@@ -61,6 +63,7 @@ def row(name, label, results, base, arm):
         "peak_bytes": max(r["peak_bytes"] for r in results.values()),
         "tok_s": statistics.median(r["tok_s"] for r in results.values()),
         "decode_tok_s": arm.decode,
+        "text_acc": spread(right, "{:.4f}") if any(x is not None for x in right) else "",
         "text_loss": spread(list(losses(results).values()), "{:.4f}"),
         "text_change": "not finite" if change is None else spread(change, "{:+.4f}") if change
                        else "-",
@@ -125,15 +128,16 @@ def table(runs, base=ASK, early=None):
 # ---- what is printed
 
 def heads(unit):
-    return ("arm", "model", "parameters", "val loss", f"ppl/{unit}", "change", "95 % interval",
-            "p", "verdict", f"FLOPs/{unit}", f"cache B/{unit}", "peak MiB", "tok/s", "decode tok/s")
+    return ("arm", "model", "parameters", "val loss", f"ppl/{unit}", "val acc", "change",
+            "95 % interval", "p", "verdict", f"FLOPs/{unit}", f"cache B/{unit}", "peak MiB", "tok/s",
+            "decode tok/s")
 
 
 def cells(r):
     decode, test = r["decode_tok_s"], r.get("test") or {}
     judged = test.get("verdict")
     return (str(r["arm"]), r["what"], f"{r['parameters']:,}", r["text_loss"],
-            number(r["perplexity"], "{:.2f}"), r["text_change"],
+            number(r["perplexity"], "{:.2f}"), r["text_acc"], r["text_change"],
             f"{test['low']:+.4f} to {test['high']:+.4f}" if judged else "",
             p_value(test["holm"]) if judged else "",
             r.get("verdict", ""), "" if r["flops_token"] is None else f"{r['flops_token']:,.0f}",

@@ -42,8 +42,8 @@ def permute(seed, stream, i, n):
             return i
 
 
-def mqar(seed, j, T, V, p, form, a=0.01, noise=False):
-    """(inputs, targets) of sequence j of the split of this seed."""
+def mqar(seed, j, T, V, p, form, a=0.01, noise=False, other=None):
+    """(inputs, targets) of sequence j of the split of this seed; or with other values."""
     def P(name, i, m):
         return permute(seed, fnv(name) + j & MASK64, i, m)
 
@@ -62,6 +62,7 @@ def mqar(seed, j, T, V, p, form, a=0.01, noise=False):
         order = sorted(range(M), key=lambda i: (-math.log(uniform(seed, fnv("mqar.slot"), j * M + i))
                                                 / math.pow(i + 1, a - 1), i))
         asked = {2 * p + 2 * order[r]: r for r in range(p)}
+    values = other or values
     inputs = [x for pair in zip(keys, values) for x in pair]
     inputs += [keys[asked[t]] if t in asked else rest[t] for t in range(2 * p, T)]
     return inputs, [values[asked[t]] if t in asked else -1 for t in range(T)]

@@ -294,6 +294,50 @@ static void test_loss_mean(void)
 	unguard(x);
 }
 
+/* Steps of 1/2, so that there are equals; what is beyond the vocabulary is the largest. */
+static void test_argmax(int n, int v, int vocab)
+{
+	acc_t *x = normals_acc((size_t)n * v);
+	int32_t *got = guarded(n * sizeof(*got));
+	bool good = true;
+	int equals = 0;
+
+	for (size_t i = 0; i < (size_t)n * v; i++)
+		x[i] = i % v < (size_t)vocab ? rint(2 * x[i]) / 2 : 100;
+	k_argmax(got, x, n, v, vocab);
+	arch_sync();
+	for (int i = 0; i < n; i++) {
+		const acc_t *row = x + (size_t)i * v;
+		int best = 0;
+
+		for (int j = 1; j < vocab; j++) {
+			best = row[j] > row[best] ? j : best;
+			equals += row[j] == row[best] && j != best;
+		}
+		good &= got[i] == best;
+	}
+	ok(good && (vocab < 64 || equals), "argmax_is_the_first_of_the_largest %d rows, %d of %d", n,
+	   vocab, v);
+	unguard(x), unguard(got);
+}
+
+static void test_argmax_faults(void)
+{
+	enum { WIDE = 64 };
+	int32_t best[3] = { -1, -1, -1 };
+	acc_t x[3 * WIDE];
+
+	for (int j = 0; j < WIDE; j++) {
+		x[j] = -INFINITY;
+		x[WIDE + j] = NAN;
+		x[2 * WIDE + j] = j == 40 ? -3 : NAN;
+	}
+	k_argmax(best, x, 3, WIDE, WIDE);
+	arch_sync();
+	ok(best[0] == 0 && best[1] == 0 && best[2] == 40, "argmax_of_no_numbers_is_0: %d %d %d",
+	   best[0], best[1], best[2]);
+}
+
 static void test_mask(void)
 {
 	enum { N = 3, WIDTH = 64, REAL = 61 };
@@ -327,5 +371,9 @@ int main(void)
 	test_xent_unscored_nan();
 	test_loss_mean();
 	test_mask();
+	test_argmax(1, 64, 1);
+	test_argmax(13, 128, 100);
+	test_argmax(300, 192, 130);
+	test_argmax_faults();
 	return tap_done();
 }
