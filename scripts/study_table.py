@@ -14,6 +14,7 @@ import study
 import study_stats
 from study import StudyError
 
+DATA_HASH = re.compile(r"sha256 [0-9a-f]+")
 HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{28}\b")        # a commit; twelve digits are shown
 DIGEST = re.compile(r",? sha256 (?:of names and sizes )?[0-9a-f]{64}")
 
@@ -169,9 +170,15 @@ def format_table(rows, below, unit):
 
 # ---- notes
 
+def content(data):
+    """Of what a run says of its data, wherever that stood."""
+    found = DATA_HASH.search(data)
+    return found[0] if found else data
+
+
 def same_data(runs, results, advice):
     for run, result in zip(runs, results):
-        if result["data"] != results[0]["data"]:
+        if content(result["data"]) != content(results[0]["data"]):
             raise StudyError(f"{run.name} was trained on other data than {runs[0].name}: "
                              f"{result['data']} against {results[0]['data']}; {advice}")
 
