@@ -12,8 +12,8 @@ SEEDS = range(1, 401)
 
 # What a defect needs, in items of randconfig.py.
 DEFECTS = {
-    "one value": {("NORM_RMSNORM", "y")},
-    "two symbols": {("LR_CONSTANT", "y"), ("N_LAYER", "2")},
+    "one value": {("LR_CONSTANT", "y")},
+    "two symbols": {("LR_WSD", "y"), ("N_LAYER", "2")},
     "a mixer and a symbol": {("BLOCK", "ra_mla"), ("HEAD_TIED", "n")},
     "a mode and what it depends on": {("BLOCK", "ra_mla"), ("BLOCK", "recip"),
                                       ("RA_MLA_MLP_CROSS_TOKEN", "y"),

@@ -83,6 +83,8 @@ FROM = "defconfig"           # the defconfig that a case changes
 COUNT = "parameters"         # that the plan must say
 OF_FIRST = "of the first sub-layer"     # the same without its norm
 
+RECALL = {"MQAR_PAIRS": 4}      # of so short sequences
+
 # Neighbours in a list share what most files read: widths, positions, the gate.
 CASES = [
     ("gpt2", GPT2, {}),
@@ -147,17 +149,17 @@ CASES = [
     ("hybrid of mla and mamba2", {**ANY, "MODEL_MLA": "y", "MLA_LATENT_DIM": 8},
      {**{k: v for k, v in MAMBA2.items() if k.startswith("MAMBA2")}, "MLA_ROPE_DIM": 2,
       "MAMBA_LAYERS": '"0,2"'}),
-    ("study 063, gla", STUDY, {FROM: "study-063-gla", COUNT: 131968}),
-    ("study 063, mfa_gla", STUDY, {FROM: "study-063-mfa-gla", COUNT: 247040}),
+    ("study 063, gla", STUDY, {FROM: "study-063-gla", **RECALL, COUNT: 131968}),
+    ("study 063, mfa_gla", STUDY, {FROM: "study-063-mfa-gla", **RECALL, COUNT: 247040}),
     ("study 063, equal parameters", STUDY,
-     {FROM: "study-063-mfa-gla", "N_HEAD": 2, "MFA_LATENT_DIM": 48, "MFA_VALUE_DIM": 16,
+     {FROM: "study-063-mfa-gla", **RECALL, "N_HEAD": 2, "MFA_LATENT_DIM": 48, "MFA_VALUE_DIM": 16,
       COUNT: 132032}),
     ("study 063, equal state", STUDY,
-     {FROM: "study-063-mfa-gla", "N_HEAD": 2, "MFA_LATENT_DIM": 32, COUNT: 115584}),
+     {FROM: "study-063-mfa-gla", **RECALL, "N_HEAD": 2, "MFA_LATENT_DIM": 32, COUNT: 115584}),
     ("study 063, shared decay", STUDY,
-     {FROM: "study-063-mfa-gla", "MFA_SHARED_DECAY": "y", COUNT: 197504}),
+     {FROM: "study-063-mfa-gla", **RECALL, "MFA_SHARED_DECAY": "y", COUNT: 197504}),
     ("study 063, values of the stream", STUDY,
-     {FROM: "study-063-mfa-gla", "MFA_VALUE_DIM": 0, COUNT: 263424}),
+     {FROM: "study-063-mfa-gla", **RECALL, "MFA_VALUE_DIM": 0, COUNT: 263424}),
     ("study 053", STUDY, {FROM: "study-053-gla", COUNT: 658176}),
     ("the guide's mamba2", STUDY,
      {FROM: "hybrid-mla-mamba2", "N_LAYER": 2, "MAMBA_LAYERS": '"0"', "VOCAB_SIZE": 256,
