@@ -45,15 +45,15 @@ BASE = {
 UNDER = {
     "LR_DECAY_STEPS": {"LR_WSD": "y"},
     "RA_MLA_MLP_SPARSE_RMS_THRESHOLD": {"RA_MLA_MLP_SPARSE_MODE_RMS": "y"},
-    "RA_MLA_MLP_LATENT_DIM": {"RA_MLA_MLP_TYING_MODE_UNTIED": "y"},
-    "BLOCK_ALT_LAYERS": {"BLOCK_ALT": "ra_mla recip mha mlp", "BLOCK_ALT_LAYERS": "0"},
-    "DATA_PATH": {"DATA_TEXT": "y", "DATA_PATH": "README.md"},
     **dict.fromkeys(("DATA_SEED", "DATA_TRAIN_SEQS", "DATA_VAL_SEQS", "DATA_TEST_SEQS", "DATA_FRESH",
                      "MQAR_FORM_STUDY", "MQAR_FORM_ZOOLOGY", "MQAR_PAIRS"),
                     {"DATA_MQAR": "y", "MQAR_PAIRS": "4"}),
     **dict.fromkeys(("MQAR_POWER_A", "MQAR_NOISE"),
                     {"DATA_MQAR": "y", "MQAR_PAIRS": "4", "MQAR_FORM_ZOOLOGY": "y"}),
     **dict.fromkeys(("MARKOV_ORDER", "MARKOV_SYMBOLS"), {"DATA_MARKOV": "y"}),
+    "RA_MLA_MLP_LATENT_DIM": {"RA_MLA_MLP_TYING_MODE_UNTIED": "y"},
+    "BLOCK_ALT_LAYERS": {"BLOCK_ALT": "ra_mla recip mha mlp", "BLOCK_ALT_LAYERS": "0"},
+    "DATA_PATH": {"DATA_TEXT": "y", "DATA_PATH": "README.md"},
 }
 # Values, where what randconfig draws does not do or does not show; with it, what has to follow.
 TO = {
@@ -67,7 +67,8 @@ TO = {
 WITH = {
     "BLOCK_ALT": {"BLOCK_ALT": "ra_mla recip mha mlp", "BLOCK_ALT_LAYERS": "1"},
     "BLOCK_ALT_LAYERS": {"BLOCK_ALT_LAYERS": "1"},
-    "DATA_TEXT": {"DATA_PATH": "README.md"}, "DATA_MQAR": {"MQAR_PAIRS": "4"},
+    "DATA_MQAR": {"MQAR_PAIRS": "4"},
+    "DATA_TEXT": {"DATA_PATH": "README.md"},
     "MIXER_MHA": {"BLOCK": "mlp ra_mla recip"}, "MLP_MLP": {"BLOCK": "mha ra_mla recip"},
     # Without one of them the mechanisms of the other have no partner.
     "MIXER_RA_MLA": {"BLOCK": "mha mlp recip", "RA_MLA_MLP_ATTN_GATE": "n",
