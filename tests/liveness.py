@@ -66,16 +66,16 @@ UNDER = {
     "LINEAR_CHUNK": {**GLA, "BLOCK_SIZE": "40", "GLA_KEY_DIM": "64", "GLA_VALUE_DIM": "128"},
     "LR_DECAY_STEPS": {"LR_WSD": "y"},
     "RA_MLA_MLP_SPARSE_RMS_THRESHOLD": {"RA_MLA_MLP_SPARSE_MODE_RMS": "y"},
-    "RA_MLA_MLP_LATENT_DIM": {"RA_MLA_MLP_TYING_MODE_UNTIED": "y"},
-    "MLA_ROPE_FULL": {"MLA_ROPE_DIM": "0"},
-    "BLOCK_ALT_LAYERS": {"BLOCK_ALT": TURNED, "BLOCK_ALT_LAYERS": "0"},
-    "DATA_PATH": {"DATA_TEXT": "y", "DATA_PATH": "README.md"},
     **dict.fromkeys(("DATA_SEED", "DATA_TRAIN_SEQS", "DATA_VAL_SEQS", "DATA_TEST_SEQS", "DATA_FRESH",
                      "MQAR_FORM_STUDY", "MQAR_FORM_ZOOLOGY", "MQAR_PAIRS"),
                     {"DATA_MQAR": "y", "MQAR_PAIRS": "4"}),
     **dict.fromkeys(("MQAR_POWER_A", "MQAR_NOISE"),
                     {"DATA_MQAR": "y", "MQAR_PAIRS": "4", "MQAR_FORM_ZOOLOGY": "y"}),
     **dict.fromkeys(("MARKOV_ORDER", "MARKOV_SYMBOLS"), {"DATA_MARKOV": "y"}),
+    "RA_MLA_MLP_LATENT_DIM": {"RA_MLA_MLP_TYING_MODE_UNTIED": "y"},
+    "MLA_ROPE_FULL": {"MLA_ROPE_DIM": "0"},
+    "BLOCK_ALT_LAYERS": {"BLOCK_ALT": TURNED, "BLOCK_ALT_LAYERS": "0"},
+    "DATA_PATH": {"DATA_TEXT": "y", "DATA_PATH": "README.md"},
 }
 # Values, where what randconfig draws does not do or does not show; with it, what has to follow.
 TO = {

@@ -176,6 +176,8 @@ def _reason(conf, line):
                        if sym in conf.decl.modes else sym)
     if missing:
         return f"no effect, because it needs {missing}"
+    if not sym.choice:
+        return "no effect here; delete the line"
     others = ", ".join(f"CONFIG_{s.name}=y" for s in sym.choice.syms
                        if s is not sym and s.visibility)
     return f"its choice falls back on it; select another: {others}"
