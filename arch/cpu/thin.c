@@ -30,7 +30,7 @@ enum {
 	COLUMNS_FEW = WIDE ? 4 : 2,	/* beside at most FEW_ROWS of a */
 	COLUMNS_MANY = WIDE ? (NARROW ? 3 : 4) : 1,
 	NEAR_BYTES = 16 << 10,		/* of a: half of the smallest first cache */
-	AHEAD = NARROW ? 8 : 4,		/* rows between what is fetched and what is multiplied */
+	AHEAD = 4,		/* rows between what is fetched and what is multiplied */
 };
 
 /* What one instruction multiplies: STEP columns of a row, or the last @n and zeros. */
