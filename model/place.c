@@ -134,14 +134,18 @@ static void place_turns(struct model *m, struct carve *c)
 
 /* ---- in training --------------------------------------------------------------- */
 
-/* @all: also what can be made again; @rows: taps that have a place here */
+/*
+ * @all: also what can be made again; @rows: taps that have a place here. What the norm writes
+ * comes first: the norm that begins a segment reads the last x of the one before, which stands
+ * behind as much of that one in the same memory.
+ */
 static void place_sub(struct model *m, struct carve *c, int s, bool all, unsigned int rows)
 {
-	if (all) {
+	if (all)
 		m->xn[s] = carve_rows(c, C);
-		m->again[s] = carve(c, m->sub[s].mixer->again_size);
-	}
 	m->stat[s] = carve(c, sizeof(*m->stat[s]));
+	if (all)
+		m->again[s] = carve(c, m->sub[s].mixer->again_size);
 	m->act[s] = carve(c, m->sub[s].mixer->act_size);
 	place_own(m, c, s, rows);
 }

@@ -5,6 +5,7 @@
  */
 #include <omp.h>
 
+#include "../arch/cpu/blas.h"
 #include "../arch/cpu/math.h"
 #include "../arch/cpu/thin.h"
 #include "arch.h"
@@ -190,12 +191,25 @@ static void test_thin(int m, int n, int k)
 	free(a), free(b), free(c), free(left);
 }
 
+/* What two checkpoints are told apart by: the library, and its way with bf16. */
+static void test_names(void)
+{
+	const char *way = NARROW ? blas_narrow_way() : "", *own = NULL;
+
+	if (NARROW && IS_ENABLED(CONFIG_BLAS_ONEDNN))
+		own = onednn_way();
+	ok(*blas_name() && way && (!own || !strcmp(way, own)), "the library and its way have names");
+	ok(strstr(arch_bits(), blas_name()) == arch_bits() && strstr(arch_bits(), way) &&
+	   strstr(arch_describe(), blas_name()), "bits: %s", arch_bits());
+}
+
 static void test_cpu(void)
 {
 	ok(dies(open_second, NULL, "device 1"), "second_cpu_is_refused");
 	arch_init(0, 2);
 	ok(omp_get_max_threads() == 2, "threads_are_set");
 	ok(strstr(arch_describe(), "2 threads") != NULL, "describe: %s", arch_describe());
+	test_names();
 	test_math();
 	test_arena();
 	for (int m = 1; m <= THIN_ROWS; m++)

@@ -147,8 +147,10 @@ static void late_state_is_that_of_its_step(void)
 	ok(run.st.step == before + 1 && run.late.pending, "late_step_counts_before_it_is_read");
 	step_begin(&run);
 	ok(step_late(&run, &row, &name) && row.step == before + 1 && !name &&
-	   isfinite(row.loss) && row.grad_norm == st->common.norm && row.ms >= 0 &&
+	   isfinite(row.loss) && row.grad_norm == st->common.norm &&
 	   st->common.applied == count + 1, "late_state_is_that_of_its_step");
+	ok(row.ms > 0 && fabs(row.ms * row.tok_s / (1e3 * BT * CONFIG_GRADIENT_ACCUMULATION) - 1) < 1e-9,
+	   "a_step_has_a_time_and_its_speed");
 	ok(!step_late(&run, &none, &name), "late_state_is_read_once");
 	step_update(&run);
 	step_late(&run, &row, &name);
