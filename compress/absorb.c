@@ -34,14 +34,14 @@ enum row absorb_check(const char *name)
 	enum row row = row_named(name);
 	const char *between = NULL;
 
-	if (CONFIG_GLA_CONV > 0)
-		between = "GLA_CONV";
-	else if (row == ROW_VALUE && IS_ENABLED(CONFIG_GLA_OUT_NORM))
+	if (row == ROW_VALUE && IS_ENABLED(CONFIG_GLA_OUT_NORM))
 		between = "GLA_OUT_NORM";
 	else if (row == ROW_VALUE && IS_ENABLED(CONFIG_GLA_OUT_GATE))
 		between = "GLA_OUT_GATE";
 	else if (row != ROW_VALUE && IS_ENABLED(CONFIG_GLA_K_NORM))
 		between = "GLA_K_NORM";
+	else if (CONFIG_GLA_CONV > 0)
+		between = "GLA_CONV";
 	if (!IS_ENABLED(CONFIG_MIXER_GLA))
 		die("compress: --absorb writes smaller heads of gla, and CONFIG_BLOCK=\"" CONFIG_BLOCK
 		    "\" has none");

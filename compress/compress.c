@@ -34,18 +34,19 @@ static void refuse_build(void)
 
 static void read_dims(struct compress *c, const char *text)
 {
+	const char *at = text;
 	char *end;
 
 	do {
-		long d = strtol(text, &end, 10);
+		long d = strtol(at, &end, 10);
 
-		if (end == text || (*end && *end != ',') || d < 1 || d > INT32_MAX)
+		if (end == at || (*end && *end != ',') || d < 1 || d > INT32_MAX)
 			die("compress: --dims %s: widths from 1 on with commas between them, as in "
 			    "8,16,32", text);
 		c->dims = xrealloc(c->dims, (c->nr_dims + 1) * sizeof(*c->dims));
 		c->dims[c->nr_dims++] = d;
 		c->widest = MAX(c->widest, (int)d);
-		text = end + 1;
+		at = end + 1;
 	} while (*end);
 }
 

@@ -173,6 +173,20 @@ extern const char *const row_names[NR_ROWS], *const basis_names[NR_BASES];
 /** measure_all() - errors of every way, then its losses; a line of text each */
 void measure_all(struct measure *s, struct compress *c);
 
+/**
+ * struct summary - a way in the mean over its draws
+ * @draws: DRAWS of BASIS_RANDOM, else 1
+ * @error: of all heads, sum of |o - o~|^2 by that of |o|^2
+ * @loss, @ppl, @acc: with all heads compressed
+ */
+struct summary {
+	int draws;
+	double error, loss, ppl, acc;
+};
+
+/** summarise() - @w: the first of its draws, which stand in a row */
+struct summary summarise(const struct measure *s, const struct way *w);
+
 /** latent_of() - a way for one head */
 struct latent latent_of(const struct way *w, const struct site *site, int h);
 

@@ -210,17 +210,30 @@ static double total(const double *x, int n)
 	return sum;
 }
 
+struct summary summarise(const struct measure *s, const struct way *w)
+{
+	int draws = w->basis == BASIS_RANDOM ? DRAWS : 1;
+	struct summary m = { .draws = draws };
+
+	for (int i = 0; i < draws; i++) {
+		m.error += total(w[i].error, s->heads * SPANS) / draws;
+		m.loss += w[i].eval.loss / draws;
+		m.ppl += exp(w[i].eval.loss) / draws;
+		m.acc += w[i].eval.acc / draws;
+	}
+	m.error /= total(s->square, s->heads * SPANS);
+	return m;
+}
+
 static void say(const struct measure *s, const struct way *w)
 {
-	double error = total(w->error, s->heads * SPANS) / total(s->square, s->heads * SPANS);
-	char *more = eval_more(&w->eval);
+	struct summary m = summarise(s, w);
+	char *acc = SYNTHETIC ? xasprintf("  acc %.4f", m.acc) : xstrdup("");
 
-	if (!w->draw)
-		printf("%-10s %-8s %4d  error %.6f  loss %.6f  ppl %.4f%s%s\n", row_names[w->row],
-		       w->row == ROW_SELECT ? "-" : basis_names[w->basis], w->d, error, w->eval.loss,
-		       exp(w->eval.loss), more, w->basis == BASIS_RANDOM ? "  (the first of 8)" : "");
+	printf("%-10s %-8s %4d  error %.6f  loss %.6f  ppl %.4f%s\n", row_names[w->row],
+	       basis_names[w->basis], w->d, m.error, m.loss, m.ppl, acc);
 	fflush(stdout);
-	free(more);
+	free(acc);
 }
 
 void measure_all(struct measure *s, struct compress *c)
@@ -232,7 +245,8 @@ void measure_all(struct measure *s, struct compress *c)
 		struct replacement r = { c, &s->way[i] };
 
 		compress_eval(c, c->test, &s->way[i].eval, replace, &r);
-		say(s, &s->way[i]);
+		if (i + 1 == s->nr || !s->way[i + 1].draw)
+			say(s, &s->way[i - s->way[i].draw]);
 	}
 }
 

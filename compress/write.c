@@ -89,27 +89,24 @@ static json_t *put_site(const struct compress *c, const struct site *site)
 
 /* ---- ways ----------------------------------------------------------------------------- */
 
-static json_t *put_eval(const struct eval *e)
+static json_t *put_losses(double loss, double ppl, double acc)
 {
-	json_t *root = json_pack("{s:o,s:o}", "loss", number(e->loss), "ppl", number(exp(e->loss)));
+	json_t *root = json_pack("{s:o,s:o}", "loss", number(loss), "ppl", number(ppl));
 
 	if (SYNTHETIC)
-		json_object_set_new(root, "acc", number(e->acc));
+		json_object_set_new(root, "acc", number(acc));
 	return root;
 }
 
-/* Of @draws ways in a row the mean error of heads [from, from + n) in spans [first, first + m). */
-static double mean_error(const struct measure *s, const struct way *w, int draws, int from, int n,
-			 int first, int m)
+/* Of @draws ways in a row the mean error of a head in spans [first, first + m). */
+static json_t *mean_error(const struct measure *s, const struct way *w, int draws, int head,
+			  int first, int m)
 {
-	double error = 0, square = 0;
+	double error = 0;
 
-	for (int h = from; h < from + n; h++) {
-		for (int i = 0; i < draws; i++)
-			error += sum(w[i].error + h * SPANS + first, m);
-		square += sum(s->square + h * SPANS + first, m);
-	}
-	return error / square / draws;
+	for (int i = 0; i < draws; i++)
+		error += sum(w[i].error + head * SPANS + first, m) / draws;
+	return number(error / sum(s->square + head * SPANS + first, m));
 }
 
 static json_t *put_head(const struct measure *s, const struct way *w, int draws, int h)
@@ -117,9 +114,8 @@ static json_t *put_head(const struct measure *s, const struct way *w, int draws,
 	json_t *spans = json_array();
 
 	for (int e = 0; e < SPANS; e++)
-		json_array_append_new(spans, number(mean_error(s, w, draws, h, 1, e, 1)));
-	return json_pack("{s:o,s:o}", "error", number(mean_error(s, w, draws, h, 1, 0, SPANS)),
-			 "spans", spans);
+		json_array_append_new(spans, mean_error(s, w, draws, h, e, 1));
+	return json_pack("{s:o,s:o}", "error", mean_error(s, w, draws, h, 0, SPANS), "spans", spans);
 }
 
 /* The heads of all sites, site by site. */
@@ -144,34 +140,19 @@ static json_t *put_heads(const struct measure *s, const struct way *w, int draws
 	return sites;
 }
 
-static struct eval mean_eval(const struct way *w, int draws, double *ppl)
-{
-	struct eval e = { 0 };
-
-	*ppl = 0;
-	for (int i = 0; i < draws; i++) {
-		e.loss += w[i].eval.loss / draws;
-		e.acc += w[i].eval.acc / draws;
-		*ppl += exp(w[i].eval.loss) / draws;
-	}
-	return e;
-}
-
 static json_t *put_way(const struct measure *s, const struct way *w)
 {
-	int draws = w->basis == BASIS_RANDOM ? DRAWS : 1;
-	double ppl, size = (double)s->c->site[0].mix.dk * s->c->site[0].mix.dv;
-	struct eval e = mean_eval(w, draws, &ppl);
-	json_t *root = put_eval(&e);
+	double size = (double)s->c->site[0].mix.dk * s->c->site[0].mix.dv;
+	struct summary m = summarise(s, w);
+	json_t *root = put_losses(m.loss, m.ppl, m.acc);
 
-	json_object_set_new(root, "ppl", number(ppl));
 	json_object_set_new(root, "row", json_string(row_names[w->row]));
 	json_object_set_new(root, "basis", json_string(basis_names[w->basis]));
 	json_object_set_new(root, "d", json_integer(w->d));
-	json_object_set_new(root, "draws", json_integer(draws));
-	json_object_set_new(root, "error", number(mean_error(s, w, draws, 0, s->heads, 0, SPANS)));
-	json_object_set_new(root, "heads", put_heads(s, w, draws));
-	if (w->row == ROW_VECTORISED)	/* W once each way, of a head of the first layer */
+	json_object_set_new(root, "draws", json_integer(m.draws));
+	json_object_set_new(root, "error", number(m.error));
+	json_object_set_new(root, "heads", put_heads(s, w, m.draws));
+	if (w->row == ROW_VECTORISED)	/* W twice, by a head of the first layer */
 		json_object_set_new(root, "weights_read_a_step", json_real(2 * w->d * size));
 	return root;
 }
@@ -188,7 +169,7 @@ static json_t *put_ways(const struct measure *s)
 
 static json_t *put_split(enum split split, const struct eval *e)
 {
-	json_t *root = put_eval(e);
+	json_t *root = put_losses(e->loss, exp(e->loss), e->acc);
 
 	json_object_set_new(root, "split", json_string(split_name(split)));
 	json_object_set_new(root, "sequences", json_integer(e->rows));
