@@ -131,7 +131,7 @@ struct site *compress_site(struct compress *c, const struct mixer_args *a);
 /** fit_sites() - find them, with full_fit; dies where there is none */
 void fit_sites(struct compress *c);
 
-/** fit_bases() - everything in struct head and the random bases; @vec: that of ROW_VECTORISED too */
+/** fit_bases() - all of struct head, its vec only with @vec, and the random bases */
 void fit_bases(struct compress *c, bool vec);
 
 /* ---- measure.c -------------------------------------------------------------------- */
@@ -191,7 +191,8 @@ struct summary summarise(const struct measure *s, const struct way *w);
 struct latent latent_of(const struct way *w, const struct site *site, int h);
 
 /** random_error() - what BASIS_RANDOM costs a head in the mean over all bases; NAN: no formula */
-double random_error(const struct measure *s, const struct way *w, const struct site *site, int head);
+double random_error(const struct measure *s, const struct way *w, const struct site *site,
+		    int head);
 
 /* ---- write.c, absorb.c -------------------------------------------------------------- */
 

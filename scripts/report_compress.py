@@ -33,7 +33,8 @@ def text(x):
 def linear(low, high):
     step = 10 ** math.floor(math.log10((high - low) or 1))
     step = next(s for s in (step / 5, step / 2, step, 2 * step) if (high - low) / s <= 6)
-    ticks = [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    ticks = [i * step for i in range(first, last + 1)]
     return lambda x: (x - low) / ((high - low) or 1), [(x, f"{x:.6g}") for x in ticks]
 
 
@@ -71,15 +72,16 @@ def figure(title, across, up, lines, log=False):
     for value, label in ty:
         y = at(min(xs), value)[1]
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - 10}" y1="{y}" y2="{y}"/>'
-                     f'<text class="tick" x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{label}</text>')
+                     f'<text class="tick" x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{label}'
+                     "</text>")
     for i, line in enumerate(lines.values()):
         points = " ".join(f"{x},{y}" for x, y in (at(*p) for p in line))
         parts.append(f'<polyline points="{points}" fill="none" stroke-width="2" {style(i)}/>')
     parts.append(f'<text class="tick" x="{WIDTH - 10}" y="{HEIGHT - 4}" text-anchor="end">'
                  f"{text(across)}</text>")
     legend = " ".join(
-        f'<span><svg width="26" height="10" style="display:inline;width:26px"><line x1="0" x2="26" y1="5" y2="5" stroke-width="2" '
-        f"{style(i)}/></svg> {text(name)}</span>" for i, name in enumerate(lines))
+        f'<span><svg width="26" height="10" style="display:inline;width:26px"><line x1="0" x2="26" '
+        f'y1="5" y2="5" stroke-width="2" {style(i)}/></svg> {text(name)}</span>' for i, name in enumerate(lines))
     return f'<figure><figcaption><b>{text(title)}</b> {text(up)}</figcaption>' \
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{text(title)}" ' \
         f'style="max-width:{WIDTH}px;width:100%">{"".join(parts)}</svg>' \
@@ -151,7 +153,8 @@ def page(found):
     figures = [figure(f"Energy of {what}", "rank", "share of the first eigenvalues",
                       energies(found, what)) for what in ("M_K", "M_V", "C_q")]
     figures += [
-        figure("Error of outputs", "d", "share of the squares", by_way(found, lambda r: r["error"]), True),
+        figure("Error of outputs", "d", "share of the squares",
+               by_way(found, lambda r: r["error"]), True),
         figure("Perplexity", "d", f"{test['ppl']:.4f} with whole states",
                by_way(found, lambda r: r["ppl"]), True)]
     if "acc" in test:
@@ -178,13 +181,13 @@ def part(name):
 
 def main():
     if len(sys.argv) != 3:
-        sys.exit("report_compress.py: say which file, and which page: report_compress.py F.json OUT.html")
+        sys.exit("report_compress.py: which file, and which page: report_compress.py F.json OUT.html")
     try:
         with open(sys.argv[1], encoding="utf-8") as f:
             found = json.load(f)
         body = page(found)
-        out = Template(part("page.html")).substitute(title="Compressed states", style=part("style.css"),
-                                                     body=body, data="{}", script="")
+        out = Template(part("page.html")).substitute(
+            title="Compressed states", style=part("style.css"), body=body, data="{}", script="")
         with open(sys.argv[2], "w", encoding="utf-8") as f:
             f.write(out)
     except OSError as error:

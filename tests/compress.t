@@ -5,6 +5,7 @@ losses; smaller checkpoints, in builds of their fragments; what is refused."""
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -35,8 +36,8 @@ def build(name, *more, fragments=()):
     """A binary of LINES with others on top, in the one tree."""
     changed = {line.split("=")[0] for line in more}
     path = os.path.join(SCRATCH, "defconfig")
-    t.write("".join(f"CONFIG_{line}\n" for line in
-                    [x for x in LINES if x.split("=")[0] not in changed] + list(more)).encode(), path)
+    lines = [x for x in LINES if x.split("=")[0] not in changed] + list(more)
+    t.write("".join(f"CONFIG_{line}\n" for line in lines).encode(), path)
     said = t.configure(SCRATCH, path, *fragments)
     done = said or subprocess.run(["make", "-s", f"O={SCRATCH}", "EXTRA_CFLAGS=-g0", "build"],
                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -94,6 +95,20 @@ def test_rows(name, found, scalar):
          f"{name}: random values leave 1 - d/V")
     t.ok(row_of(found, "vectorised", "top", 2)["weights_read_a_step"] == 2 * 2 * KEYS * VALUES,
          f"{name}: vectorised says what it reads")
+
+
+def test_page(binary):
+    page = f"{SCRATCH}/page.html"
+    done = subprocess.run([sys.executable, "scripts/report_compress.py", f"{binary}.json", page],
+                          stderr=subprocess.PIPE, text=True)
+    body = t.read(page).decode() if not done.returncode else ""
+    lines = body.count("<polyline")
+    t.ok(body.count("<figure>") == 7 and lines > 30 and "http" not in body.split("</style>")[1],
+         "a page of it has its figures, and needs nothing else", (done.stderr, lines))
+    done = subprocess.run([sys.executable, "scripts/report_compress.py", "README.md", page],
+                          stderr=subprocess.PIPE, text=True)
+    t.ok(done.returncode == 1 and done.stderr.count("\n") == 1 and "README.md" in done.stderr,
+         "another file is refused", done.stderr)
 
 
 def test_threads(binary):
@@ -168,7 +183,7 @@ def test_absorbed(found, folder, binary, way, d):
     t.ok(abs(loss - want) < 1e-6, f"{way} {d}: the build has the loss of the compressed model",
          (loss, want))
     decode = t.tenon(binary, "eval", "--checkpoint", folder, "--split", "test", "--decode", 3)
-    both = [float(x) for x in decode.stdout.replace(",", "").split() if x.startswith(("2.", "1.", "3."))]
+    both = [float(x) for x in re.findall(r"(?:loss|caches) (\d+\.\d+)", decode.stdout)]
     t.ok(decode.returncode == 0 and len(both) == 2 and abs(both[0] - both[1]) < 1e-6,
          f"{way} {d}: and decodes", t.said(decode))
 
@@ -249,7 +264,7 @@ def test_ways(name, found, model, bases, test):
     r = row_of(found, "projected", "random", 2)
     for at, head in heads.items():
         entry, want = r["heads"][at[0]][at[1]], ref.expected(2, head)
-        t.ok(near(entry["expected"], want, DRAWN), f"{name}: a random projection costs {at} so much",
+        t.ok(near(entry["expected"], want, DRAWN), f"{name}: a random projection costs {at}",
              (entry["expected"], want))
 
 
@@ -299,6 +314,7 @@ def main():
     os.chdir(t.SRC)
     os.makedirs(SCRATCH, exist_ok=True)
     vector = test_model("vector", ways=[("value", 2), ("select", 2)])
+    test_page(vector)
     test_threads(vector)
     test_model("scalar", 'GLA_DECAY="scalar"', ways=[("scalar", 2)])
     with t.folder() as tmp:
