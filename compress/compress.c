@@ -29,7 +29,7 @@ static void refuse_build(void)
 		    "checkpoints");
 	if (!IS_ENABLED(CONFIG_COMPRESS))
 		die("compress: this binary was built without LAPACK; run sh scripts/setup.sh compress "
-		    "(libopenblas-dev or liblapack-dev), then make again");
+		    "(libopenblas-dev or liblapack-dev), then make clean build");
 }
 
 static void read_dims(struct compress *c, const char *text)
