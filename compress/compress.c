@@ -104,7 +104,7 @@ static void run(struct compress *c, const struct flags *f)
 	fit_sites(c);
 	if (f->absorb)
 		absorb_check_sites(c, row, f->dim);
-	fit_bases(c, f->dims);
+	fit_bases(c, f->dims != NULL);
 	printf("step %" PRId64 ": learned on %" PRId64 " sequences of %s\n", c->step,
 	       c->full_fit.rows, split_name(c->fit));
 	if (f->absorb)
