@@ -202,7 +202,7 @@ fuzz: setup
 
 # Cleaning
 
-made := yaml lib arch model train ckpt data infer dist tools tests include scripts arms check bench tenon \
+made := yaml lib arch model train ckpt data infer dist compress tools tests include scripts arms check bench tenon \
 	compile.flags nvcc.flags link.flags
 
 clean:
@@ -218,7 +218,7 @@ help:
 
 # Names of folders, which make would take for files that are up to date.
 
-folders := arch ckpt dist include infer lib model scripts defconfigs Documentation runs
+folders := arch ckpt compress dist include infer lib model scripts defconfigs Documentation runs
 .PHONY: $(folders) data tests tools
 
 $(folders):

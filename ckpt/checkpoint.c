@@ -130,7 +130,7 @@ static int write_files(const char *folder, const struct model *m, const struct o
 	if (!err)
 		err = state_write(folder, st, &files[2]);
 	if (!err)
-		err = manifest_write(folder, files, st);
+		err = manifest_write(folder, files, st, config_text());
 	if (!err)
 		err = dir_sync(folder);
 	return err;

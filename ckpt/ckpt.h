@@ -23,9 +23,9 @@ struct ckpt_file {
 	char sha256[65];
 };
 
-/** manifest_write() - the last file of a checkpoint; 0 or -errno */
+/** manifest_write() - the last file of a checkpoint of @config, as a text; 0 or -errno */
 int manifest_write(const char *folder, const struct ckpt_file files[CKPT_FILES],
-		   const struct ckpt_state *st);
+		   const struct ckpt_state *st, const char *config);
 
 /**
  * manifest_check() - whether a checkpoint is what was written

@@ -24,17 +24,19 @@ static void digest(const json_t *root, char hex[65])
 	free(text);
 }
 
-static json_t *describe(const struct ckpt_file files[CKPT_FILES], const struct ckpt_state *st)
+static json_t *describe(const struct ckpt_file files[CKPT_FILES], const struct ckpt_state *st,
+			const char *config)
 {
 	json_t *list = json_object(), *root;
 	char hex[65];
 
+	sha256_hex(config, strlen(config), hex);
 	for (int i = 0; i < CKPT_FILES; i++)
 		json_object_set_new(list, files[i].name,
 				    json_pack("{s:I,s:s}", "bytes", (json_int_t)files[i].bytes,
 					      "sha256", files[i].sha256));
 	root = json_pack("{s:I,s:o,s:s,s:s,s:s,s:s,s:{s:I,s:s}}", "step", (json_int_t)st->step,
-			 "files", list, "config_sha256", config_hash(), "config", config_text(),
+			 "files", list, "config_sha256", hex, "config", config,
 			 "build", build_text(), "machine", st->machine,
 			 "log", "bytes", (json_int_t)st->log.bytes, "sha256", st->log.sha256);
 	if (!root)
@@ -45,10 +47,10 @@ static json_t *describe(const struct ckpt_file files[CKPT_FILES], const struct c
 }
 
 int manifest_write(const char *folder, const struct ckpt_file files[CKPT_FILES],
-		   const struct ckpt_state *st)
+		   const struct ckpt_state *st, const char *config)
 {
 	char *path = xasprintf("%s/" MANIFEST, folder);
-	json_t *root = describe(files, st);
+	json_t *root = describe(files, st, config);
 	char *text = json_dumps(root, CANONICAL);
 	int err = file_put(path, text, strlen(text));
 

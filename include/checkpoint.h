@@ -115,6 +115,33 @@ char *ckpt_find(const char *path);
  */
 int64_t ckpt_load_weights(const char *path, struct model *m);
 
+/**
+ * struct ckpt_tensor - one tensor of a file
+ * @name: in full
+ * @ndim: dimensions
+ * @shape: their sizes
+ * @x: values
+ */
+struct ckpt_tensor {
+	char *name;
+	int ndim;
+	int64_t shape[3];
+	grad_t *x;
+};
+
+/**
+ * ckpt_derive() - a checkpoint of another configuration, made from one
+ * @from: a checkpoint folder or a run folder, see ckpt_find(); its state is taken over
+ * @folder: the new one; refused where it exists
+ * @config: the whole configuration that it is for
+ * @t: [nr] its weights
+ * @fragment: what that configuration sets otherwise, written beside as absorbed.config
+ *
+ * Whole or not at all. It has no buffers of an optimizer: it serves wherever weights do.
+ */
+void ckpt_derive(const char *from, const char *folder, const char *config,
+		 const struct ckpt_tensor *t, int nr, const char *fragment);
+
 /* ---- tensors of a model in safetensors files -------------------------------- */
 
 struct st_writer;

@@ -134,6 +134,23 @@ void k_linattn_state(const struct linattn *a, acc_t *state, long seq, const int3
 /** k_linattn_step() - one position of each sequence: state and o; at pos 0 it starts from 0 */
 void k_linattn_step(const struct linattn *a, acc_t *state, long seq, const int32_t *pos);
 
+/**
+ * struct linattn_host - operands of one head of one sequence on the host
+ * @q: [t][dk], before the scale
+ * @k: [t][dk]
+ * @v: [t][dv]
+ * @alpha: [t][dk]
+ */
+struct linattn_host {
+	double *q, *k, *v, *alpha;
+};
+
+/** k_linattn_get() - those of head @h of sequence @i, as stored, into the buffers of @x */
+void k_linattn_get(const struct linattn *a, int i, int h, struct linattn_host *x);
+
+/** k_linattn_put() - o[t][dv] of head @h of sequence @i, rounded as the recurrence does */
+void k_linattn_put(const struct linattn *a, int i, int h, const double *o);
+
 /* ---- what goes in ------------------------------------------------------------ */
 
 /** k_log_decay_fwd() - g[i] = logsigmoid(z[i]) / tau */

@@ -79,6 +79,7 @@ int verb_plan(int argc, char **argv);
 int verb_config(int argc, char **argv);
 int verb_dump(int argc, char **argv);
 int verb_data(int argc, char **argv);
+int verb_compress(int argc, char **argv);
 int verb_bench(int argc, char **argv);
 
 #endif

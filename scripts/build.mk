@@ -51,7 +51,7 @@ objects += $$(addprefix $(OBJ)/$(1)/,$$(obj-y) $$(addprefix $(ARCH)/,$$(arch-y))
 endef
 objects :=
 arch-test :=
-$(foreach d,lib arch model train ckpt data infer dist tools,$(eval $(call folder,$(d))))
+$(foreach d,lib arch model train ckpt data infer dist compress tools,$(eval $(call folder,$(d))))
 include tests/Makefile
 
 objects += $(OBJ)/lib/config-gz.o $(if $(CONFIG_DATA_TREE),$(OBJ)/data/corpus-bin.o)
@@ -80,6 +80,13 @@ blas-cflags := $(addprefix -isystem ,$(firstword $(wildcard /usr/include/*/blis-
 blas-libs := -lblis
 else ifeq ($(CONFIG_BLAS_ONEDNN),y)
 blas-libs := -ldnnl
+endif
+
+# Where BLAS_OPENBLAS is chosen it has LAPACK in it already.
+ifeq ($(CONFIG_COMPRESS),y)
+lapack-libs := $(if $(findstring openblas,$(blas-libs)),,$(firstword $(foreach l,openblas lapack,\
+	$(if $(filter /%,$(shell $(CC) -print-file-name=lib$(l).so 2>/dev/null)),-l$(l)))))
+lapack-libs += $(if $(filter -llapack,$(lapack-libs)),-lblas)
 endif
 
 compiler := $(shell $(CC) --version 2>/dev/null | head -n 1)
@@ -133,7 +140,7 @@ ldflags := -fopenmp $(EXTRA_LDFLAGS)
 
 # A test program is compiled once and runs once; what it tests is compiled as for users.
 $(addsuffix .o,$(tests)): private test-flags := -O1
-libs := $(blas-libs) $(cuda-libs) $(call package,--libs zlib jansson) -lm
+libs := $(blas-libs) $(lapack-libs) $(cuda-libs) $(call package,--libs zlib jansson) -lm
 
 # A file that changes only when its content does; what depends on it follows.
 # $(call content,TEXT)

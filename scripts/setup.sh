@@ -5,12 +5,13 @@
 # else print the command to type and fail. Says nothing where nothing is missing.
 # Run from the top of the tree.
 #
-#	scripts/setup.sh [torch|bench|transformers|curve|report|browser|fuzz|yaml]
+#	scripts/setup.sh [torch|bench|transformers|curve|report|browser|fuzz|yaml|compress]
 #
 # torch: Debian's PyTorch too, which tests/torch.t compares with.
 # bench: the newest PyTorch too, in a folder of its own, and what torch.compile needs;
 # where none can be had, Debian's.
 # transformers: that and the transformers library, which tests/transformers.t compares with.
+# compress: LAPACK too, where neither OpenBLAS, which has it, nor another one is there.
 # yaml: PyYAML too, for make yamlconfig.
 # curve: gnuplot too, where it can be had; without it a study draws no curve.
 # report: scipy too, where it can be had; without it a report has no intervals.
@@ -76,6 +77,7 @@ missing_packages() {
 	has_library jansson || echo libjansson-dev
 	has_linkable openblas blis || echo libopenblas-dev
 	has_linkable dnnl || echo libdnnl-dev
+	[ "$WITH" != compress ] || has_linkable openblas lapack || echo libopenblas-dev
 	[ "$WITH" != yaml ] || has_yaml || echo python3-yaml
 	[ "$WITH" != torch ] || has_torch || echo python3-torch python3-numpy
 	case $WITH in bench | transformers) bench_packages ;; esac

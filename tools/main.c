@@ -22,6 +22,7 @@ static const struct verb verbs[] = {
 	{ "config", verb_config, "the .config, git state and compiler of this binary" },
 	{ "dump", verb_dump, "one batch with logits, loss and gradients, for other frameworks" },
 	{ "data", verb_data, "sequences of a split, as an evaluation reads them" },
+	{ "compress", verb_compress, "what of linear states is needed, and smaller checkpoints" },
 	{ "bench", verb_bench, "time training or decode steps on random tokens" },
 };
 

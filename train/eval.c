@@ -103,8 +103,7 @@ bool eval_reached(const struct ckpt_state *st)
 	       st->eval_acc >= CONFIG_STOP_ACCURACY;
 }
 
-/* A model for evaluation alone: no gradients, no moments. */
-static void place(struct model *m)
+void eval_place(struct model *m)
 {
 	struct plan plan;
 
@@ -121,7 +120,7 @@ static void eval_forward(const char *path, const char *split, int samples)
 	struct eval e;
 	int64_t step;
 
-	place(&m);
+	eval_place(&m);
 	step = ckpt_load_weights(path, &m);
 	eval_split(&m, data_split("eval", split), samples, &e);
 	more = eval_more(&e);

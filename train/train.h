@@ -229,6 +229,9 @@ int train_loop(struct run *r);
  */
 bool eval_split(struct model *m, enum split s, int count, struct eval *e);
 
+/** eval_place() - lay out a model for evaluation alone: no gradients, no moments */
+void eval_place(struct model *m);
+
 /** eval_more() - malloc'ed "  acc 0.9876", what there is beside a loss; or "" */
 char *eval_more(const struct eval *e);
 

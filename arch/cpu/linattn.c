@@ -49,20 +49,6 @@ static void fill(acc_t *x, acc_t value, int n)
 		x[i] = value;
 }
 
-/* One number for all columns. */
-static acc_t decay_of_head(const struct linattn *a, int h)
-{
-	return a->decay == LINATTN_FIXED ? 1 - (acc_t)exp2(-5 - h) : 1;
-}
-
-/* g of head @h in a row; NULL where nothing decays by it */
-static const acc_t *decay_at(const struct linattn *a, long row, int h)
-{
-	if (a->decay > LINATTN_SCALAR)
-		return NULL;
-	return a->g + row * a->g_row + linattn_head(a, LINATTN_G, h) * a->g_head;
-}
-
 static void load_alpha(struct linblock *s, const struct linattn *a, int i, int h, int t0, int n)
 {
 	const acc_t *g = decay_at(a, (long)i * a->t + t0, h);

@@ -9,6 +9,8 @@
 #ifndef TENON_CPU_LINATTN_H
 #define TENON_CPU_LINATTN_H
 
+#include <math.h>
+
 #include "kernels_linattn.h"
 #include "tile.h"
 
@@ -48,6 +50,20 @@ acc_t *linblock_place(struct linblock *s, const struct linattn *a, acc_t *scratc
 static inline int linattn_head(const struct linattn *a, unsigned int operand, int h)
 {
 	return a->shared & operand ? h / a->group : h;
+}
+
+/* One number for all columns. */
+static inline acc_t decay_of_head(const struct linattn *a, int h)
+{
+	return a->decay == LINATTN_FIXED ? 1 - (acc_t)exp2(-5 - h) : 1;
+}
+
+/* g of head @h in a row; NULL where nothing decays by it */
+static inline const acc_t *decay_at(const struct linattn *a, long row, int h)
+{
+	if (a->decay > LINATTN_SCALAR)
+		return NULL;
+	return a->g + row * a->g_row + linattn_head(a, LINATTN_G, h) * a->g_head;
 }
 
 /** linattn_rows() - positions of the block at @t0 that stand before @end */

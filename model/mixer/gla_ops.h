@@ -131,7 +131,7 @@ static void gla_forward(const struct mixer_args *a)
 	convolve(&s);
 	map_streams(&s);
 	keys_and_decays(&s);
-	k_linattn_fwd(&mix);
+	linear_rnn_forward(a, &mix);
 	norm_out(&s);
 	project_out(&s, a->y);
 }

@@ -3,6 +3,7 @@
 #ifndef TENON_LINEAR_RNN_H
 #define TENON_LINEAR_RNN_H
 
+#include "kernels_linattn.h"
 #include "mixer.h"
 
 /* INIT_XAVIER or the normal that everything else begins with. Of 1 / sqrt(in): fan_in. */
@@ -24,5 +25,18 @@ static inline void linattn_work(struct work *w, int b, int t, int heads, double 
 	work_pairs(w, all * t, backward ? 5 * k * v + 33 * k + 32 * v : 2 * k * v + 16 * (k + v));
 	work_pairs(w, all * swept, backward ? k * v : 0);
 }
+
+/**
+ * typedef linear_rnn_fn - is shown each recurrence of a forward, right behind it
+ * @a: of the sub-layer
+ * @mix: operands and, where they may be overwritten, outputs
+ */
+typedef void linear_rnn_fn(void *ctx, const struct mixer_args *a, const struct linattn *mix);
+
+/** linear_rnn_watch() - who is shown them from now on; NULL: nobody */
+void linear_rnn_watch(linear_rnn_fn *fn, void *ctx);
+
+/** linear_rnn_forward() - k_linattn_fwd() of a sub-layer */
+void linear_rnn_forward(const struct mixer_args *a, const struct linattn *mix);
 
 #endif

@@ -201,7 +201,7 @@ static void mamba2_forward(const struct mixer_args *a)
 	project(&s, a->x);
 	k_conv_fwd(&conv);
 	k_ssm_fwd(&ssm, s.v);
-	k_linattn_fwd(&mix);
+	linear_rnn_forward(a, &mix);
 	skip_norm_out(&s, a->y);
 }
 
