@@ -3,6 +3,7 @@
  * k_gemm(), k_gemm_acc(), k_gemm_grad(), k_cast() and k_widen() against plain
  * loops in double.
  */
+#include "../arch/cpu/blas.h"
 #include "kernel.h"
 
 static long gap = 3;	/* unused elements at the end of a row */
@@ -279,6 +280,22 @@ static void test_workspace(void)
 	arch_free(mem, ROUND_UP(k_workspace() + 1, TENSOR_ALIGN));
 }
 
+/* What a cpu without products of bf16 does, on any cpu; shapes are of more than one panel. */
+static void widened(const struct gemm *p)
+{
+	blas_gemm_widened(p->ta, p->tb, p->m, p->n, p->k, p->alpha, p->a, p->lda, p->b, p->ldb,
+			  p->beta, p->c, p->ldc);
+}
+
+static void test_widened(void)
+{
+	kernel = widened;
+	for (int flags = 0; flags < 4; flags++) {
+		test_gemm(3, 5, 7, flags, 1, 0, 0, GEMM_PLAIN);
+		test_gemm(300, 530, 270, flags, -0.5, 1, 0, GEMM_PLAIN);
+	}
+}
+
 int main(void)
 {
 	static const int shapes[][3] = {
@@ -328,6 +345,8 @@ int main(void)
 	test_gemm(40, 300, 1000, TB, -0.5, 1, 0, GEMM_PLAIN);
 	test_gemm(130, 70, 300, TB, 1, 0, 0, GEMM_PLAIN);
 	test_gemm(140, 130, 64, TA | ONE_B, 0.5, 1, 12, GEMM_PLAIN);
+	if (IS_ENABLED(CONFIG_ARCH_CPU) && ACT != ACC)
+		test_widened();
 	kernel = k_gemm_grad;
 	test_gemm(300, 170, 90, TA, 1, 0, 0, GEMM_PLAIN);
 	test_gemm(300, 170, 90, TA, 1, 1, 0, GEMM_PLAIN);

@@ -48,6 +48,10 @@ void blas_gemm_acc(bool ta, bool tb, int m, int n, int k, double alpha, const ac
 void blas_gemm_narrow(bool ta, bool tb, int m, int n, int k, double alpha, const act_t *a,
 		      long lda, const act_t *b, long ldb, double beta, acc_t *c, long ldc);
 
+/** blas_gemm_widened() - the same as float, where the library or the processor has no bf16 */
+void blas_gemm_widened(bool ta, bool tb, int m, int n, int k, double alpha, const act_t *a,
+		       long lda, const act_t *b, long ldb, double beta, acc_t *c, long ldc);
+
 /** blas_narrow_way() - how blas_gemm_narrow() multiplies here, to go behind blas_name() */
 const char *blas_narrow_way(void);
 

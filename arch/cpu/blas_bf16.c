@@ -26,8 +26,8 @@ static void widen(acc_t *to, const act_t *x, long ld, int rows, int cols)
 			to[(long)i * cols + j] = load(x[i * ld + j]);
 }
 
-static void gemm_widened(bool ta, bool tb, int m, int n, int k, double alpha, const act_t *a,
-			 long lda, const act_t *b, long ldb, double beta, acc_t *c, long ldc)
+void blas_gemm_widened(bool ta, bool tb, int m, int n, int k, double alpha, const act_t *a,
+		       long lda, const act_t *b, long ldb, double beta, acc_t *c, long ldc)
 {
 	for (int j = 0; j < n; j += PANEL_N)
 		for (int l = 0; l < MAX(k, 1); l += PANEL_K) {
@@ -53,7 +53,7 @@ void blas_gemm_narrow(bool ta, bool tb, int m, int n, int k, double alpha, const
 	if (IS_ENABLED(CONFIG_BLAS_ONEDNN) && onednn_way())
 		onednn_gemm_bf16(ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 	else
-		gemm_widened(ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+		blas_gemm_widened(ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
 
 const char *blas_narrow_way(void)
