@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What linear RNNs share: first values of their matrices, and what a recurrence executes. */
+/* What linear RNNs share: first values of their matrices, what a recurrence executes, who sees it. */
 #ifndef TENON_LINEAR_RNN_H
 #define TENON_LINEAR_RNN_H
 
@@ -13,18 +13,13 @@
 #define INIT_MAP XAVIER_OR(init_fanin)
 #define INIT_GATE (IS_ENABLED(CONFIG_INIT_XAVIER) ? init_uniform : init_normal)
 
-/*
- * Multiply-adds of k_linattn_fwd(), or k_linattn_bwd(): states written and read, each position
- * with the 16 of its block; backward sweeps over all chunks but the last beforehand.
+/**
+ * linattn_work() - multiply-adds of k_linattn_fwd(), or k_linattn_bwd(), of @heads heads [k][v]
+ *
+ * States written and read, each position with the 16 of its block; backward sweeps over all
+ * chunks but the last beforehand.
  */
-static inline void linattn_work(struct work *w, int b, int t, int heads, double k, double v,
-				bool backward)
-{
-	double all = (double)b * heads, swept = (t - 1) / CONFIG_LINEAR_CHUNK * CONFIG_LINEAR_CHUNK;
-
-	work_pairs(w, all * t, backward ? 5 * k * v + 33 * k + 32 * v : 2 * k * v + 16 * (k + v));
-	work_pairs(w, all * swept, backward ? k * v : 0);
-}
+void linattn_work(struct work *w, int b, int t, int heads, double k, double v, bool backward);
 
 /**
  * typedef linear_rnn_fn - is shown each recurrence of a forward, right behind it
