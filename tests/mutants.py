@@ -3,7 +3,7 @@
 """Defects planted one at a time: which of them do the tests see?
 
 Drawn by seed from the lines of model/, arch/cpu/ and train/: a sign, an index, a comparison, a
-skipped statement, another accumulation. Each is built in a copy of the sources, in the first of
+skipped statement, another accumulation. Each is built in a copy of the sources, in every one of
 CONFIGS that compiles its file, and the programs that could see it run until one fails. A defect
 that does not compile is drawn again. What no program sees is printed: an equivalent change, or a
 test that is missing.
@@ -24,9 +24,10 @@ from queue import Queue
 
 SRC = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TOPS = ("model", "arch/cpu", "train")
-# A defconfig and fragments: every mechanism at once, then what only others compile.
+# A defconfig and fragments: every mechanism at once, then what only others compile or run.
 EVERY = "tests/mutants.config"
 CONFIGS = {"every": ("tiny-ra-mla-full", EVERY, "real-double.config"),
+           "two-latents": ("tiny-mlakv2m", "real-double.config"),
            "bf16": ("tiny-ra-mla-full", EVERY, "real-bf16.config"),
            "portable": ("tiny-ra-mla-full", EVERY, "portable-bits.config")}
 # By what a defect may be in; the quick ones first.
@@ -142,14 +143,14 @@ class Place:
             if broken:
                 sys.exit(f"mutants: {config}: {' '.join(broken)} fail without a defect")
 
-    def config(self, file):
-        """The first configuration that compiles a file; None where none does."""
+    def configs(self, file):
+        """The configurations that compile a file."""
         made = os.path.splitext(file)[0] + ".o"
-        return next((c for c in CONFIGS if os.path.exists(f"{self.path}/{c}/{made}")), None)
+        return [c for c in CONFIGS if os.path.exists(f"{self.path}/{c}/{made}")]
 
     def seen_by(self, site):
         """The first program that fails, '' for none, None where the defect does not compile."""
-        path, config = os.path.join(self.tree, site[0]), self.config(site[0])
+        path, found = os.path.join(self.tree, site[0]), None
         programs = PROGRAMS[folder(site[0])]
         with open(path, encoding="utf-8") as file:
             before = file.read()
@@ -157,11 +158,14 @@ class Place:
         lines[site[1]] = site[3]
         try:
             write(path, "\n".join(lines))
-            if not config or not self.build(config, programs):
-                return None
-            return next((p for p in programs if not self.passes(config, p)), "")
+            for config in self.configs(site[0]):
+                if self.build(config, programs):
+                    found = next((p for p in programs if not self.passes(config, p)), "")
+                if found:
+                    break
         finally:
             write(path, before)
+        return found
 
 
 def write(path, text):

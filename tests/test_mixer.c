@@ -25,6 +25,38 @@ static void mixer_table_covers_struct(const struct mixer *x)
 	   "%s: table covers struct, tensors that may not exist last", x->name);
 }
 
+/* Of the operations of a call those that are no matrix product. */
+static double beyond_products(const struct work *w)
+{
+	double left = w->flops;
+
+	for (int i = 0; i < w->nr; i++) {
+		const struct product *p = &w->products[i];
+
+		left -= 2.0 * p->m * p->n * p->k * p->count;
+	}
+	return left;
+}
+
+/*
+ * A product has two gradients, each of its size, and so has a score; what is made again counts. What
+ * taps carry may be detached, which leaves one of them: without taps, of token mixers alone.
+ */
+static void mixer_counts_its_work(const struct mixer *x, unsigned int has)
+{
+	struct work f = { 0 }, b = { 0 };
+	double slack;
+
+	x->work(&f, MB, T_MAX, has, false);
+	x->work(&b, MB, T_MAX, has, true);
+	slack = 1e-9 * b.flops;
+	ok(f.flops > 0 && b.flops >= 2 * f.flops - slack && beyond_products(&f) >= -slack &&
+	   beyond_products(&b) >= 2 * beyond_products(&f) - slack,
+	   "%s: backward counts twice forward's work, or more (%g, %g)", x->name, f.flops, b.flops);
+	free(f.products);
+	free(b.products);
+}
+
 /* A frozen tensor's gradient stays as it was: bytes of 0xFF. */
 static bool untouched(const grad_t *dw, size_t n)
 {
@@ -235,6 +267,8 @@ int main(void)
 
 		ok(in_block(x->name), "%s: registered and in BLOCK", x->name);
 		mixer_table_covers_struct(x);
+		if (x->role == ROLE_ATTN)
+			mixer_counts_its_work(x, last);
 		test_one(x, x->taps_written | last, true, "all taps read");
 		if (first != last)
 			test_one(x, x->taps_written | first, true, "options of the first layer");

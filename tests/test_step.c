@@ -179,6 +179,22 @@ static void unscored_targets_do_not_count(void)
 	   "unscored_targets_do_not_count: %g and %g, all %g", odd, even, all);
 }
 
+static void evaluation_is_the_mean_of_its_batches(void)
+{
+	enum { BATCHES = 3 };
+	double loss = 0, mean = 0;
+	bool whole = eval_loss(&run.m, SPLIT_VAL, BATCHES, &loss);
+
+	for (int i = 0; i < BATCHES; i++) {
+		data_eval_batch(SPLIT_VAL, i, BATCHES, B_MAX, T_MAX, run.tok, run.target);
+		model_load(&run.m, &(struct batch){ B_MAX, T_MAX, run.tok, run.target });
+		model_forward(&run.m, false);
+		mean += model_loss(&run.m) / BATCHES;
+	}
+	ok(whole && fabs(loss - mean) <= 1e-12 * mean, "evaluation_is_the_mean_of_its_batches (%g)",
+	   loss);
+}
+
 static bool same_weights(const param_t *copy)
 {
 	size_t size = run.m.param_elems * sizeof(*copy);
@@ -303,6 +319,7 @@ int main(void)
 	step_loss_is_of_its_micro_batches();
 	late_state_is_that_of_its_step();
 	unscored_targets_do_not_count();
+	evaluation_is_the_mean_of_its_batches();
 	step = run.st.step;
 	checkpoint_round_trip();
 	other_data_is_refused(step);
