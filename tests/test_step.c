@@ -182,8 +182,9 @@ static void unscored_targets_do_not_count(void)
 static void evaluation_is_the_mean_of_its_batches(void)
 {
 	enum { BATCHES = 3 };
-	double loss = 0, mean = 0;
-	bool whole = eval_loss(&run.m, SPLIT_VAL, BATCHES, &loss);
+	struct eval e = {};
+	double mean = 0;
+	bool whole = eval_split(&run.m, SPLIT_VAL, BATCHES, &e);
 
 	for (int i = 0; i < BATCHES; i++) {
 		data_eval_batch(SPLIT_VAL, i, BATCHES, B_MAX, T_MAX, run.tok, run.target);
@@ -191,8 +192,8 @@ static void evaluation_is_the_mean_of_its_batches(void)
 		model_forward(&run.m, false);
 		mean += model_loss(&run.m) / BATCHES;
 	}
-	ok(whole && fabs(loss - mean) <= 1e-12 * mean, "evaluation_is_the_mean_of_its_batches (%g)",
-	   loss);
+	ok(whole && fabs(e.loss - mean) <= 1e-12 * mean,
+	   "evaluation_is_the_mean_of_its_batches (%g)", e.loss);
 }
 
 static bool same_weights(const param_t *copy)
