@@ -189,18 +189,25 @@ static void skip_norm_out(const struct mamba2_rows *s, act_t *y)
 	linear_fwd(y, s->out, s->w->out_proj, s->b * s->t, C, INNER, 1, 0);
 }
 
+/* What the recurrence reads, of what was projected. */
+static void operands(const struct mamba2_rows *s)
+{
+	struct conv conv = conv_of(s);
+	struct ssm ssm = ssm_of(s);
+
+	k_conv_fwd(&conv);
+	k_ssm_fwd(&ssm, s->v);
+}
+
 static void mamba2_forward(const struct mixer_args *a)
 {
 	struct mamba2_act *act = a->act;
 	struct mamba2_again *again = a->again;
 	struct mamba2_rows s = MAMBA2_ROWS(a, act, again);
-	struct conv conv = conv_of(&s);
-	struct ssm ssm = ssm_of(&s);
 	struct linattn mix = recurrence(&s);
 
 	project(&s, a->x);
-	k_conv_fwd(&conv);
-	k_ssm_fwd(&ssm, s.v);
+	operands(&s);
 	linear_rnn_forward(a, &mix);
 	skip_norm_out(&s, a->y);
 }
@@ -210,12 +217,9 @@ static void mamba2_make_again(const struct mixer_args *a)
 	struct mamba2_act *act = a->act;
 	struct mamba2_again *again = a->again;
 	struct mamba2_rows s = MAMBA2_ROWS(a, act, again);
-	struct conv conv = conv_of(&s);
-	struct ssm ssm = ssm_of(&s);
 	struct gated_norm norm = norm_of(&s);
 
-	k_conv_fwd(&conv);
-	k_ssm_fwd(&ssm, s.v);
+	operands(&s);
 	k_gated_norm_fwd(&norm);
 }
 
