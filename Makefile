@@ -5,7 +5,7 @@
 # Goals run in the order in which they were typed: make defconfig-tiny-gpt2 all
 .NOTPARALLEL:
 .PHONY: all train build plan explain objects kernels check-programs install demo check randconfig-check \
-	liveness-check disk-check fuzz bench table ablate ablate-status repro setup help clean mrproper \
+	liveness-check disk-check ptx fuzz bench table ablate ablate-status repro setup help clean mrproper \
 	FORCE
 all:
 
@@ -76,7 +76,7 @@ all:
 
 train: all
 
-build objects kernels check-programs:
+build objects kernels ptx check-programs:
 	$(have-config)
 	$(Q)+$(locked) $(build.mk) $@
 

@@ -10,7 +10,7 @@
 # They are linked directly, never from an archive, which would drop the
 # entries of the mixer registry.
 
-.PHONY: build objects kernels check-programs run FORCE
+.PHONY: build objects kernels ptx check-programs run FORCE
 .DELETE_ON_ERROR:
 .SUFFIXES:
 build:
@@ -179,7 +179,12 @@ $(OBJ)/%.o: %.cu $(OBJ)/nvcc.flags $(OBJ)/scripts/fixdep
 	$(Q)$(nvcc) $(nvccflags) -MMD -MF $@.raw -MT $@ -c -o $@.tmp $<
 	@$(OBJ)/scripts/fixdep $@.raw $(OBJ)/include >$(@:.o=.d) && rm -f $@.raw && mv $@.tmp $@
 
--include $(compiled:.o=.d)
+$(OBJ)/%.ptx: %.cu $(OBJ)/nvcc.flags $(OBJ)/scripts/fixdep
+	$(call say,PTX,$*.ptx)
+	$(Q)$(nvcc) $(nvccflags) -Xcicc -O0 -ptx -MMD -MF $@.raw -MT $@ -o $@.tmp $<
+	@$(OBJ)/scripts/fixdep $@.raw $(OBJ)/include >$@.d && rm -f $@.raw && mv $@.tmp $@
+
+-include $(compiled:.o=.d) $(compiled:.o=.ptx.d)
 
 # $(call embed,SYMBOL,FILE)
 define embed
@@ -248,6 +253,10 @@ objects: $(filter-out $(OBJ)/arch/%,$(objects))
 
 # Every kernel of the arch, also those that the configuration does not use. Needs no GPU.
 kernels: $(filter $(OBJ)/arch/%,$(objects)) $(test-only)
+	@:
+
+# The same as far as PTX, unoptimised: whether they compile, in a fifth of the time.
+ptx: $(patsubst %.o,%.ptx,$(filter $(OBJ)/arch/%,$(objects)) $(test-only))
 	@:
 
 # What the configuration is for. Building takes seconds; the binary itself says then
