@@ -16,7 +16,7 @@
 /* Whether tensor @i is of a set. */
 static bool has(const struct tensor_set *set, const struct model *m, int i)
 {
-	bool frozen = m->entries[i].p->flags & FROZEN;
+	bool frozen = model_entry(m, i)->p->flags & FROZEN;
 
 	return set->which == TENSORS_ALL || frozen == (set->which == TENSORS_FROZEN);
 }
@@ -43,14 +43,15 @@ void tensors_declare(struct st_writer *w, const struct model *m, const struct te
 {
 	int64_t shape[8];
 
-	for (int i = 0; i < m->nr_entries; i++) {
+	for (int i = 0; i < model_nr_entries(m); i++) {
+		const struct param_entry *e = model_entry(m, i);
 		char *name;
 
 		if (!has(set, m, i))
 			continue;
-		name = xasprintf("%s%s", set->prefix, m->entries[i].name);
-		shape_of(&m->entries[i], shape);
-		st_declare(w, name, REAL_NAME, m->entries[i].p->ndim, shape);
+		name = xasprintf("%s%s", set->prefix, e->name);
+		shape_of(e, shape);
+		st_declare(w, name, REAL_NAME, e->p->ndim, shape);
 		free(name);
 	}
 }
@@ -71,15 +72,18 @@ static int stream(struct st_writer *w, struct sha256 *sha, const struct model *m
 	grad_t *host = xmalloc(PIECE * sizeof(*host));
 	int err = 0;
 
-	for (int i = 0; i < m->nr_entries; i++)
-		for (size_t at = 0, n; has(set, m, i) && at < m->entries[i].numel && !err; at += n) {
-			n = MIN(m->entries[i].numel - at, (size_t)PIECE);
-			get_piece(m, set, &m->entries[i], at, n, host);
+	for (int i = 0; i < model_nr_entries(m); i++) {
+		const struct param_entry *e = model_entry(m, i);
+
+		for (size_t at = 0, n; has(set, m, i) && at < e->numel && !err; at += n) {
+			n = MIN(e->numel - at, (size_t)PIECE);
+			get_piece(m, set, e, at, n, host);
 			if (w)
 				err = st_data(w, host, n * sizeof(*host));
 			else
 				sha256_update(sha, host, n * sizeof(*host));
 		}
+	}
 	free(host);
 	return err;
 }
@@ -151,8 +155,8 @@ static char *match(const struct st_file *f, const char *path, const struct model
 	int count = 0;
 
 	for (int s = 0; s < nr; s++)
-		for (int i = 0; i < m->nr_entries; i++) {
-			const struct param_entry *e = &m->entries[i];
+		for (int i = 0; i < model_nr_entries(m); i++) {
+			const struct param_entry *e = model_entry(m, i);
 			const char *what = has(&sets[s], m, i) ?
 					   mismatch(find(f, sets[s].prefix, e), e) : NULL;
 
@@ -191,13 +195,13 @@ static char *fill_all(struct st_file *f, const char *path, struct model *m,
 	char *wrong = NULL;
 
 	for (int s = 0; s < nr; s++)
-		for (int i = 0; i < m->nr_entries && !wrong; i++) {
-			int err = has(&sets[s], m, i) ?
-				  fill(f, m, &sets[s], &m->entries[i], host) : 0;
+		for (int i = 0; i < model_nr_entries(m) && !wrong; i++) {
+			const struct param_entry *e = model_entry(m, i);
+			int err = has(&sets[s], m, i) ? fill(f, m, &sets[s], e, host) : 0;
 
 			if (err)
 				wrong = xasprintf("%s: tensor %s%s: %s", path, sets[s].prefix,
-						  m->entries[i].name, file_error(-err));
+						  e->name, file_error(-err));
 		}
 	free(host);
 	return wrong;

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "data.h"
+#include "dims.h"
 #include "util.h"
 
 static const char *const split_name[] = { "training", "validation" };

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "data.h"
+#include "dims.h"
 #include "util.h"
 
 enum {

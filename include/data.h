@@ -10,7 +10,7 @@
 #ifndef TENON_DATA_H
 #define TENON_DATA_H
 
-#include "dims.h"
+#include "types.h"
 
 enum split { SPLIT_TRAIN, SPLIT_VAL, SPLIT_TEST };
 

@@ -35,6 +35,7 @@
 
 #include <generated/taps.h>
 
+#include "dims.h"
 #include "kernels.h"
 #include "param.h"
 

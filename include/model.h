@@ -11,6 +11,7 @@
 
 #include "arch.h"
 #include "mixer.h"
+#include "weights.h"
 
 enum {
 	/* sub-layers: CONFIG_BLOCK_ALT_LAYERS_NR layers are of the other block */
@@ -26,7 +27,6 @@ enum {
 	TIED = IS_ENABLED(CONFIG_HEAD_TIED),
 	POSITIONS = IS_ENABLED(CONFIG_LEARNED_POSITIONS),
 	DROPOUT = CONFIG_RESID_DROPOUT_NONZERO,
-	PIECE = 1 << 18,		/* elements of a tensor on their way to the host or back */
 };
 
 struct embed_param {
@@ -238,20 +238,6 @@ size_t model_act_size(struct model *m, enum phase phase);
 void model_init_params(struct model *m, grad_t *master, uint64_t seed);
 
 /**
- * model_put() - elements [first, first + n) of a tensor from the host
- * @master: [param_elems] of the device, or NULL: they go there unrounded
- * @host: [n]
- *
- * And into m->w, rounded where param_t is not grad_t. Asynchronous.
- */
-void model_put(struct model *m, grad_t *master, const struct param_entry *e, size_t first,
-	       size_t n, const grad_t *host);
-
-/** model_get() - the same elements to the host, from @master where there is one; waits */
-void model_get(const struct model *m, const grad_t *master, const struct param_entry *e,
-	       size_t first, size_t n, grad_t *host);
-
-/**
  * model_load() - a batch goes up; asynchronous, @x is free when it returns
  */
 void model_load(struct model *m, const struct batch *x);
@@ -356,11 +342,6 @@ const acc_t *model_fill(struct model *m, const struct batch *x, const int32_t *l
  * Returns: device logits [b][V], padded columns minus infinity. b <= m->sequences.
  */
 const acc_t *model_step(struct model *m, const int32_t *tok, const int32_t *pos, int b);
-
-/**
- * model_find() - entry by full name, NULL if there is none
- */
-const struct param_entry *model_find(const struct model *m, const char *name);
 
 /**
  * model_work() - operations of sub-layer @s, or with NR_SUB those of the head

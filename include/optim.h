@@ -8,7 +8,9 @@
 #ifndef TENON_OPTIM_H
 #define TENON_OPTIM_H
 
-#include "model.h"
+#include "arch.h"
+#include "kernels_optim.h"
+#include "weights.h"
 
 enum {
 	OPTIM_BUFFERS = 4,		/* most that an optimizer keeps per element */

@@ -10,7 +10,7 @@
 #ifndef TENON_PARAM_H
 #define TENON_PARAM_H
 
-#include "dims.h"
+#include "types.h"
 
 enum param_flag {
 	NO_DECAY = 0,

@@ -35,6 +35,26 @@ size_t param_module_elems(const struct param *params, int nr, unsigned int has)
 	return ROUND_UP(end, TENSOR_ALIGN) / sizeof(param_t);
 }
 
+int model_nr_entries(const struct model *m)
+{
+	return m->nr_entries;
+}
+
+const struct param_entry *model_entry(const struct model *m, int i)
+{
+	return &m->entries[i];
+}
+
+size_t model_elems(const struct model *m)
+{
+	return m->param_elems;
+}
+
+param_t *model_weights(const struct model *m)
+{
+	return m->w;
+}
+
 const struct param_entry *model_find(const struct model *m, const char *name)
 {
 	for (int i = 0; i < m->nr_entries; i++)

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "arch.h"
+#include "model.h"
 #include "optim.h"
 #include "tap.h"
 #include "util.h"

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 
 #include "data.h"
+#include "dims.h"
 #include "options.h"
 #include "safetensors.h"
 #include "util.h"

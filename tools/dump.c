@@ -9,6 +9,7 @@
 
 #include "arch.h"
 #include "checkpoint.h"
+#include "model.h"
 #include "options.h"
 #include "safetensors.h"
 #include "util.h"

@@ -10,6 +10,7 @@
  */
 #include <assert.h>
 
+#include "kernels.h"
 #include "optim.h"
 
 int accum_slots(int n)

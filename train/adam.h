@@ -8,7 +8,7 @@
 
 #include <assert.h>
 
-#include "train.h"
+#include "optim.h"
 #include "util.h"
 
 static_assert(sizeof(struct adam_state) <= OPTIM_STATE_MAX, "raise OPTIM_STATE_MAX");
@@ -31,7 +31,7 @@ static inline struct adam_buffers adam_buffers(const struct optim *o, const stru
 {
 	return (struct adam_buffers){
 		.g = grad + o->span.offset, .m = o->buf[0], .v = o->buf[1], .master = o->master,
-		.w = m->w,
+		.w = model_weights(m),
 	};
 }
 

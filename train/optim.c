@@ -7,7 +7,7 @@
 
 #include "arch.h"
 #include "dist.h"
-#include "train.h"
+#include "optim.h"
 #include "util.h"
 
 enum { MICROS = CONFIG_GRADIENT_ACCUMULATION };
@@ -55,10 +55,10 @@ static void *take(char **at, size_t bytes)
 /* One range per tensor. */
 static void put_ranges(const struct model *m, struct optim_range *ranges)
 {
-	struct optim_range *r = xcalloc(m->nr_entries, sizeof(*r));
+	struct optim_range *r = xcalloc(model_nr_entries(m), sizeof(*r));
 
-	for (int i = 0; i < m->nr_entries; i++) {
-		const struct param_entry *e = &m->entries[i];
+	for (int i = 0; i < model_nr_entries(m); i++) {
+		const struct param_entry *e = model_entry(m, i);
 
 		r[i].offset = e->offset;
 		r[i].numel = e->numel;
@@ -67,7 +67,7 @@ static void put_ranges(const struct model *m, struct optim_range *ranges)
 		r[i].frozen = e->p->flags & FROZEN ? 1 : 0;
 		r[i].wide = e->p->flags & WIDE ? 1 : 0;
 	}
-	arch_put(ranges, r, m->nr_entries * sizeof(*r));
+	arch_put(ranges, r, model_nr_entries(m) * sizeof(*r));
 	free(r);
 }
 
@@ -77,8 +77,8 @@ static void put_ranges(const struct model *m, struct optim_range *ranges)
  */
 static size_t weight_byte(const struct model *m, size_t elem)
 {
-	for (int i = 0; i < m->nr_entries; i++) {
-		const struct param_entry *e = &m->entries[i];
+	for (int i = 0; i < model_nr_entries(m); i++) {
+		const struct param_entry *e = model_entry(m, i);
 
 		if (e->p->flags & WIDE && elem > e->offset &&
 		    elem - e->offset < e->numel * sizeof(acc_t) / sizeof(param_t))
@@ -97,7 +97,7 @@ static void place_bounds(struct optim *o, const struct model *m)
 	for (size_t i = 0; i < ARRAY_SIZE(bounds); i++)
 		*bounds[i] = xcalloc(ranks + 1, sizeof(**bounds[i]));
 	for (int r = 0; r <= ranks; r++) {
-		o->own[r] = own_from(m->param_elems, r);
+		o->own[r] = own_from(model_elems(m), r);
 		o->own_weights[r] = weight_byte(m, o->own[r]);
 		o->own_partial[r] = nr_chunks(o->own[r]) * sizeof(*o->partial);
 		o->own_bad[r] = nr_chunks(o->own[r]) * sizeof(*o->bad);
@@ -107,7 +107,7 @@ static void place_bounds(struct optim *o, const struct model *m)
 
 void optim_place(struct optim *o, const struct model *m, void *mem)
 {
-	size_t n = own_elems(m->param_elems), chunks = nr_chunks(m->param_elems);
+	size_t n = own_elems(model_elems(m)), chunks = nr_chunks(model_elems(m));
 	struct optim_range *ranges;
 	char *at = mem;
 
@@ -117,13 +117,13 @@ void optim_place(struct optim *o, const struct model *m, void *mem)
 	o->state = take(&at, optim_rule.state_size);
 	o->partial = take(&at, chunks * sizeof(*o->partial));
 	o->bad = take(&at, chunks * sizeof(*o->bad));
-	ranges = take(&at, m->nr_entries * sizeof(*ranges));
+	ranges = take(&at, model_nr_entries(m) * sizeof(*ranges));
 	o->lr = take(&at, 3 * sizeof(double));
 	o->loss = o->lr + 1;
 	o->losses = take(&at, 2 * MICROS * sizeof(double));
 	o->span = (struct optim_span){
-		.offset = own_from(m->param_elems, dist_rank()), .n = n,
-		.ranges = ranges, .nr = m->nr_entries,
+		.offset = own_from(model_elems(m), dist_rank()), .n = n,
+		.ranges = ranges, .nr = model_nr_entries(m),
 	};
 	put_ranges(m, ranges);
 	place_bounds(o, m);
@@ -145,13 +145,13 @@ static void update_body(void *arg)
 		dist_gather(o->losses + i * MICROS, o->own_losses);
 		k_loss_tree(o->loss + i, o->losses + i * MICROS, MICROS);
 	}
-	dist_sum(u->grad, 0, u->m->param_elems, o->own);
+	dist_sum(u->grad, 0, model_elems(u->m), o->own);
 	optim_rule.norm(o, u->m, u->grad);
 	dist_gather(o->partial, o->own_partial);
 	dist_gather(o->bad, o->own_bad);
-	k_optim_guard(o->state, o->partial, nr_chunks(u->m->param_elems), o->loss);
+	k_optim_guard(o->state, o->partial, nr_chunks(model_elems(u->m)), o->loss);
 	optim_rule.update(o, u->m, u->grad);
-	dist_gather(u->m->w, o->own_weights);
+	dist_gather(model_weights(u->m), o->own_weights);
 }
 
 void optim_update(struct optim *o, struct model *m, grad_t *grad, double lr)
@@ -179,16 +179,16 @@ void optim_put(struct optim *o, const union optim_memory *st)
 
 static const char *tensor_at(const struct model *m, size_t elem)
 {
-	int i = m->nr_entries - 1;
+	int i = model_nr_entries(m) - 1;
 
-	while (i && m->entries[i].offset > elem)
+	while (i && model_entry(m, i)->offset > elem)
 		i--;
-	return m->entries[i].name;
+	return model_entry(m, i)->name;
 }
 
 const char *optim_nonfinite(const struct optim *o, const struct model *m)
 {
-	size_t chunks = nr_chunks(m->param_elems);
+	size_t chunks = nr_chunks(model_elems(m));
 	int32_t *bad = xmalloc(chunks * sizeof(*bad));
 	const char *name = NULL;
 

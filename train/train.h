@@ -7,6 +7,7 @@
 
 #include "checkpoint.h"
 #include "data.h"
+#include "model.h"
 
 /* ---- schedule.c ----------------------------------------------------------- */
 
