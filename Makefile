@@ -147,7 +147,7 @@ check-configs = $(check-config-y) $(if $(no-gpu),,$(check-config-gpu))
 programs-of = $(filter-out $(if $(filter-out $(firstword $(check-configs)),$(1)),$(plain-test-y)),$(test-y)) \
 	$(if $(findstring +arch-cuda,$(1)),,$(test-cpu))
 check-programs-of = $(foreach c,$(check-configs),$(addprefix $(check-dir)/$(c)/tests/,$(call programs-of,$(c))))
-# The same text is compiled once for all object trees: tests/bin/gcc.
+# The same text and symbols are compiled once for all object trees: tests/bin/gcc.
 compile-once = TENON_OBJECTS=$(abspath $(check-dir))/scratch/objects PATH="$(CURDIR)/tests/bin:$$PATH"
 one-check-tree = $(compile-once) $(MAKE) O=$(check-dir)/$(1) $(jobs) EXTRA_CFLAGS='-g0 $(EXTRA_CFLAGS)' \
 	defconfig-$(firstword $(subst +, ,$(1))) \
