@@ -12,6 +12,7 @@ as the README's reader has it.
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 
@@ -89,18 +90,38 @@ def make_base():
     t.write(FEW_STEPS.encode(), SCRATCH, "few.config")
     done = run(f"git ls-files -z | tar c --null --ignore-failed-read -T - | tar x -C {BASE}", t.SRC)
     done = done.returncode and done or run(
-        "git init -q && git add -A && git commit -q -m tree && "
+        "git init -q && git add -A && git commit -q -m tree && git repack -adq && "
         f"make -s defconfig-tiny-gpt2 {SCRATCH}/few.config && make -s", BASE)
     if done.returncode:
         print("Bail out! the tree does not build")
         sys.exit(done.stdout)
 
 
+def entries(folder):
+    """{path: what it is, size and time}; of a folder, that it is one."""
+    found = {}
+    for at, folders, files in os.walk(folder):
+        for path in (os.path.join(at, name) for name in folders + files):
+            st = os.lstat(path)
+            found[os.path.relpath(path, folder)] = None if stat.S_ISDIR(st.st_mode) else \
+                (st.st_mode, st.st_size, st.st_mtime_ns)
+    return found
+
+
 def begin_page():
-    for folder in (WORK, TMP):
-        shutil.rmtree(folder, ignore_errors=True)
+    """WORK is as BASE again: only what the page before touched is copied."""
+    shutil.rmtree(TMP, ignore_errors=True)
     os.makedirs(TMP)
-    subprocess.run(["cp", "-a", BASE, WORK], check=True)
+    want, have = entries(BASE), entries(WORK)
+    kept = {path for path in want if have.get(path, 0) == want[path]}
+    for path in sorted(have.keys() - kept, reverse=True):
+        (os.unlink if have[path] else os.rmdir)(f"{WORK}/{path}")
+    os.makedirs(WORK, exist_ok=True)
+    for path in sorted(want.keys() - kept):
+        if want[path]:
+            shutil.copy2(f"{BASE}/{path}", f"{WORK}/{path}", follow_symlinks=False)
+        else:
+            os.mkdir(f"{WORK}/{path}")
 
 
 # ---- tests ------------------------------------------------------------------
