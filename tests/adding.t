@@ -57,7 +57,7 @@ def build(*fragments):
     os.makedirs(obj, exist_ok=True)
     for cmd in ([t.PYTHON, "scripts/kconfig.py", "--config", f"{obj}/.config", "--gen", obj,
                  "defconfig", DEFCONFIG, *(f"defconfigs/{f}.config" for f in fragments)],
-                ["make", "-s", f"O={obj}", "EXTRA_CFLAGS=-O1 -g0", "build", "check-programs",
+                ["make", "-s", f"O={obj}", "EXTRA_CFLAGS=-Og -g0", "build", "check-programs",
                  "PROGRAMS=test_mixer test_model"]):
         done = run(*cmd)
         if done.returncode:

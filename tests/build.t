@@ -1,12 +1,12 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
 # The build, on a copy of the tree: what is rebuilt when, where it goes, what is
-# said. EXTRA_CFLAGS="-O1 -g0" because nothing is run for long.
+# said. EXTRA_CFLAGS="-Og -g0" because nothing is run for long.
 
 src=${TENON_SRC:-$(cd "$(dirname "$0")/.." && pwd)}
 scratch=${TENON_TESTDIR:-$(mktemp -d)}/build-t
 copy=$scratch/src
-export EXTRA_CFLAGS='-O1 -g0' LC_ALL=C
+export EXTRA_CFLAGS='-Og -g0' LC_ALL=C
 export GIT_AUTHOR_NAME=t GIT_AUTHOR_EMAIL=t@t GIT_COMMITTER_NAME=t GIT_COMMITTER_EMAIL=t@t
 unset MAKEFLAGS MFLAGS MAKELEVEL
 
@@ -231,7 +231,7 @@ test_trees() {
 }
 
 test_flags() {
-	run make EXTRA_CFLAGS='-O1 -g0 -Iother' build
+	run make EXTRA_CFLAGS='-Og -g0 -Iother' build
 	ok 'other flags rebuild' both says 'CC      model/model' says 'CC      lib/util'
 	run make EXTRA_CFLAGS=-ffast-math build
 	ok '-ffast-math is refused' both status_is 2 says 'EXTRA_CFLAGS'

@@ -9,7 +9,7 @@ import subprocess
 import training as t
 
 # For programs that are asked only to refuse.
-MAKE = ["make", "-s", "EXTRA_CFLAGS=-O1 -g0"]
+MAKE = ["make", "-s", "EXTRA_CFLAGS=-Og -g0"]
 ENV = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
 ENV.update(OMP_NUM_THREADS="1", TENON_PYTHON=t.PYTHON, LC_ALL="C")
 

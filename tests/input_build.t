@@ -76,7 +76,7 @@ def test_goals(top, make):
 
 def test_words(top, make):
     """What is given to a run is one word, whatever is in it."""
-    make = make + ["EXTRA_CFLAGS=-O1 -g0"]
+    make = make + ["EXTRA_CFLAGS=-Og -g0"]
     for value in ("two", "2 ; touch hacked", "$(touch hacked)", "-1", "`x`", "'", "5000", "1 2"):
         refused(f"make THREADS={value!r}", top, make + [f"OUT={top}/new", f"THREADS={value}"],
                 "THREADS=N")

@@ -246,7 +246,7 @@ def test_chosen():
         ok(True, "figures after menuconfig # SKIP this machine has no pseudo-terminals")
         return
     run("defconfig", "tiny-gpt2")
-    make = ["make", f"O={DIR.name}", "EXTRA_CFLAGS=-O1 -g0", "menuconfig"]
+    make = ["make", f"O={DIR.name}", "EXTRA_CFLAGS=-Og -g0", "menuconfig"]
     status = drive(jump("MODEL_GPT2_RA_MLA") + SAVE, 200, make)
     said = "".join(SCREEN).rpartition("PLAN")[2]
     plan = json.loads(subprocess.run([f"{DIR.name}/tenon", "plan", "--json"], check=True,

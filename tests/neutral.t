@@ -40,7 +40,7 @@ def plain_tests():
 def test_gpt2():
     plain = plain_tests()
     tree, error = make("gpt2", "gpt2-124m", "build", "check-programs", f"PROGRAMS={' '.join(plain)}",
-                       "EXTRA_CFLAGS=-O1 -g0")
+                       "EXTRA_CFLAGS=-Og -g0")
     t.ok(not error, "gpt2-124m builds", error)
     found = dependencies(tree)
     users = {path: sorted(set(FAMILY.findall(text))) for path, text in found.items()
@@ -59,7 +59,7 @@ def test_gpt2():
 def test_opaque():
     """No arithmetic on act_t or param_t outside arch/."""
     for defconfig in ("tiny-gpt2", "tiny-ra-mla-full"):
-        _, error = make("opaque", defconfig, "objects", "EXTRA_CFLAGS=-O1 -g0 -DCONFIG_REAL_BF16=1")
+        _, error = make("opaque", defconfig, "objects", "EXTRA_CFLAGS=-Og -g0 -DCONFIG_REAL_BF16=1")
         t.ok(not error, f"what is outside arch/ compiles with opaque numbers: {defconfig}", error)
 
 

@@ -68,7 +68,7 @@ def build(name, defconfig, symbols, goals=PLANS):
         f.writelines(f"CONFIG_{k}={v}\n" for k, v in symbols.items())
     run(PYTHON, "scripts/kconfig.py", "--config", f"{obj}/.config", "--gen", obj, "defconfig",
         defconfig, fragment, stderr=subprocess.DEVNULL)
-    run("make", "-s", f"O={obj}", "EXTRA_CFLAGS=-O1 -g0", *goals)
+    run("make", "-s", f"O={obj}", "EXTRA_CFLAGS=-Og -g0", *goals)
     return obj
 
 

@@ -34,7 +34,7 @@ SCRATCH = os.path.join(os.path.dirname(t.SCRATCH), "study")
 CONFIG, RUNS = os.path.join(SCRATCH, ".config"), os.path.join(SCRATCH, "runs")
 
 # All arms are of a few steps.
-os.environ["EXTRA_CFLAGS"] = "-O1 -g0"
+os.environ["EXTRA_CFLAGS"] = "-Og -g0"
 
 # Two layers, three builds, four runs; what is not named is the defconfig's.
 SYMBOLS = {

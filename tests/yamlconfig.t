@@ -86,7 +86,7 @@ def main():
         t.ok(done.returncode == 2 and words in done.stdout and
              t.read(SCRATCH, "tree/.config") == before, f"yaml_is_refused: {name}", done.stdout)
     for name in ("latent", "experts", "hybrid"):
-        done = make(name, MEANT[name][0], "build", "EXTRA_CFLAGS=-O1 -g0")
+        done = make(name, MEANT[name][0], "build", "EXTRA_CFLAGS=-Og -g0")
         if not done.returncode:
             done = subprocess.run([f"{SCRATCH}/tree/tenon", "train", "--out", f"{SCRATCH}/{name}",
                                    "--restart", "--threads", "1"], stdout=subprocess.PIPE,
