@@ -33,10 +33,10 @@ const struct param_entry *model_find(const struct model *m, const char *name);
 
 /**
  * model_put() - elements [first, first + n) of a tensor from the host
- * @master: [param_elems] of the device, or NULL: they go there unrounded
+ * @master: [model_elems()] of the device, or NULL: they go there unrounded
  * @host: [n]
  *
- * And into m->w, rounded where param_t is not grad_t. Asynchronous.
+ * And into the weights, rounded where param_t is not grad_t. Asynchronous.
  */
 void model_put(struct model *m, grad_t *master, const struct param_entry *e, size_t first,
 	       size_t n, const grad_t *host);
