@@ -192,6 +192,12 @@ def test_absorbed(found, folder, binary, way, d):
     both = [float(x) for x in re.findall(r"(?:loss|caches) (\d+\.\d+)", decode.stdout)]
     t.ok(decode.returncode == 0 and len(both) == 2 and abs(both[0] - both[1]) < 1e-6,
          f"{way} {d}: and decodes", t.said(decode))
+    run = f"{binary}.trained"
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.copytree(folder, f"{run}/ckpt-000030")
+    done = t.tenon(binary, "train", "--out", run, "--steps", 40, "--allow-config-change")
+    t.ok(done.returncode == 2 and "optim.safetensors" in t.said(done).splitlines()[-1],
+         f"{way} {d}: and is not trained further", t.said(done))
 
 
 # ---- with numpy ------------------------------------------------------------------------------
