@@ -28,6 +28,7 @@ from collections import namedtuple
 import curve
 import report as report_files
 import study
+import study_measure
 import study_stats
 import study_status
 from plain import plain
@@ -35,7 +36,6 @@ from study import StudyError
 from study_runs import Run, Scheduler, columns, say
 from study_state import Study, gpus, machine, output
 
-DECODE_STEPS = 100           # that the decode speed is the median of
 PICTURE = 100                # columns of a picture of losses, at most
 
 Slot = namedtuple("Slot", "gpu")     # where a run can be: a number for CUDA, or None
@@ -104,22 +104,6 @@ def settled(one, runs):
 # ---- what comes of it
 
 
-def measure_decodes(one, runs, cpus):
-    """
-    Tokens/s of one sequence through the decode caches, with the machine for each arm alone; a
-    leaking arm has none. What was measured stays while nothing is trained again.
-    """
-    again = {run.arm.name for run in runs if run.trained}
-    for arm in one.arms.values():
-        if arm.twin is not None or arm.leaks or (arm.decode and arm.name not in again) or \
-                "--decode" not in output([arm.binary, "bench", "--help"], arm.title):
-            continue
-        times = json.loads(output([arm.binary, "bench", "--decode", "--json", "--steps",
-                                   str(DECODE_STEPS), "--threads", str(cpus)], arm.title))
-        arm.decode = times["sequences"] / times["step"]
-        one.save()
-
-
 def report(out):
     """Render and print; a repeat that is not its twin fails the study."""
     found = report_files.render(out)
@@ -177,8 +161,7 @@ def run_study(one, args, cpus):
     if len(todo) < len(runs):
         say(f"{len(runs) - len(todo)} of {len(runs)} runs are there")
     Scheduler(todo, places, one.save, settled(one, runs)).loop()
-    measure_decodes(one, runs, cpus)
-    one.save()
+    study_measure.measure(one, runs, cpus)
     report(one.out)
     picture(runs)
     held.close()

@@ -9,6 +9,7 @@ peer, and computes the same products on the same shapes.
                         functions, but for attention, whose keys and values are expanded
                         for scaled_dot_product_attention; routing needs its rows as a
                         matrix, without a gradient
+    bench_linear.Gla        linear attention
 """
 import math
 
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import bench_linear
 import torch_model
 
 
@@ -161,6 +163,8 @@ class RaMla(nn.Module):
 
 def model_of(cfg, plan):
     """The peer of one configuration."""
-    plain = {sub["mixer"] for sub in plan["sublayers"]} == {"mha", "mlp"}
-    return GPT2(cfg) if plain else RaMla(cfg, plan)
+    mixers = {sub["mixer"] for sub in plan["sublayers"]}
+    if "gla" in mixers:
+        return bench_linear.Gla(cfg, "mlp" in mixers)
+    return GPT2(cfg) if mixers == {"mha", "mlp"} else RaMla(cfg, plan)
 

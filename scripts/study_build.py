@@ -149,7 +149,8 @@ def keep_or_move(new, old):
     for run in new.record["runs"]:
         path, was = new.path(run), before.get(run["folder"])
         if was and was["content"] == run["content"]:
-            run.update({k: was[k] for k in ("threads", "started", "seconds", "note")})
+            run.update({k: was[k] for k in ("threads", "started", "seconds", "note", "test")
+                        if k in was})
         elif os.path.exists(path):
             arm = old.arms[was["arm"]].record if was else {}
             why = study_content.difference(arm, new.arms[run["arm"]].record) if was else \
@@ -159,6 +160,7 @@ def keep_or_move(new, old):
         if old and name in old.arms and all(
                 old.arms[name].record.get(part) == arm.record[part] for part in study_content.PARTS):
             arm.decode = old.arms[name].decode
+            arm.record["forward_ms"] = old.arms[name].record.get("forward_ms")
 
 
 def describe(args, command, cfg, arms, seeds):

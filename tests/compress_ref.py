@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Compressed states once more, in numpy and from their formulas (Documentation/compress.md):
-a model of gla alone with LayerNorm, its states, bases, and what each way leaves of outputs."""
+a model of gla or mfa_gla alone with LayerNorm, its states, bases, and what each way leaves of outputs."""
 import numpy as np
 
 EPSILON = 1e-5
@@ -52,9 +52,17 @@ class Model:
         alpha = heads_of(np.exp(-np.log1p(np.exp(-z)) / self.tau), self.heads)
         return np.broadcast_to(alpha, (*alpha.shape[:3], keys))
 
+    def operands(self, at, x):
+        """q, k, v of heads [B,n,T,.]; mfa_gla has one key for all, and maps of latents."""
+        p = self.p
+        if at + "Q_c" not in p:
+            return (heads_of(x @ p[f"{at}{s}_proj.weight"].T, self.heads) for s in "qkv")
+        q, k, v = (x[:, None] @ p[f"{at}S_{s}.weight"].T for s in "qkv")
+        return q @ p[at + "Q_c"], np.repeat(k, self.heads, 1), v @ p[at + "V_c"]
+
     def mix(self, layer, x, change):
         at, p = f"h.{layer}.attn.", self.p
-        q, k, v = (heads_of(x @ p[f"{at}{s}_proj.weight"].T, self.heads) for s in "qkv")
+        q, k, v = self.operands(at, x)
         alpha = self.alpha(at, x, q.shape[-1])
         out = []
         for h in range(self.heads):

@@ -17,7 +17,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import training as t    # noqa: E402
 from bundle import bundle, tokens    # noqa: E402
 
-DEFCONFIGS = ("tiny-gpt2", "tiny-ra-mla-full+ra-mla-arm3")
+DEFCONFIGS = ("tiny-gpt2", "tiny-ra-mla-full+ra-mla-arm3", "tiny-mamba2")
 TYPES = {"double": ["real-double.config"], "float": [], "bf16": ["real-bf16.config"]}
 B, T, VOCAB = 4, 64, 256
 
@@ -89,6 +89,12 @@ def roundings(layers, kind):
     return math.sqrt((ROUNDINGS + MORE_ROUNDINGS.get(kind, 0)) * layers) * UNIT[kind]
 
 
+def chance(n):
+    """Of n errors of one deviation, the root of the mean square over that, at most: three
+    deviations of it. A_log of tiny-mamba2 has few elements, each one sum over all positions."""
+    return 1 + 3 / math.sqrt(2 * n)
+
+
 def test_gradients(name, binaries, d, length=T, plain=None, programs=build_routes):
     """
     Those of every binary against the one in double. @plain: one that is not tested itself;
@@ -108,7 +114,8 @@ def test_gradients(name, binaries, d, length=T, plain=None, programs=build_route
         if kind == plain:
             continue
         bound = roundings(layers, kind)
-        bounds = {n: max(bound, 2 * off[plain][n] if plain else 0) for n in errors}
+        bounds = {n: max(bound * chance(len(got["double"][n])), 2 * off[plain][n] if plain else 0)
+                  for n in errors}
         routed = [n for n in errors if not kind.endswith("float") and ROUTED in n]
         worst = max((n for n in errors if n not in routed), key=lambda n: errors[n] / bounds[n])
         t.ok(errors[worst] <= bounds[worst], f"{name}: {kind}: gradients are those of double "

@@ -41,6 +41,7 @@ V2_LITE = {
     "MLA_NOPE_DIM": 128, "MLA_V_DIM": 128, "MLA_ROPE_DIM": 64,
 }
 PLANS = ("check-programs", "PROGRAMS=dumps")
+LINE = 0.02    # members start on 256 bytes, and rows of logits come in chunks
 # A plan of 128 MiB and more, and what the process may take beyond it.
 BIG, WITHIN = 128, 0.02    # MiB, share
 
@@ -165,6 +166,19 @@ def hybrid_stack():
     ok("\n  layers 0-1, 3: ra_mla mlp\n  layers 2, 4: mha mlp\n" in said, "the stack by layer")
 
 
+def linear_states():
+    """Linear RNNs: activations grow with the positions as a line does, the decode state not at all."""
+    for name in ("tiny-gla", "tiny-mfa-gla", "tiny-mamba2"):
+        found = [json.loads(plan(build("linear", name, {"BLOCK_SIZE": t}), "--json"))
+                 for t in (128, 256, 512)]
+        acts = [said["train"]["act"] + said["train"]["tmp"] for said in found]
+        grown = (acts[2] - acts[1]) / (acts[1] - acts[0])
+        ok(abs(grown - 2) < LINE, f"{name}: twice the positions more take twice the bytes more ({grown:.4f})")
+        ok(len({said["cache_const"] for said in found}) == 1 and found[0]["cache_const"] > 0 and
+           not any(said["cache_token"] for said in found),
+           f"{name}: a decode keeps {found[0]['cache_const']} bytes, behind any number of tokens")
+
+
 def checks():
     """plan --check: one line and status 2 where a run could not begin; nothing is made."""
     obj = build("tiny", "tiny-gpt2", {"DATA_TREE": "n", "DATA_TEXT": "y", "DATA_PATH": '"none"'})
@@ -207,6 +221,7 @@ latent_models()
 what_is_executed()
 decode_as_executed()
 hybrid_stack()
+linear_states()
 checks()
 measured_memory("float", {"BATCH_SIZE": 96}, 4 + 2 * 4 + 8)
 measured_memory("activations again", {"BATCH_SIZE": 96, "RECOMPUTE_ACTIVATIONS": "y"}, 4 + 2 * 4 + 8)

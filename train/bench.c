@@ -2,7 +2,8 @@
 /*
  * tenon bench: time training steps of this binary on random tokens: as many
  * micro-batches and sequences as the configuration says, without data and log. With
- * --decode: steps of the decode caches instead (infer/bench.c).
+ * --decode: steps of the decode caches instead (infer/bench.c). With --forward: forwards
+ * as an evaluation does them, of one micro-batch.
  *
  * Whole steps first, started as a run starts them; then a few more whose stages are
  * started one by one and waited for.
@@ -169,17 +170,45 @@ static void train_bench(int64_t seed, int64_t warmup, int64_t steps, bool json)
 		print_times(&t, tokens);
 }
 
+/* Seconds of each forward, from tokens on the device to a loss on the host. */
+static void forward_bench(int64_t seed, int64_t warmup, int64_t steps, bool json)
+{
+	double *seconds = xcalloc(steps, sizeof(*seconds));
+	struct batch *pool = random_batches(seed);
+	static struct model m;
+	double from;
+
+	eval_place(&m);
+	model_init_params(&m, NULL, seed);
+	for (int i = -warmup; i < steps; i++) {
+		model_load(&m, &pool[(i + warmup) % POOL]);
+		arch_sync();
+		from = now();
+		model_forward(&m, false);
+		model_loss(&m);
+		if (i >= 0)
+			seconds[i] = now() - from;
+	}
+	if (json)
+		printf("{\"step\": %.9g, \"steps\": %d, \"tokens\": %d}\n", median(seconds, steps),
+		       (int)steps, (int)BT);
+	else
+		printf("%.0f tok/s, %.3f ms a forward (median of %d of %d tokens)\n",
+		       BT / median(seconds, steps), median(seconds, steps) * 1e3, (int)steps, (int)BT);
+}
+
 int verb_bench(int argc, char **argv)
 {
 	int64_t steps = 10, warmup = 2, seed = CONFIG_SEED, device = 0, threads = 0;
 	int64_t sequences = 0, length = 0;
-	bool json = false, decode = false;
+	bool json = false, decode = false, forward = false;
 	const struct opt opts[] = {
 		{ "steps", OPT_INT, &steps, 1, 1e6, "steps that are timed" },
 		{ "warmup", OPT_INT, &warmup, 0, 1e6, "steps before them" },
 		{ "seed", OPT_INT, &seed, 0, INT32_MAX, "of weights and tokens" },
 		{ "json", OPT_FLAG, &json, 0, 0, "seconds by stage, for scripts" },
 		{ "decode", OPT_FLAG, &decode, 0, 0, "time decode steps, not training steps" },
+		{ "forward", OPT_FLAG, &forward, 0, 0, "time forwards alone" },
 		{ "batch", OPT_INT, &sequences, 1, B_MAX, "of --decode: sequences, default 1" },
 		{ "length", OPT_INT, &length, 1, MAX(T_MAX - 1, 1),
 		  "of --decode: tokens in each cache, default 512 or what fits" },
@@ -190,6 +219,8 @@ int verb_bench(int argc, char **argv)
 	options_parse("bench", "", opts, ARRAY_SIZE(opts), argc, argv);
 	if (!decode && (sequences || length))
 		die("bench: --batch and --length are of decode steps; add --decode, or leave them away");
+	if (decode && forward)
+		die("bench: --decode and --forward are two things to time; leave one away");
 	if (decode && T_MAX == 1)
 		die("bench: a model of one position has no step behind a token; raise "
 		    "CONFIG_BLOCK_SIZE");
@@ -200,6 +231,8 @@ int verb_bench(int argc, char **argv)
 			.sequences = MAX(sequences, 1), .steps = steps, .warmup = warmup,
 			.length = length ? length : MIN(DECODE_LENGTH, T_MAX - 1),
 			.seed = seed, .json = json });
+	else if (forward)
+		forward_bench(seed, warmup, steps, json);
 	else
 		train_bench(seed, warmup, steps, json);
 	return 0;
