@@ -182,9 +182,9 @@ liveness-check: setup
 	$(Q)$(afresh) OMP_WAIT_POLICY=passive prove --verbose --exec $(PYTHON) tests/liveness.py :: \
 		--dir $(abspath $(check-dir))/liveness </dev/null
 
-# All of what tests/disk.t tries a sample of: hours.
+# All of what tests/disk.t tries a sample of: an hour.
 disk-check: setup
-	$(Q)$(afresh) $(compile-once) OMP_WAIT_POLICY=passive TENON_TESTDIR=$(abspath $(check-dir))/disk \
+	$(Q)$(afresh) OMP_WAIT_POLICY=passive TENON_TESTDIR=$(abspath $(check-dir))/disk \
 		prove --verbose --exec $(PYTHON) tests/disk.t :: --all </dev/null
 
 # Readers of files under libFuzzer: RUNS executions in all, which go on from the last ones;
