@@ -237,7 +237,7 @@ static void operands(double least, bool with_state)
 	a.s0 = with_state ? normals_acc(states) : NULL;
 	d = (struct linattn_grad){ .d_o = normals(n * a.heads * a.dv),
 		.ds1 = with_state ? normals_acc(states) : NULL };
-	d.scratch = guarded(LINATTN_SCRATCH(a.b, a.t, a.heads, a.dk, a.dv, a.chunk) * ACC);
+	d.scratch = guarded(LINATTN_SCRATCH(a.b, a.t, a.heads, a.shared, a.dk, a.dv, a.chunk) * ACC);
 	want.o = zeros(n * a.heads * a.dv), want.last = zeros(states), want.ds0 = zeros(states);
 	want.dq = zeros(n * a.q_row), want.dk = zeros(n * a.k_row), want.dv = zeros(n * a.v_row);
 	want.dg = zeros(n * a.g_row);
