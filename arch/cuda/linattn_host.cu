@@ -15,22 +15,12 @@ template <class T> static T *fetch(const T *src, long row, int n, int width)
 	return rows;
 }
 
-static double widened(bf16 x)
-{
-	return __bfloat162float(x);
-}
-
-static double widened(float x)
-{
-	return x;
-}
-
 static void widen(double *dst, const real *src, long row, int n, int width)
 {
 	real *rows = fetch(src, row, n, width);
 
 	for (long e = 0; e < (long)n * width; e++)
-		dst[e] = widened(rows[e]);
+		dst[e] = (float)rows[e];
 	free(rows);
 }
 
