@@ -29,7 +29,10 @@ static __device__ __forceinline__ struct step_row step_row_of(const struct linat
 	return { get(linattn_k(a, i, h) + c), (float)a.scale * get(linattn_q(a, i, h) + c), alpha };
 }
 
-/* Rows c, c + DEEP, ... of a slice of @state take in @v; @sum: their part of the outputs. */
+/*
+ * Rows c, c + DEEP, ... of a slice of @state take in @v; @sum: their part of the outputs. What
+ * is there at position 0 is read, so that nothing waits for the position, and not used.
+ */
 template <int W>
 static __device__ __forceinline__ void step_rows(const struct linattn &a, int i, int h, int c,
 						 float *state, const float (&v)[W], bool begins,
@@ -40,7 +43,7 @@ static __device__ __forceinline__ void step_rows(const struct linattn &a, int i,
 
 #pragma unroll
 	for (int j = 0; j < EACH; j++)
-		if (!begins && c + j * DEEP < a.dk)
+		if (c + j * DEEP < a.dk)
 			row_load<W>(s[j], state + (long)(c + j * DEEP) * a.dv);
 #pragma unroll
 	for (int j = 0; j < EACH; j++)
@@ -52,7 +55,7 @@ static __device__ __forceinline__ void step_rows(const struct linattn &a, int i,
 			continue;
 #pragma unroll
 		for (int e = 0; e < W; e++) {
-			s[j][e] = row[j].alpha * s[j][e] + row[j].k * v[e];
+			s[j][e] = (begins ? 0 : row[j].alpha * s[j][e]) + row[j].k * v[e];
 			sum[e] = fmaf(row[j].q, s[j][e], sum[e]);
 		}
 		row_store<W>(state + (long)(c + j * DEEP) * a.dv, s[j]);
@@ -81,7 +84,7 @@ template <int W> static __device__ __forceinline__ void sum_rows(float (&sum)[W]
 	}
 }
 
-template <int W> static __global__ void __launch_bounds__(THREADS)
+template <int W> static __global__ void __launch_bounds__(THREADS, 4)
 step_kernel(struct linattn a, float *state, long seq, const int32_t *pos)
 {
 	int h = blockIdx.y, i = blockIdx.z, e0 = (blockIdx.x * LANES + threadIdx.x % LANES) * W;
