@@ -110,7 +110,7 @@ struct linattn_grad {
  *
  * States are made again, a chunk at a time. dg_t is the sum over u >= t of q_u dq_u -
  * k_u dk_u, and what the last state adds (arXiv 2312.06635, appendix); of that what lies
- * behind a block is taken from the state there and its gradient.
+ * behind a block (on a GPU: a chunk) is taken from the state there and its gradient.
  */
 void k_linattn_bwd(const struct linattn *a, const struct linattn_grad *d);
 
