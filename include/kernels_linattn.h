@@ -110,16 +110,23 @@ struct linattn_grad {
  *
  * States are made again, a chunk at a time. dg_t is the sum over u >= t of q_u dq_u -
  * k_u dk_u, and what the last state adds (arXiv 2312.06635, appendix); of that what lies
- * behind a block is taken from the state there and its gradient.
+ * behind a block (on a GPU: a chunk) is taken from the state there and its gradient.
  */
 void k_linattn_bwd(const struct linattn *a, const struct linattn_grad *d);
 
 /* Elements of a row of dk elements in scratch: whole vectors on every arch. */
 #define LINATTN_WIDTH(dk) ROUND_UP((size_t)(dk), 64 / sizeof(acc_t))
 
-/* Of every head: a state for each chunk, and the gradient of one. */
-#define LINATTN_SCRATCH(b, t, heads, dk, dv, chunk) ((size_t)(b) * (heads) * \
-	(((t) + (chunk) - 1) / (chunk) + 1) * (dv) * LINATTN_WIDTH(dk))
+/* On a GPU, of a head at one position: gradients that heads share, before they are added up. */
+#define LINATTN_PARTS(shared, dk, dv) (IS_ENABLED(CONFIG_ARCH_CUDA) * \
+	(((shared) & LINATTN_Q ? (dk) : 0) + ((shared) & LINATTN_K ? (dk) : 0) + \
+	 ((shared) & LINATTN_V ? (dv) : 0) + \
+	 ((shared) & LINATTN_G ? (size_t)(dk) : LINATTN_WIDTH(dk) / 16)))
+
+/* Of every head: a state for each chunk, and the gradient of one; and those parts. */
+#define LINATTN_SCRATCH(b, t, heads, shared, dk, dv, chunk) ((size_t)(b) * (heads) * \
+	((((t) + (chunk) - 1) / (chunk) + 1) * (dv) * LINATTN_WIDTH(dk) + \
+	 (t) * LINATTN_PARTS(shared, dk, dv)))
 
 /**
  * k_linattn_state() - the state behind the first len[i] positions of each sequence

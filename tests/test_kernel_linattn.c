@@ -237,7 +237,7 @@ static void operands(double least, bool with_state)
 	a.s0 = with_state ? normals_acc(states) : NULL;
 	d = (struct linattn_grad){ .d_o = normals(n * a.heads * a.dv),
 		.ds1 = with_state ? normals_acc(states) : NULL };
-	d.scratch = guarded(LINATTN_SCRATCH(a.b, a.t, a.heads, a.dk, a.dv, a.chunk) * ACC);
+	d.scratch = guarded(LINATTN_SCRATCH(a.b, a.t, a.heads, a.shared, a.dk, a.dv, a.chunk) * ACC);
 	want.o = zeros(n * a.heads * a.dv), want.last = zeros(states), want.ds0 = zeros(states);
 	want.dq = zeros(n * a.q_row), want.dk = zeros(n * a.k_row), want.dv = zeros(n * a.v_row);
 	want.dg = zeros(n * a.g_row);
@@ -293,6 +293,36 @@ static bool cut_right(int cut)
 	return good;
 }
 
+/* Operands of each head on the host, and outputs from there. */
+static bool host_right(void)
+{
+	struct linattn_host x = { zeros(a.t * a.dk), zeros(a.t * a.dk), zeros(a.t * a.dv),
+				  zeros(a.t * a.dk) };
+	double *o = zeros((size_t)a.t * a.dv);
+	bool good = true;
+
+	memset(a.o, 0xFF, (size_t)a.b * a.t * a.heads * a.dv * ACT);
+	for (int i = 0; i < a.b; i++)
+		for (int h = 0; h < a.heads; h++) {
+			k_linattn_get(&a, i, h, &x);
+			for (int t = 0; t < a.t; t++) {
+				for (int c = 0; c < a.dk; c++)
+					good &= x.q[t * a.dk + c] == real(a.q[at_q(i, t, h) + c]) &&
+						x.k[t * a.dk + c] == real(a.k[at_k(i, t, h) + c]) &&
+						fabs(x.alpha[t * a.dk + c] - alpha(i, t, h, c)) <= UNIT;
+				for (int e = 0; e < a.dv; e++) {
+					good &= x.v[t * a.dv + e] == real(a.v[at_v(i, t, h) + e]);
+					o[t * a.dv + e] = want.o[at_o(i, t, h) + e];
+				}
+			}
+			k_linattn_put(&a, i, h, o);
+		}
+	arch_sync();
+	good &= same(a.o, want.o, ACT, a.b * a.t, a.heads * a.dv, 0, "o from the host");
+	free(x.q), free(x.k), free(x.v), free(x.alpha), free(o);
+	return good;
+}
+
 static void gradients_right(const char *name)
 {
 	size_t n = (size_t)a.b * a.t;
@@ -340,6 +370,7 @@ static void test_linattn(struct linattn shape, double least, bool with_state)
 	ok(same(state, want.last, ACC, a.b, state_size, 0, "state") && good,
 	   "%s: is the recurrence", name);
 	ok(steps_right(), "%s: steps are", name);
+	ok(host_right(), "%s: operands on the host", name);
 	gradients_right(name);
 	unguard(state);
 	drop();
@@ -368,6 +399,17 @@ int main(void)
 		test_linattn(wide, -0.1, true);
 		test_linattn(pairs, -3, true);
 		test_linattn(all, -20, true);
+	}
+	for (int width = 64; width <= 1024; width *= 2) {	/* beside one of no whole vectors */
+		struct linattn keys = { .b = 1, .t = 37, .heads = 2, .group = 2, .dk = width - 3,
+					.dv = 9, .shared = LINATTN_G, .chunk = 32,
+					.decay = LINATTN_VECTOR, .scale = 1 };
+		struct linattn values = { .b = 1, .t = 37, .heads = 2, .group = 1, .dk = 6,
+					  .dv = width, .chunk = 16, .decay = LINATTN_SCALAR,
+					  .scale = 1 };
+
+		test_linattn(keys, -2, false);
+		test_linattn(values, -2, true);
 	}
 	test_linattn((struct linattn){ .b = 1, .t = 300, .heads = 2, .group = 1, .dk = 32, .dv = 32,
 				       .chunk = 256, .decay = LINATTN_VECTOR, .scale = 1 }, -0.01,

@@ -132,7 +132,8 @@ struct gla_tmp {
 	TENSOR acc_t dg[BT][GATES];
 	TENSOR act_t dz[BT][GATES];
 	TENSOR act_t dlow[BT][RANK];
-	TENSOR acc_t scratch[LINATTN_SCRATCH(B_MAX, T_MAX, H, KEY, VALUE, CONFIG_LINEAR_CHUNK)];
+	TENSOR acc_t scratch[LINATTN_SCRATCH(B_MAX, T_MAX, H, SHARED, KEY, VALUE,
+					      CONFIG_LINEAR_CHUNK)];
 };
 
 /* Decode state of one sequence, whatever its length; the rings hold the streams. */

@@ -32,6 +32,7 @@ enum {
 	IN = INNER + MIXED + HEADS,		/* columns of in_proj: z, these, dt */
 	AT_MIXED = INNER,
 	AT_DT = INNER + MIXED,
+	SHARED = LINATTN_Q | LINATTN_K,		/* by the heads of a group */
 };
 
 static_assert(INNER == CONFIG_MAMBA2_EXPAND * C && HEADS % GROUPS == 0,
@@ -111,7 +112,7 @@ struct mamba2_tmp {
 	TENSOR act_t dy[BT][INNER];
 	TENSOR act_t dv[BT][INNER];
 	TENSOR acc_t dg[BT][HEADS];
-	TENSOR acc_t scratch[LINATTN_SCRATCH(B_MAX, T_MAX, HEADS, N, P, CONFIG_LINEAR_CHUNK)];
+	TENSOR acc_t scratch[LINATTN_SCRATCH(B_MAX, T_MAX, HEADS, SHARED, N, P, CONFIG_LINEAR_CHUNK)];
 };
 
 /* Decode state of one sequence, whatever its length. */
@@ -155,7 +156,7 @@ static struct linattn recurrence(const struct mamba2_rows *s)
 {
 	return (struct linattn){
 		.b = s->b, .t = s->t, .heads = HEADS, .group = HEADS / GROUPS,
-		.shared = LINATTN_Q | LINATTN_K, .dk = N, .dv = P, .chunk = CONFIG_LINEAR_CHUNK,
+		.shared = SHARED, .dk = N, .dv = P, .chunk = CONFIG_LINEAR_CHUNK,
 		.decay = LINATTN_SCALAR, .scale = 1,
 		.q = s->mixed + AT_C, .q_row = MIXED, .q_head = N,
 		.k = s->mixed + AT_B, .k_row = MIXED, .k_head = N,
