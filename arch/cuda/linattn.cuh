@@ -2,8 +2,7 @@
 /**
  * DOC: linear recurrences on the device
  *
- * What the paths share. One is for bf16 and widths that are multiples of 16, on tensor
- * cores; the general one takes every shape up to LINATTN_WIDTH_MAX, in bf16 or float.
+ * What the kernels share. They take every shape up to LINATTN_WIDTH_MAX, in bf16 or float.
  */
 #ifndef TENON_CUDA_LINATTN_CUH
 #define TENON_CUDA_LINATTN_CUH
@@ -13,7 +12,7 @@
 
 enum {
 	LINATTN_ROWS = 16,		/* positions of a block */
-	LINATTN_WIDTH_MAX = 1024,	/* of keys and of values, on the general path */
+	LINATTN_WIDTH_MAX = 1024,	/* of keys and of values */
 };
 
 /** linattn_head() - which head of an operand head @h uses */
@@ -52,28 +51,5 @@ static inline __host__ __device__ float linattn_alpha(const struct linattn &a, i
 {
 	return a.decay == LINATTN_FIXED ? 1 - exp2f(-5 - h) : 1;
 }
-
-/** linattn_any_fwd() - general path */
-void linattn_any_fwd(const struct linattn *a);
-
-/** linattn_any_bwd() - general path */
-void linattn_any_bwd(const struct linattn *a, const struct linattn_grad *d);
-
-#if defined CONFIG_REAL_BF16 && __has_include("linattn_mma.cu")
-/** linattn_mma_takes() - can the path on tensor cores run this shape on this device? */
-bool linattn_mma_takes(const struct linattn *a);
-#else
-static inline bool linattn_mma_takes(const struct linattn *a)
-{
-	(void)a;
-	return false;
-}
-#endif
-
-/** linattn_mma_fwd() - path on tensor cores */
-void linattn_mma_fwd(const struct linattn *a);
-
-/** linattn_mma_bwd() - path on tensor cores */
-void linattn_mma_bwd(const struct linattn *a, const struct linattn_grad *d);
 
 #endif

@@ -323,7 +323,7 @@ static void sum_decays(const struct any_run *p, const struct linattn_grad *d)
 			     a->decay == LINATTN_SCALAR ? 1 : a->dk);
 }
 
-void linattn_any_bwd(const struct linattn *a, const struct linattn_grad *d)
+void k_linattn_bwd(const struct linattn *a, const struct linattn_grad *d)
 {
 	size_t heads = (size_t)a->b * a->heads;
 	struct any_run p = {};
