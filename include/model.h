@@ -368,7 +368,4 @@ const struct param_entry *model_find(const struct model *m, const char *name);
  */
 void model_work(const struct model *m, int s, int b, int t, bool backward, struct work *w);
 
-/** layer_first() - number of the first sub-layer of a layer; of NL: NR_SUB */
-int layer_first(int layer);
-
 #endif
