@@ -33,7 +33,7 @@ import study_status
 from plain import plain
 from study import StudyError
 from study_runs import Run, Scheduler, columns, say
-from study_state import Study, gpus, machine, output
+from study_state import Study, gpus, machine, memory_checked, output
 
 DECODE_STEPS = 100           # that the decode speed is the median of
 PICTURE = 100                # columns of a picture of losses, at most
@@ -99,6 +99,13 @@ def settled(one, runs):
         return word and f"settled, {word} than arm {base} after {len(gaps)} seeds"
 
     return reason
+
+
+def check_memory(one):
+    """Of arms that were built where none of them could run."""
+    for arm in one.arms.values():
+        if not memory_checked(arm.plan):
+            output([arm.binary, "plan", "--check"], arm.title)
 
 
 # ---- what comes of it
@@ -169,6 +176,7 @@ def run_study(one, args, cpus):
     held = one.lock()
     one.refresh()
     one.record["machine"] = machine(one.record["arms"][0]["compiler"])
+    check_memory(one)
     runs, places = runs_of(one, cpus, args.data)
     one.save()
     # Seed by seed, so that pairs are whole early; the longest first, so that none is left at the end.

@@ -186,6 +186,9 @@ def checks():
             status, said = check(*flags)
             ok(status == 2 and said.startswith("tenon: ") and said.count("\n") == 1,
                f"{what} is refused: {said.strip()}")
+        status, said = check("--elsewhere", "--json", "--data", f"{d}/enough")
+        ok(status == 0 and json.loads(said)["memory_available"] is None,
+           "a run elsewhere is held against no memory")
         ok(sorted(os.listdir(d)) == ["enough", "short"], "nothing is left behind")
 
 

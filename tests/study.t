@@ -4,6 +4,7 @@
 refuses before the others are built."""
 import contextlib
 import io
+import itertools
 import json
 import os
 import re
@@ -26,6 +27,7 @@ import bundle    # noqa: E402
 import curve    # noqa: E402
 import study    # noqa: E402
 import study_arms    # noqa: E402
+import study_build    # noqa: E402
 import study_runs    # noqa: E402
 import study_stats    # noqa: E402
 import study_table    # noqa: E402
@@ -215,6 +217,32 @@ def test_moved():
          t.said(done))
 
 
+def test_elsewhere():
+    """A study for a GPU that is built where none is: --run asks for memory, and only then."""
+    state = json.loads(t.read(RUNS, "moved/study.json"))
+    for arm in state["arms"]:
+        arm["plan"]["memory_available"] = None if arm["name"] == 2 else 1
+    t.write(json.dumps(state).encode(), RUNS, "moved/study.json")
+    binary = f"{RUNS}/moved/bin/arm2"
+    os.rename(binary, f"{binary}.kept")
+    t.write(b"#!/bin/sh\necho tenon: no memory for $* >&2\nexit 2\n", binary)
+    os.chmod(binary, 0o755)
+    done = run(t.PYTHON, "scripts/ablate.py", "--run", f"{RUNS}/moved")
+    t.ok(done.returncode == 2 and "arm 2: no memory for plan --check" in done.stderr,
+         "memory_that_no_build_asked_for_is_asked_for", t.said(done))
+    os.rename(f"{binary}.kept", binary)
+    asked = []
+    with mock.patch.object(study_build.study_state, "gpus", lambda: []), \
+            mock.patch.object(study_build, "output",
+                              lambda words, what: asked.append("--elsewhere" in words) or "{}"):
+        for arch, elsewhere in itertools.product(("CPU", "CUDA"), (False, True)):
+            os.makedirs(f"{SCRATCH}/arms/arch", exist_ok=True)
+            t.write(f"CONFIG_ARCH_{arch}=y\n".encode(), SCRATCH, "arms/arch/.config")
+            study_build.Build(SimpleNamespace(build="arch", title="arch"), SCRATCH).check(
+                [], elsewhere)
+    t.ok(asked == [False, False, False, True], "a_build_for_a_gpu_needs_none", asked)
+
+
 def test_content():
     """Runs of another content are moved aside, one by one; the others stay."""
     shutil.rmtree(f"{RUNS}/b", ignore_errors=True)
@@ -267,6 +295,10 @@ def test_words():
     t.ok([e.name for e in study_arms.parse("0 ra-mla-arm1+N_LAYER=2")] ==
          [0, "ra-mla-arm1+N_LAYER=2"] and [e.twin for e in study_arms.parse("2 4")] == [None, 2],
          "numbers_and_fragments_are_arms")
+    t.ok([(e.name, e.fragments, e.symbols, e.label) for e in study_arms.parse("base")] ==
+         [("base", [], {}, "the base as it is")] and
+         [study.reference(names) for names in (["a", "b"], ["a", "base"], [1, "base"], ["base", 0], [1])] ==
+         ["a", "base", "base", 0, None], "the_base_is_an_arm")
     for text, words in {"none": "none is no fragment", "N_LAYER=": "N_LAYER lacks a value",
                         '"a': "not closed", "N_LAYER=1,1": "two arms", "4": "with the 2", "9": "are 0 to 5",
                         " ": "name the arms", "ra-mla-arm1+": "nothing is no fragment"}.items():
@@ -286,15 +318,15 @@ def test_ablate():
     t.ok(done.returncode == 2 and len(errors) == 1 and "KV_HEADS" in errors[0] and
          "arm KV_HEADS=9: " in errors[0], "an_arm_that_is_illegal_is_refused", t.said(done))
     configure(MAX_ITERS=4, EVAL_INTERVAL=4)
-    done = run("make", f"O={SCRATCH}", "ablate", "ARMS=0 RA_MLA_LATENT_DIM=4", "SEEDS=2",
+    done = run("make", f"O={SCRATCH}", "ablate", "ARMS=0 base RA_MLA_LATENT_DIM=4", "SEEDS=2",
                f"OUT={RUNS}/y")
     lines = {line.split(" |")[0].strip(): line for line in done.stdout.splitlines() if " | " in line}
     state = json.loads(t.read(RUNS, "y/study.json"))
-    t.ok(done.returncode == 0 and {"0", "RA_MLA_LATENT_DIM=4"} <= set(lines) and
-         state["arms"][1]["symbols"] == {"RA_MLA_LATENT_DIM": "4"} and
-         [r["folder"] for r in state["runs"]] == ["arm0", "RA_MLA_LATENT_DIM-4", "arm0-seed1338",
-                                                  "RA_MLA_LATENT_DIM-4-seed1338"] and
-         state["command"] == "make ablate ARMS='0 RA_MLA_LATENT_DIM=4' SEEDS=2",
+    t.ok(done.returncode == 0 and {"0", "base", "RA_MLA_LATENT_DIM=4"} <= set(lines) and
+         [a["symbols"] for a in state["arms"][1:]] == [{}, {"RA_MLA_LATENT_DIM": "4"}] and
+         [r["folder"] for r in state["runs"]] == ["arm0", "base", "RA_MLA_LATENT_DIM-4", "arm0-seed1338",
+                                                  "base-seed1338", "RA_MLA_LATENT_DIM-4-seed1338"] and
+         state["command"] == "make ablate ARMS='0 base RA_MLA_LATENT_DIM=4' SEEDS=2",
          "symbols_are_arms", t.said(done))
 
 
@@ -556,6 +588,7 @@ def main():
     test_state()
     test_shared_bytes()
     test_moved()
+    test_elsewhere()
     test_difference()
     test_restart()
     test_content()
