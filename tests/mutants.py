@@ -43,7 +43,7 @@ PROGRAMS = {
     "train": ("test_optim", "test_step", "test_train", "test_model"),
 }
 # What no program sees may be seen by tests of whole runs, which take longer.
-SCRIPTS = {"model": ("plan.t",), "train": ("checkpoint.t",)}
+SCRIPTS = {"model": ("plan.t",), "train": ("checkpoint.t", "drawn.t")}
 # Changed lines that compute the same, and why.
 WIDTH_0 = "the turn more is of no element"
 ONE_RANK = "with one rank nobody reads it: dist/single.c gathers nothing"
