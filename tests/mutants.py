@@ -53,6 +53,9 @@ EQUIVALENT = {
     ("arch/cpu/gate.c", "for (int j = 0; j <= c; j += STRIP)"): WIDTH_0,
     ("train/optim.c", "o->own_losses[r] = (size_t)MICROS / ranks * r * sizeof(*o->losses);"): ONE_RANK,
     ("train/optim.c", "o->own_weights[r] = weight_byte(m, o->own[r + 1]);"): ONE_RANK,
+    ("train/optim.c", "dist_gather(o->partial, o->own_partial);"): ONE_RANK,
+    ("model/mlp/moe.c", "TENSOR act_t rows[B_MAX + K][C];"):
+        "what lies beyond is the beginning of more, written when rows are read for the last time",
 }
 # (what, pattern, replacement): applied to one match of one line.
 OPERATORS = (
