@@ -419,6 +419,25 @@ def test_interrupt():
          f"{kept} {rows[-1:]}")
 
 
+def test_killed():
+    """SIGKILL of the study, and the same command at once: its runs end by themselves and go on."""
+    for end in (signal.SIGKILL, signal.SIGINT):
+        with subprocess.Popen(study_command("c"), cwd=t.SRC, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, text=True) as p:
+            while "arm 2 starts" not in (p.stdout.readline() or "arm 2 starts"):
+                pass
+            until, seen = time.monotonic() + 60, study.last_row(f"{RUNS}/c/arm2")["step"]
+            while study.last_row(f"{RUNS}/c/arm2")["step"] == seen and p.poll() is None and \
+                    time.monotonic() < until:
+                time.sleep(0.02)
+            p.send_signal(end)
+            out, err = p.communicate(timeout=60)
+    t.ok(p.returncode == 128 + signal.SIGINT and "in use" not in err,
+         "a_study_that_was_killed_goes_on_at_once", out + err)
+    left = processes(f"{RUNS}/c/")
+    t.ok(not left, "a_killed_study_leaves_no_process", left)
+
+
 def refused(name, symbols, *words, out="x"):
     """make ends with status 2 and one line; of the arms the largest alone is built."""
     configure(**symbols)
@@ -596,6 +615,7 @@ def main():
     test_words()
     test_settled()
     test_interrupt()
+    test_killed()
     test_refusals()
     test_too_large()
     test_leaks()
