@@ -149,7 +149,7 @@ programs-of = $(filter-out $(if $(filter-out $(firstword $(check-configs)),$(1))
 check-programs-of = $(foreach c,$(check-configs),$(addprefix $(check-dir)/$(c)/tests/,$(call programs-of,$(c))))
 # The same text and symbols are compiled once for all object trees: tests/bin/gcc.
 compile-once = TENON_OBJECTS=$(abspath $(check-dir))/scratch/objects PATH="$(CURDIR)/tests/bin:$$PATH"
-one-check-tree = $(compile-once) $(MAKE) O=$(check-dir)/$(1) $(jobs) EXTRA_CFLAGS='-g0 $(EXTRA_CFLAGS)' \
+one-check-tree = $(compile-once) $(MAKE) O=$(check-dir)/$(1) $(jobs) EXTRA_CFLAGS='-g0 -Werror $(EXTRA_CFLAGS)' \
 	defconfig-$(firstword $(subst +, ,$(1))) \
 	$(addsuffix .config,$(wordlist 2,9,$(subst +, ,$(1)))) \
 	check-programs PROGRAMS='$(call programs-of,$(1))'

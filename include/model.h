@@ -349,7 +349,4 @@ const acc_t *model_step(struct model *m, const int32_t *tok, const int32_t *pos,
  */
 void model_work(const struct model *m, int s, int b, int t, bool backward, struct work *w);
 
-/** layer_first() - number of the first sub-layer of a layer; of NL: NR_SUB */
-int layer_first(int layer);
-
 #endif

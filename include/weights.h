@@ -41,7 +41,7 @@ const struct param_entry *model_find(const struct model *m, const char *name);
 void model_put(struct model *m, grad_t *master, const struct param_entry *e, size_t first,
 	       size_t n, const grad_t *host);
 
-/** model_get() - the same elements to the host, from @master where there is one; waits */
+/** model_get() - the same, at most PIECE, to the host, from @master where there is one; waits */
 void model_get(const struct model *m, const grad_t *master, const struct param_entry *e,
 	       size_t first, size_t n, grad_t *host);
 

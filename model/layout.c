@@ -56,15 +56,6 @@ static bool is_alt(int layer)
 	return false;
 }
 
-int layer_first(int layer)
-{
-	int first = 0;
-
-	for (int l = 0; l < layer; l++)
-		first += is_alt(l) ? CONFIG_BLOCK_ALT_LEN : CONFIG_BLOCK_LEN;
-	return first;
-}
-
 int mixer_times(const char *name, int layer)
 {
 	char *words = xstrdup(is_alt(layer) ? CONFIG_BLOCK_ALT : CONFIG_BLOCK), *save = NULL;

@@ -3,6 +3,7 @@
  * Parameters: which exist, what they take, their initial values, and their way
  * between host and device.
  */
+#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -185,9 +186,7 @@ void model_get(const struct model *m, const grad_t *master, const struct param_e
 		arch_get(host, from + first, n * sizeof(*host));
 		return;
 	}
-	for (size_t at = 0, k; at < n; at += k) {
-		k = MIN(n - at, (size_t)PIECE);
-		k_widen(m->stage, w + first + at, k);
-		arch_get(host + at, m->stage, k * sizeof(*host));
-	}
+	assert(n <= PIECE);
+	k_widen(m->stage, w + first, n);
+	arch_get(host, m->stage, n * sizeof(*host));
 }

@@ -34,7 +34,7 @@ import study_status
 from plain import plain
 from study import StudyError
 from study_runs import Run, Scheduler, columns, say
-from study_state import Study, gpus, machine, output
+from study_state import Study, gpus, machine, memory_checked, output
 
 PICTURE = 100                # columns of a picture of losses, at most
 
@@ -101,6 +101,13 @@ def settled(one, runs):
     return reason
 
 
+def check_memory(one):
+    """Of arms that were built where none of them could run."""
+    for arm in one.arms.values():
+        if not memory_checked(arm.plan):
+            output([arm.binary, "plan", "--check"], arm.title)
+
+
 # ---- what comes of it
 
 
@@ -153,6 +160,7 @@ def run_study(one, args, cpus):
     held = one.lock()
     one.refresh()
     one.record["machine"] = machine(one.record["arms"][0]["compiler"])
+    check_memory(one)
     runs, places = runs_of(one, cpus, args.data)
     one.save()
     # Seed by seed, so that pairs are whole early; the longest first, so that none is left at the end.

@@ -20,6 +20,7 @@ class StudyError(Exception):
 
 
 FRAGMENT = "ra-mla-arm{}"    # what an arm of the published study puts on the configuration
+BASE = "base"                # the arm that has nothing on top
 GPT2 = "ra-mla-gpt2"         # the arm that stands beside them for scale
 TWIN = {4: 2, 5: 3}          # an arm that repeats another one's build and seed
 UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")    # what no folder of an arm is named with
@@ -56,7 +57,8 @@ class Entry:
     def label(self):
         """What the fragments' first lines, "# words" or "# Arm N: words", say; the symbols."""
         words = [f"{name} {value}".replace('"', "") for name, value in self.symbols.items()]
-        return ", ".join([self.first_line(path) for path in self.fragments] + words)
+        return ", ".join([self.first_line(path) for path in self.fragments] + words) or \
+            "the base as it is"
 
     def first_line(self, path):
         with open(path, encoding="utf-8") as f:
@@ -95,9 +97,10 @@ def entries(cfg):
 
 
 def reference(names):
-    """What changes are measured from: arm 0, without published arms the first; or None."""
-    if 0 in names:
-        return 0
+    """What changes are measured from: arm 0, the base, without published arms the first; or None."""
+    for name in (0, BASE):
+        if name in names:
+            return name
     return None if any(isinstance(n, int) for n in names) else names[0]
 
 

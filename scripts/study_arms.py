@@ -3,9 +3,10 @@
 
     ARMS   = word { blank word }
     word   = term { "+" term }              all together: a product where terms have values
-    term   = fragment | number | SYMBOL=value{,value}
+    term   = fragment | number | base | SYMBOL=value{,value}
 
-A number is an arm of the published study, and stands alone. Double quotes keep blanks,
+A number is an arm of the published study, "base" what the others go on top of; both stand
+alone. Double quotes keep blanks,
 commas and plus signs of a value together: BLOCK="mha mlp","mha swiglu".
 """
 import itertools
@@ -61,6 +62,8 @@ def arms(word):
     """[Entry] of one word."""
     if NUMBER.fullmatch(word):
         return [Entry.numbered(int(word))]
+    if word == study.BASE:
+        return [Entry(word, [])]
     parts = [word] if fragment.find(word) else split(word, re.compile(r"\+"))
     return [combine(terms) for terms in itertools.product(*(term(word, p) for p in parts))]
 

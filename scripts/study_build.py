@@ -59,7 +59,8 @@ class Build:
             with open(own, "w", encoding="utf-8") as f:
                 f.writelines(f"CONFIG_{k}={v}\n" for k, v in self.entry.symbols.items())
             paths.append(own)
-        kconfig(draft, self.tree, "merge", *paths, what=self.entry.title)
+        if paths:
+            kconfig(draft, self.tree, "merge", *paths, what=self.entry.title)
         if not os.path.exists(self.config) or \
                 study.read(draft) != study.read(self.config):
             os.replace(draft, self.config)
@@ -69,11 +70,16 @@ class Build:
     def make(self, cpus):
         run_quiet(["make", "-s", f"-j{cpus}", f"O={self.tree}", "build"])
 
-    def check(self, flags):
-        """The figures of `tenon plan`; dies where a run could not begin."""
-        data = DotConfig.load(self.config).s("DATA_PATH")
-        if data:
-            flags = [*flags, "--data", data]
+    def check(self, flags, elsewhere):
+        """
+        The figures of `tenon plan`; dies where a run could not begin. A run that can be
+        ELSEWHERE only is not held against memory.
+        """
+        config = DotConfig.load(self.config)
+        if config.s("DATA_PATH"):
+            flags = [*flags, "--data", config.s("DATA_PATH")]
+        if elsewhere and config.y("ARCH_CUDA") and not study_state.gpus():
+            flags = [*flags, "--elsewhere"]
         self.plan = json.loads(output([self.binary, "--called-by-make", "plan", "--check", "--json",
                                        *flags], self.entry.title))
 
@@ -117,10 +123,12 @@ def build_all(entries, base, args, cpus):
         say(f"building {build.entry.title}")
         build.configure(base)
         build.make(cpus)
-        build.check([] if number else ["--out", args.out])
+        build.check([] if number else ["--out", args.out], args.build_only)
         if not number:
             say(f"{build.entry.title}: {build.plan['params']:,} parameters, "
-                f"{build.plan['train']['arena'] / 2**20:.1f} MiB, fits")
+                f"{build.plan['train']['arena'] / 2**20:.1f} MiB, " +
+                ("fits" if study_state.memory_checked(build.plan) else
+                 "not held against memory, for no GPU is here: --run does"))
     say(f"{len(builds)} binaries built in {time.monotonic() - began:.0f} s")
     return builds
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The training runs of a study: started, watched, stopped."""
+import ctypes
+import fcntl
 import os
 import signal
 import subprocess
@@ -8,11 +10,13 @@ import time
 
 import study
 import study_table
-from study import StudyError, read
+from study import StudyError
 
 POLL = 0.25                  # seconds between looks at the running arms
 ESTIMATE_ROWS = 10           # training steps that an estimate of the time rests on
 LINES = 5                    # lines of an arm's loss that stay, at most; its log has the others
+PR_SET_PDEATHSIG = 1         # <linux/prctl.h>
+PATIENCE = 30                # seconds that a run of a study that was killed may take to checkpoint
 WIDTH = 80                   # of a terminal that does not say
 
 
@@ -36,6 +40,25 @@ def duration(seconds):
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def end_with_us():
+    """Of a run: where the study is killed it checkpoints and ends, as by Ctrl-C."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def wait_for(folder):
+    """Until no run is in a folder; the next one says what is wrong where that takes too long."""
+    if not os.path.isdir(folder):
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    for _ in range(int(PATIENCE / POLL)):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            time.sleep(POLL)
+    os.close(fd)
+
+
 class Run:
     """One training run of an arm; @state is its line in study.json."""
 
@@ -49,7 +72,7 @@ class Run:
         self.process = self.slot = None
         self.told = 0               # lines of loss that stay
         self.trained = False        # by this study, now
-        self.began = self.rows_before = 0
+        self.began = self.rows_before = self.logged = 0
 
     def start(self, slot):
         """In a session of its own, so that Ctrl-C reaches it once: through us."""
@@ -60,11 +83,13 @@ class Run:
         command = [self.arm.binary, "train", "--out", self.folder, "--seed", str(self.seed),
                    "--threads", str(self.threads), "--label",
                    f"{self.arm.title}: {self.arm.label}"]
+        wait_for(self.folder)
         with open(self.log, "ab") as log:
+            self.logged = log.tell()
             self.process = subprocess.Popen(
                 command + (["--data", self.data] if self.data else []),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env,
-                start_new_session=True)
+                start_new_session=True, preexec_fn=end_with_us)
         self.began = time.monotonic()
         self.rows_before = self.rows()
         self.told = self.rows_before * LINES // self.iters
@@ -85,12 +110,18 @@ class Run:
             return None
         return (time.monotonic() - self.began) / max(done, 1)
 
+    def said(self):
+        """Lines of this process in the log."""
+        with open(self.log, "rb") as log:
+            log.seek(self.logged)
+            return log.read().decode(errors="replace").strip().splitlines()
+
     def finish(self):
         """Raise where the run failed."""
         status = self.process.returncode
         if status:
-            last = (read(self.log).strip().splitlines() or ["no output"])[-1]
-            last = last.removeprefix("tenon: ")
+            lines = self.said() or ["no output"]
+            last = ([x for x in lines if x.startswith("tenon: ")] or lines)[-1].removeprefix("tenon: ")
             raise StudyError(f"{self.name} ended with status {status}: {last} (log: {self.log})",
                              status if status > 0 else 1)
         if not study.load_result(self.folder):

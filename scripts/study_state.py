@@ -167,6 +167,11 @@ def gpus():
             if line.startswith("GPU ")]
 
 
+def memory_checked(plan):
+    """Whether a plan was made where it can run."""
+    return plan["memory_available"] is not None
+
+
 def machine(compiler):
     """Where a study runs."""
     return {"cpu": field("/proc/cpuinfo", "model name") or platform.machine(),

@@ -187,9 +187,13 @@ def origin(runs, results):
     """Day of the last result, version, tokens."""
     last = max(os.path.getmtime(os.path.join(run.folder, "result.json")) for run in runs)
     versions = sorted({HASH.sub(r"\1", r["build"].partition(";")[0]) for r in results})
-    tokens = {f"{r['tokens']:,}" for r in results}
+    by_run = {run.name: f"{r['tokens']:,}" for run, r in zip(runs, results)}
+    by_arm = {run.entry.title: by_run[run.name] for run in runs}
+    tokens = set(by_run.values())
+    if any(by_arm[run.entry.title] != by_run[run.name] for run in runs):
+        by_arm = by_run
     seen = f"{tokens.pop()} tokens seen by each arm" if len(tokens) == 1 else "tokens seen: " + \
-        ", ".join(f"{run.name} {r['tokens']:,}" for run, r in zip(runs, results))
+        ", ".join(f"{name} {n}" for name, n in by_arm.items())
     return f"{time.strftime('%Y-%m-%d', time.localtime(last))}, Tenon {' and '.join(versions)}; {seen}"
 
 
@@ -199,7 +203,7 @@ def baseline(rows, results):
     if bigram is None:
         return []
     losing = [str(r["arm"]) for r in rows if r["val_loss"] is None or not r["val_loss"] < bigram]
-    verdict = f"; arm {', '.join(losing)} loses to it: train longer" if losing else ""
+    verdict = f"; not reached by arm {', '.join(losing)}: train longer" if losing else ""
     return [f"bigram baseline, counts of neighbouring {unit}s on the same split: "
             f"{bigram:.4f}{verdict}"]
 

@@ -40,6 +40,8 @@ V2_LITE = {
     "SHARED_EXPERTS": 2, "MLA_QUERY": '"direct"', "MLA_LATENT_DIM": 512, "MLA_LATENT_NORM": "y",
     "MLA_NOPE_DIM": 128, "MLA_V_DIM": 128, "MLA_ROPE_DIM": 64,
 }
+# Routed experts that a token does not use, of 26 layers.
+V2_LITE_IDLE = 26 * (64 - 6) * 3 * 1408 * 2048
 PLANS = ("check-programs", "PROGRAMS=dumps")
 LINE = 0.02    # members start on 256 bytes, and rows of logits come in chunks
 # A plan of 128 MiB and more, and what the process may take beyond it.
@@ -92,6 +94,9 @@ def latent_models():
                     {"ARCH_CPU": "y", **(V2_LITE if lite else {})})
         said = json.loads(plan(obj, "--json"))
         ok(said["params"] == params, f"{name}: {params} parameters ({said['params']})")
+        if lite:
+            active = said["params_active"]
+            ok(active == params - V2_LITE_IDLE, f"{name}: {active} of them active")
         size = {"F32": 4, "BF16": 2}[re.search(r"positions, (\w+)", plan(obj))[1]]
         want = cached * size * config(obj, "N_LAYER")
         ok(said["cache_token"] == want, f"{name}: {cached} values cached a token and layer")
@@ -200,6 +205,9 @@ def checks():
             status, said = check(*flags)
             ok(status == 2 and said.startswith("tenon: ") and said.count("\n") == 1,
                f"{what} is refused: {said.strip()}")
+        status, said = check("--elsewhere", "--json", "--data", f"{d}/enough")
+        ok(status == 0 and json.loads(said)["memory_available"] is None,
+           "a run elsewhere is held against no memory")
         ok(sorted(os.listdir(d)) == ["enough", "short"], "nothing is left behind")
 
 

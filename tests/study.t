@@ -4,6 +4,7 @@
 refuses before the others are built."""
 import contextlib
 import io
+import itertools
 import json
 import os
 import re
@@ -26,6 +27,7 @@ import bundle    # noqa: E402
 import curve    # noqa: E402
 import study    # noqa: E402
 import study_arms    # noqa: E402
+import study_build    # noqa: E402
 import study_runs    # noqa: E402
 import study_stats    # noqa: E402
 import study_table    # noqa: E402
@@ -80,7 +82,7 @@ def test_table():
     lines = table_lines(done.stdout)
     t.ok(done.returncode == 0 and sorted(lines) == ["0", "2", "gpt2"],
          "make_runs_the_study_and_prints_a_line_for_each_arm_beside_gpt2", t.said(done))
-    loses = re.search(r"^bigram baseline, .*: (2\.\d+)(; arm gpt2, 0, 2 loses to it)?", done.stdout,
+    loses = re.search(r"^bigram baseline, .*: (2\.\d+)(; not reached by arm gpt2, 0, 2:)?", done.stdout,
                       re.M)
     t.ok(loses and loses[2], "losing_to_the_baseline_is_said", done.stdout)
     t.ok("data: embedded corpus: " in done.stdout and not re.search("[0-9a-f]{40}", done.stdout),
@@ -215,6 +217,32 @@ def test_moved():
          t.said(done))
 
 
+def test_elsewhere():
+    """A study for a GPU that is built where none is: --run asks for memory, and only then."""
+    state = json.loads(t.read(RUNS, "moved/study.json"))
+    for arm in state["arms"]:
+        arm["plan"]["memory_available"] = None if arm["name"] == 2 else 1
+    t.write(json.dumps(state).encode(), RUNS, "moved/study.json")
+    binary = f"{RUNS}/moved/bin/arm2"
+    os.rename(binary, f"{binary}.kept")
+    t.write(b"#!/bin/sh\necho tenon: no memory for $* >&2\nexit 2\n", binary)
+    os.chmod(binary, 0o755)
+    done = run(t.PYTHON, "scripts/ablate.py", "--run", f"{RUNS}/moved")
+    t.ok(done.returncode == 2 and "arm 2: no memory for plan --check" in done.stderr,
+         "memory_that_no_build_asked_for_is_asked_for", t.said(done))
+    os.rename(f"{binary}.kept", binary)
+    asked = []
+    with mock.patch.object(study_build.study_state, "gpus", lambda: []), \
+            mock.patch.object(study_build, "output",
+                              lambda words, what: asked.append("--elsewhere" in words) or "{}"):
+        for arch, elsewhere in itertools.product(("CPU", "CUDA"), (False, True)):
+            os.makedirs(f"{SCRATCH}/arms/arch", exist_ok=True)
+            t.write(f"CONFIG_ARCH_{arch}=y\n".encode(), SCRATCH, "arms/arch/.config")
+            study_build.Build(SimpleNamespace(build="arch", title="arch"), SCRATCH).check(
+                [], elsewhere)
+    t.ok(asked == [False, False, False, True], "a_build_for_a_gpu_needs_none", asked)
+
+
 def test_content():
     """Runs of another content are moved aside, one by one; the others stay."""
     shutil.rmtree(f"{RUNS}/b", ignore_errors=True)
@@ -267,6 +295,10 @@ def test_words():
     t.ok([e.name for e in study_arms.parse("0 ra-mla-arm1+N_LAYER=2")] ==
          [0, "ra-mla-arm1+N_LAYER=2"] and [e.twin for e in study_arms.parse("2 4")] == [None, 2],
          "numbers_and_fragments_are_arms")
+    t.ok([(e.name, e.fragments, e.symbols, e.label) for e in study_arms.parse("base")] ==
+         [("base", [], {}, "the base as it is")] and
+         [study.reference(names) for names in (["a", "b"], ["a", "base"], [1, "base"], ["base", 0], [1])] ==
+         ["a", "base", "base", 0, None], "the_base_is_an_arm")
     for text, words in {"none": "none is no fragment", "N_LAYER=": "N_LAYER lacks a value",
                         '"a': "not closed", "N_LAYER=1,1": "two arms", "4": "with the 2", "9": "are 0 to 5",
                         " ": "name the arms", "ra-mla-arm1+": "nothing is no fragment"}.items():
@@ -286,15 +318,15 @@ def test_ablate():
     t.ok(done.returncode == 2 and len(errors) == 1 and "KV_HEADS" in errors[0] and
          "arm KV_HEADS=9: " in errors[0], "an_arm_that_is_illegal_is_refused", t.said(done))
     configure(MAX_ITERS=4, EVAL_INTERVAL=4)
-    done = run("make", f"O={SCRATCH}", "ablate", "ARMS=0 RA_MLA_LATENT_DIM=4", "SEEDS=2",
+    done = run("make", f"O={SCRATCH}", "ablate", "ARMS=0 base RA_MLA_LATENT_DIM=4", "SEEDS=2",
                f"OUT={RUNS}/y")
     lines = {line.split(" |")[0].strip(): line for line in done.stdout.splitlines() if " | " in line}
     state = json.loads(t.read(RUNS, "y/study.json"))
-    t.ok(done.returncode == 0 and {"0", "RA_MLA_LATENT_DIM=4"} <= set(lines) and
-         state["arms"][1]["symbols"] == {"RA_MLA_LATENT_DIM": "4"} and
-         [r["folder"] for r in state["runs"]] == ["arm0", "RA_MLA_LATENT_DIM-4", "arm0-seed1338",
-                                                  "RA_MLA_LATENT_DIM-4-seed1338"] and
-         state["command"] == "make ablate ARMS='0 RA_MLA_LATENT_DIM=4' SEEDS=2",
+    t.ok(done.returncode == 0 and {"0", "base", "RA_MLA_LATENT_DIM=4"} <= set(lines) and
+         [a["symbols"] for a in state["arms"][1:]] == [{}, {"RA_MLA_LATENT_DIM": "4"}] and
+         [r["folder"] for r in state["runs"]] == ["arm0", "base", "RA_MLA_LATENT_DIM-4", "arm0-seed1338",
+                                                  "base-seed1338", "RA_MLA_LATENT_DIM-4-seed1338"] and
+         state["command"] == "make ablate ARMS='0 base RA_MLA_LATENT_DIM=4' SEEDS=2",
          "symbols_are_arms", t.said(done))
 
 
@@ -385,6 +417,25 @@ def test_interrupt():
     rows = study.training_rows(f"{RUNS}/c/arm2")
     t.ok(rows and kept[-1] == f"ckpt-{rows[-1][0]:06d}", "interrupt_checkpoints_the_last_step",
          f"{kept} {rows[-1:]}")
+
+
+def test_killed():
+    """SIGKILL of the study, and the same command at once: its runs end by themselves and go on."""
+    for end in (signal.SIGKILL, signal.SIGINT):
+        with subprocess.Popen(study_command("c"), cwd=t.SRC, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, text=True) as p:
+            while "arm 2 starts" not in (p.stdout.readline() or "arm 2 starts"):
+                pass
+            until, seen = time.monotonic() + 60, study.last_row(f"{RUNS}/c/arm2")["step"]
+            while study.last_row(f"{RUNS}/c/arm2")["step"] == seen and p.poll() is None and \
+                    time.monotonic() < until:
+                time.sleep(0.02)
+            p.send_signal(end)
+            out, err = p.communicate(timeout=60)
+    t.ok(p.returncode == 128 + signal.SIGINT and "in use" not in err,
+         "a_study_that_was_killed_goes_on_at_once", out + err)
+    left = processes(f"{RUNS}/c/")
+    t.ok(not left, "a_killed_study_leaves_no_process", left)
 
 
 def refused(name, symbols, *words, out="x"):
@@ -556,6 +607,7 @@ def main():
     test_state()
     test_shared_bytes()
     test_moved()
+    test_elsewhere()
     test_difference()
     test_restart()
     test_content()
@@ -563,6 +615,7 @@ def main():
     test_words()
     test_settled()
     test_interrupt()
+    test_killed()
     test_refusals()
     test_too_large()
     test_leaks()

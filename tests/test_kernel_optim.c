@@ -92,13 +92,14 @@ static void call_run(void)
 {
 	size_t parts = (r.n + OPTIM_CHUNK - 1) / OPTIM_CHUNK;
 	grad_t *g = xmalloc(r.n * sizeof(*g));
-	double *partial = xmalloc(parts * sizeof(*partial));
+	double *partial = xmalloc((parts + 1) * sizeof(*partial));
 	int32_t *bad = xmalloc(parts * sizeof(*bad));
 	struct adam_state st = { 0 };
 
 	memset(r.m, 0, r.n * sizeof(*r.m));
 	memset(r.v, 0, r.n * sizeof(*r.v));
 	k_widen(r.master, r.w, r.n);
+	partial[parts] = NAN;	/* no part of the sum */
 	for (int i = 0; i < r.steps; i++) {
 		for (size_t j = 0; j < r.n; j++)
 			g[j] = gradient(i, j);

@@ -127,6 +127,7 @@ int verb_plan(int argc, char **argv)
 	bool json = false, check = false;
 	const char *data = NULL, *out = NULL;
 	int64_t sequences = 1, device = 0;
+	static struct report r;
 	const struct opt opts[] = {
 		{ "json", OPT_FLAG, &json, 0, 0, "for scripts" },
 		{ "check", OPT_FLAG, &check, 0, 0, "end with status 2 where training does not fit" },
@@ -136,8 +137,9 @@ int verb_plan(int argc, char **argv)
 		  "with --check: run folder that it must be possible to write" },
 		{ "sequences", OPT_INT, &sequences, 1, B_MAX, "of the decode phase" },
 		{ "device", OPT_INT, &device, 0, 1023, "device number" },
+		{ "elsewhere", OPT_FLAG, &r.elsewhere, 0, 0,
+		  "of a run on another machine: open no device, ask for no memory" },
 	};
-	static struct report r;
 
 	options_parse("plan", "", opts, ARRAY_SIZE(opts), argc, argv);
 	if ((data || out) && !check)
@@ -145,9 +147,10 @@ int verb_plan(int argc, char **argv)
 	if (out)
 		check_out(out);
 	dist_init();
-	arch_init(device, 0);
+	if (!r.elsewhere)
+		arch_init(device, 0);
 	make_report(&r, sequences);
-	if (check)
+	if (check && !r.elsewhere)
 		plan_refuse(&r.plan[PHASE_TRAIN]);
 	if (data) {
 		data_open(data);
@@ -155,7 +158,7 @@ int verb_plan(int argc, char **argv)
 	}
 	if (json)
 		plan_json(&r);
-	else if (check)
+	else if (check && !r.elsewhere)
 		printf("plan: %" PRIu64 " parameters, %.1f of %.1f MiB: fits\n",
 		       r.plan[PHASE_TRAIN].params, r.plan[PHASE_TRAIN].bytes_arena / MIB,
 		       arch_memory() / MIB);

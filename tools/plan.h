@@ -17,6 +17,7 @@ enum { PHASES = 3, PARTS = 7 };
  * @arena: bytes in training with each way to recompute
  * @flops_decode: operations of one decode step at the last position, per sequence
  * @same_bits: ranks that share the micro-batches of a step change no bit
+ * @elsewhere: of a run on another machine, so that no device was opened
  * @data: what was read for --check, or NULL
  */
 struct report {
@@ -25,7 +26,7 @@ struct report {
 	int sequences;
 	size_t arena[NR_RECOMPUTE];
 	double flops_decode;
-	bool same_bits;
+	bool same_bits, elsewhere;
 	const char *data;
 };
 

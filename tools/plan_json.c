@@ -199,7 +199,7 @@ static json_t *recompute_json(const struct report *r)
 void plan_json(const struct report *r)
 {
 	const struct plan *p = &r->plan[PHASE_TRAIN];
-	json_t *o = json_pack("{s:s,s:I,s:I,s:I,s:f,s:f,s:f,s:i,s:b,s:I,s:I,s:I,s:o,s:o}",
+	json_t *o = json_pack("{s:s,s:I,s:I,s:I,s:f,s:f,s:f,s:i,s:b,s:I,s:I,s:o,s:o,s:o}",
 		"run", CONFIG_RUN_NAME,
 		"params", (json_int_t)p->params,
 		"params_active", (json_int_t)p->params_active,
@@ -211,7 +211,7 @@ void plan_json(const struct report *r)
 		"ranks_same_bits", r->same_bits,
 		"cache_token", (json_int_t)p->cache_token,
 		"cache_const", (json_int_t)p->cache_const,
-		"memory_available", (json_int_t)arch_memory(),
+		"memory_available", r->elsewhere ? json_null() : json_integer(arch_memory()),
 		"forms", by_mixer(&r->m, form_of),
 		"leaks", by_mixer(&r->m, leaks_of));
 

@@ -5,6 +5,7 @@
  */
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "arch.h"
@@ -18,6 +19,7 @@ typedef bool same_fn(const struct model *m, int a, int b);
 
 static void print_memory(const struct report *r)
 {
+	char *there = r->elsewhere ? xstrdup("not here") : xasprintf("%.3f", arch_memory() / MIB);
 	struct part parts[PHASES][PARTS];
 
 	for (int p = 0; p < PHASES; p++)
@@ -29,8 +31,9 @@ static void print_memory(const struct report *r)
 			printf(" %12.3f", parts[p][i].bytes / MIB);
 		putchar('\n');
 	}
-	printf("  free       %12.3f, the decode phase is for %d sequence%s\n", arch_memory() / MIB,
-	       r->sequences, r->sequences == 1 ? "" : "s");
+	printf("  free       %12s, the decode phase is for %d sequence%s\n", there, r->sequences,
+	       r->sequences == 1 ? "" : "s");
+	free(there);
 }
 
 static void print_recompute(const struct report *r)

@@ -3,6 +3,7 @@
  * What the optimizers share: their buffers, which elements each rank owns, the order of
  * an update, and the look for what was not finite.
  */
+#include <assert.h>
 #include <stdlib.h>
 
 #include "arch.h"
@@ -121,6 +122,7 @@ void optim_place(struct optim *o, const struct model *m, void *mem)
 	o->lr = take(&at, 3 * sizeof(double));
 	o->loss = o->lr + 1;
 	o->losses = take(&at, 2 * MICROS * sizeof(double));
+	assert(at == (char *)mem + optim_bytes(model_elems(m), model_nr_entries(m)));
 	o->span = (struct optim_span){
 		.offset = own_from(model_elems(m), dist_rank()), .n = n,
 		.ranges = ranges, .nr = model_nr_entries(m),
