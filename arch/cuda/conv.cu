@@ -253,7 +253,8 @@ static __global__ void __launch_bounds__(LANES * DEEP) conv_bwd_kernel(struct co
 
 	if (c < a.c && i < a.b) {
 		taps_load(s, a, c, N - a.taps);
-		taps_load(first, a, c, 0);
+		if (N != USUAL)
+			taps_load(first, a, c, 0);
 		load_past(win, a, x, from);
 #pragma unroll 2
 		for (int t = from; t < to + lag; t++) {
@@ -272,7 +273,7 @@ static __global__ void __launch_bounds__(LANES * DEEP) conv_bwd_kernel(struct co
 			if (inside)
 				add_position(dw, db, d[N - 1], win, a.taps);
 			if (t >= from + lag)
-				put_dx(dx + (t - lag) * a.x_row, first, d);
+				put_dx(dx + (t - lag) * a.x_row, N == USUAL ? s : first, d);
 		}
 	}
 	for (int j = 0; j < N; j++)

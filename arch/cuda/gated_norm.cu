@@ -9,7 +9,8 @@
 #include "silu.cuh"
 
 enum {
-	HOLD = 4,		/* pieces of W columns of a thread where a group is long */
+	HOLD = 4,		/* columns of a thread */
+	HOLD_WIDE = 2,		/* pieces of WIDE columns of a thread where a group is long */
 	THREADS = 128,		/* of a block, at least */
 	THREADS_MAX = 512,	/* of a group */
 	CHUNKS = 512,		/* blocks of backward, at most */
@@ -130,7 +131,7 @@ void k_gated_norm_fwd(const struct gated_norm *a)
 	else if (group_short(a->width, WIDE))
 		gated_norm_fwd<WIDE, 1>(a);
 	else
-		gated_norm_fwd<WIDE, HOLD>(a);
+		gated_norm_fwd<WIDE, HOLD_WIDE>(a);
 }
 
 /* ---- backward ------------------------------------------------------------------- */
@@ -289,5 +290,5 @@ void k_gated_norm_bwd(const struct gated_norm *a, act_t *dx, act_t *dz, grad_t *
 	else if (group_short(a->width, WIDE))
 		gated_norm_bwd<WIDE, 1>(&n, dw);
 	else
-		gated_norm_bwd<WIDE, HOLD>(&n, dw);
+		gated_norm_bwd<WIDE, HOLD_WIDE>(&n, dw);
 }
