@@ -13,7 +13,7 @@
  * some mixers use stand in headers of theirs, and are linked where a mixer selects
  * them: kernels_route.h (HAVE_ROUTE), kernels_gate.h (HAVE_GATE), kernels_couple.h
  * (HAVE_COUPLE), kernels_stats.h (HAVE_STATS), kernels_moe.h (HAVE_MOE), kernels_rope.h
- * (HAVE_ROPE), kernels_splice.h (HAVE_SPLICE), kernels_swiglu.h (HAVE_SWIGLU); on a cpu only
+ * (HAVE_ROPE), kernels_splice.h (HAVE_SPLICE), kernels_swiglu.h (HAVE_SWIGLU),
  * kernels_linattn.h (HAVE_LINATTN), kernels_conv.h (HAVE_CONV).
  */
 #ifndef TENON_KERNELS_H
@@ -184,7 +184,7 @@ struct draw {
 };
 
 /**
- * k_dropout() - y[i] = x[i] / (1 - p), or with probability p 0; on a cpu only
+ * k_dropout() - y[i] = x[i] / (1 - p), or with probability p 0
  * @n: elements; element 4 i + j is kept where word j of Philox(seed, stream, micro *
  *	ceil(most / 4) + i) is at least floor(p 2^32)
  * @most: most elements that a micro-batch has

@@ -239,7 +239,7 @@ void k_ssm_bwd(const struct ssm *a, const struct ssm_grad *d);
  * @z: [n][groups][width], row stride @z_row; NULL: no gate
  * @z_row: of z and of its gradient
  * @w: [groups][width], group stride @w_group; NULL: no norm
- * @w_group: 0: all groups share [width]
+ * @w_group: width; or 0: all groups share [width]
  * @rstd: [n][groups] where there is a norm
  * @y: [n][groups][width]
  */

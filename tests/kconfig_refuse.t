@@ -84,24 +84,6 @@ def with_tool(name):
     os.environ["PATH"] = DIR.name + os.pathsep + os.environ["PATH"]
 
 
-def test_cuda_lacks():
-    """What has no kernels there: a line, and what to do; a real that is 0 is nothing."""
-    path = os.environ["PATH"]
-    with_tool("nvcc")
-    for name in ("gla", "mfa-gla", "mamba2"):
-        symbol = "MIXER_" + name.upper().replace("-", "_")
-        status, _, err = with_lines("CONFIG_ARCH_CUDA=y\n", f"tiny-{name}")
-        ok(status == 2 and err.count("\n") == 1 and f"CONFIG_{symbol}=y: arch/cuda has no kernel "
-           "of linear recurrences; set CONFIG_ARCH_CPU=y, or CONFIG_" + symbol + "=n" in err,
-           f"cuda_lacks: {name}", status, err)
-    for share, legal in (("0.00", True), ("0.1", False)):
-        status, _, err = with_lines(f"CONFIG_ARCH_CUDA=y\nCONFIG_RESID_DROPOUT={share}\n",
-                                    "tiny-gpt2")
-        ok(status == (0 if legal else 2) and (legal or "no kernel of dropout" in err),
-           f"cuda_lacks: dropout of {share}", status, err)
-    os.environ["PATH"] = path
-
-
 def test_conditional_range():
     path = os.environ["PATH"]
     with_tool("nvcc")

@@ -66,6 +66,12 @@ static inline bool guard_whole(const struct out *o)
 	return true;
 }
 
+/* Unused elements behind a row of @width; where it is wide the next one is aligned, too. */
+static inline int gap(int width)
+{
+	return width % 8 ? 3 : 8;
+}
+
 /* @n normal numbers; every call draws others. */
 static inline act_t *normals(size_t n)
 {

@@ -4,8 +4,6 @@
 #include "kernels_conv.h"
 #include "silu.h"
 
-enum { GAP = 3 };	/* unused elements behind a row */
-
 /* ---- short convolutions --------------------------------------------------------------- */
 
 static struct {
@@ -141,9 +139,29 @@ static bool conv_steps_right(const act_t *y)
 	return same;
 }
 
+/* The gradient of x where that of y was. */
+static bool conv_in_place_right(void)
+{
+	size_t n = (size_t)c.a.b * c.a.t * c.a.y_row * ACT;
+	size_t weights = (size_t)c.a.c * c.a.taps * sizeof(grad_t), biases = c.a.c * sizeof(grad_t);
+	act_t *both = memcpy(guarded(n), c.dy, n);
+	grad_t *dw = guarded(weights), *db = c.db ? guarded(biases) : NULL;
+	bool same;
+
+	k_conv_bwd(&c.a, both, dw, db, both);
+	arch_sync();
+	same = !memcmp(dw, c.dw, weights) && (!db || !memcmp(db, c.db, biases));
+	for (long i = 0; i < (long)c.a.b * c.a.t; i++)
+		same &= !memcmp(both + i * c.a.x_row, c.dx + i * c.a.x_row, c.a.c * ACT);
+	unguard(both), unguard(dw);
+	if (db)
+		unguard(db);
+	return same;
+}
+
 static void test_conv(int b, int t, int channels, int taps, bool bias)
 {
-	size_t n = (size_t)b * t, row = channels + GAP;
+	size_t n = (size_t)b * t, row = channels + gap(channels);
 	struct out out[] = { { guarded(n * row * ACT), n * row * ACT, NULL },
 			     { guarded(n * row * ACT), n * row * ACT, NULL },
 			     { guarded(channels * taps * sizeof(grad_t)),
@@ -157,6 +175,7 @@ static void test_conv(int b, int t, int channels, int taps, bool bias)
 	ok(threads_agree(call_conv, out, 4), "conv %d x %d x %d, %d taps: repeats", b, t, channels,
 	   taps);
 	ok(conv_rows_right() && conv_sums_right(), "conv_matches_loops");
+	ok(conv_in_place_right(), "conv_in_place_is_the_same");
 	ok(conv_steps_right(c.a.y), "conv_steps_are_its_forward");
 	for (int i = 0; i < 4; i++)
 		unguard(out[i].x);
@@ -214,6 +233,8 @@ int main(void)
 	test_conv(1, 1, 1, 2, false);
 	test_conv(2, 70, 19, 4, true);
 	test_conv(3, 5, 300, 16, false);
+	test_conv(3, 100, 264, 4, true);
+	test_conv(1, 33, 8, 3, true);
 	test_dropout(1, 1, 0, 0);
 	test_dropout(5001, 6001, 0.1, 3);
 	test_dropout(20000, 20000, 0.7, 1ull << 31);

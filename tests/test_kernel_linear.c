@@ -7,8 +7,6 @@
 #include "kernels_linattn.h"
 #include "silu.h"
 
-enum { GAP = 3 };	/* unused elements behind a row */
-
 /* ---- decays and keys -------------------------------------------------------------------- */
 
 static struct {
@@ -149,19 +147,19 @@ static bool ssm_right(int h)
 
 static void test_ssm(int n, int heads, int p)
 {
-	size_t width = (size_t)heads * p, row = width + GAP, all = n * width;
+	size_t width = (size_t)heads * p, row = width + gap(width), all = n * width;
 	struct out out[] = { { guarded(n * heads * ACC), n * heads * ACC, NULL },
 			     { guarded(n * heads * ACC), n * heads * ACC, NULL },
 			     { guarded(all * ACT), all * ACT, NULL },
 			     { guarded(all * ACT), all * ACT, NULL },
 			     { guarded(n * row * ACT), n * row * ACT, NULL },
-			     { guarded(n * (heads + GAP) * ACT), n * (heads + GAP) * ACT, NULL },
+			     { guarded(n * (heads + gap(heads)) * ACT), n * (heads + gap(heads)) * ACT, NULL },
 			     { guarded(3 * heads * sizeof(grad_t)), 3 * heads * sizeof(grad_t), NULL } };
 	grad_t *sums = out[6].x;
 	bool good;
 
 	m.a = (struct ssm){ .n = n, .heads = heads, .p = p, .x = normals(n * row), .x_row = row,
-			    .raw = normals(n * (heads + GAP)), .raw_row = heads + GAP,
+			    .raw = normals(n * (heads + gap(heads))), .raw_row = heads + gap(heads),
 			    .dt_bias = normals_acc(heads), .a_log = normals_acc(heads),
 			    .d = normals_acc(heads), .dt = out[0].x, .g = out[1].x };
 	m.v = out[2].x, m.y = out[3].x, m.o = normals(all);
@@ -286,7 +284,7 @@ static bool norm_sums_right(int groups)
 
 static void test_norm(int n, int groups, int width, bool weight, bool shared, bool gate, bool first)
 {
-	size_t all = (size_t)n * groups * width, row = groups * width + GAP;
+	size_t all = (size_t)n * groups * width, row = groups * width + gap(width);
 	size_t weights = (size_t)width * (shared ? 1 : groups);
 	struct out out[] = { { guarded(all * ACT), all * ACT, NULL },
 			     { guarded(all * ACT), all * ACT, NULL },
@@ -320,12 +318,17 @@ int main(void)
 	device_open(0);
 	test_decay(1, 9);
 	test_decay(70, 65);
+	test_decay(300, 64);
 	test_ssm(1, 1, 1);
 	test_ssm(70, 3, 66);
+	test_ssm(130, 5, 64);
 	test_norm(1, 1, 1, true, false, true, true);
 	test_norm(70, 3, 33, true, true, true, false);
 	test_norm(70, 2, 130, true, false, true, true);
 	test_norm(9, 5, 16, true, true, false, false);
+	test_norm(70, 4, 64, true, true, true, false);
+	test_norm(70, 3, 384, true, false, true, true);
+	test_norm(9, 1, 3000, true, false, true, true);
 	test_norm(9, 5, 16, false, false, true, false);
 	return tap_done();
 }

@@ -3,40 +3,8 @@
  * Element-wise work.
  */
 #include "act.cuh"
+#include "each.cuh"
 #include "kernels.h"
-#include "rows.cuh"
-
-enum { THREADS = 256 };
-
-/* Blocks of @n elements, W of a thread. */
-static unsigned int blocks(size_t n, int w)
-{
-	return (n + (size_t)THREADS * w - 1) / ((size_t)THREADS * w);
-}
-
-/* f(first) of every group of W elements, and of the last ones one by one. */
-template <int W, class F> static __global__ void __launch_bounds__(THREADS)
-each_kernel(F f, size_t n)
-{
-	size_t i = ((size_t)blockIdx.x * THREADS + threadIdx.x) * W;
-
-	if (i + W <= n)
-		f.template at<W>(i);
-	else
-		for (; i < n; i++)
-			f.template at<1>(i);
-}
-
-template <class F> static void each(F f, size_t n, bool wide)
-{
-	if (!n)
-		return;
-	if (wide)
-		each_kernel<WIDE><<<blocks(n, WIDE), THREADS, 0, cuda_stream()>>>(f, n);
-	else
-		each_kernel<1><<<blocks(n, 1), THREADS, 0, cuda_stream()>>>(f, n);
-	CUDA_LAUNCHED();
-}
 
 struct gelu_fwd {
 	real *h;

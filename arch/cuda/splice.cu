@@ -5,6 +5,7 @@
  */
 #include "kernels_splice.h"
 #include "rows.cuh"
+#include "silu.cuh"
 
 enum {
 	LANES = 32,		/* threads side by side */
@@ -15,12 +16,6 @@ enum {
 };
 
 #define TINY 1e-12f		/* beside |c|^2, which may be 0 */
-
-/* Above 0 without an overflow, below without a cancellation. */
-static __device__ __forceinline__ float softplus(float x)
-{
-	return fmaxf(x, 0) + log1pf(expf(-fabsf(x)));
-}
 
 /* ---- maps ------------------------------------------------------------------------- */
 

@@ -162,7 +162,6 @@ class Declarations:
         self.legal = {n: list(map(int, t.split()))
                       for n, t in found.get("legal", {}).items()}
         self.equals = {n: t.split(" = ") for n, t in found.get("equals", {}).items()}
-        self.cpu = found.get("cpu", {})
         self.positive = found.get("positive", {})
         self.below = found.get("below", {})
         self.free = found.get("free", {})

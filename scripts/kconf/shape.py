@@ -24,12 +24,6 @@ def violations(conf):
         for expression, condition in rules:
             if on(conf, name) and holds(conf, condition):
                 yield from _even(conf, name, expression, condition)
-    for name, what in conf.decl.cpu.items():
-        if conf.on("ARCH_CUDA") and on(conf, name) and \
-                (conf.value(name) == "y" or float(conf.value(name))):
-            yield (f"{show(conf, name)}: arch/cuda has no kernel {what}; set CONFIG_ARCH_CPU=y, "
-                   f"or {show(conf, name).partition('=')[0]}="
-                   f"{'n' if conf.value(name) == 'y' else '0'}")
     for name, condition in conf.decl.positive.items():
         if on(conf, name) and holds(conf, condition) and not float(conf.value(name)):
             yield (f"{show(conf, name)} must be above 0, as {_cause(conf, condition)}; "
