@@ -67,7 +67,7 @@ static inline bool guard_whole(const struct out *o)
 }
 
 /* Unused elements behind a row of @width; where it is wide the next one is aligned, too. */
-static inline int gap(int width)
+static inline int row_gap(int width)
 {
 	return width % 8 ? 3 : 8;
 }

@@ -161,7 +161,7 @@ static bool conv_in_place_right(void)
 
 static void test_conv(int b, int t, int channels, int taps, bool bias)
 {
-	size_t n = (size_t)b * t, row = channels + gap(channels);
+	size_t n = (size_t)b * t, row = channels + row_gap(channels);
 	struct out out[] = { { guarded(n * row * ACT), n * row * ACT, NULL },
 			     { guarded(n * row * ACT), n * row * ACT, NULL },
 			     { guarded(channels * taps * sizeof(grad_t)),

@@ -147,19 +147,19 @@ static bool ssm_right(int h)
 
 static void test_ssm(int n, int heads, int p)
 {
-	size_t width = (size_t)heads * p, row = width + gap(width), all = n * width;
+	size_t width = (size_t)heads * p, row = width + row_gap(width), all = n * width;
 	struct out out[] = { { guarded(n * heads * ACC), n * heads * ACC, NULL },
 			     { guarded(n * heads * ACC), n * heads * ACC, NULL },
 			     { guarded(all * ACT), all * ACT, NULL },
 			     { guarded(all * ACT), all * ACT, NULL },
 			     { guarded(n * row * ACT), n * row * ACT, NULL },
-			     { guarded(n * (heads + gap(heads)) * ACT), n * (heads + gap(heads)) * ACT, NULL },
+			     { guarded(n * (heads + row_gap(heads)) * ACT), n * (heads + row_gap(heads)) * ACT, NULL },
 			     { guarded(3 * heads * sizeof(grad_t)), 3 * heads * sizeof(grad_t), NULL } };
 	grad_t *sums = out[6].x;
 	bool good;
 
 	m.a = (struct ssm){ .n = n, .heads = heads, .p = p, .x = normals(n * row), .x_row = row,
-			    .raw = normals(n * (heads + gap(heads))), .raw_row = heads + gap(heads),
+			    .raw = normals(n * (heads + row_gap(heads))), .raw_row = heads + row_gap(heads),
 			    .dt_bias = normals_acc(heads), .a_log = normals_acc(heads),
 			    .d = normals_acc(heads), .dt = out[0].x, .g = out[1].x };
 	m.v = out[2].x, m.y = out[3].x, m.o = normals(all);
@@ -284,7 +284,7 @@ static bool norm_sums_right(int groups)
 
 static void test_norm(int n, int groups, int width, bool weight, bool shared, bool gate, bool first)
 {
-	size_t all = (size_t)n * groups * width, row = groups * width + gap(width);
+	size_t all = (size_t)n * groups * width, row = groups * width + row_gap(width);
 	size_t weights = (size_t)width * (shared ? 1 : groups);
 	struct out out[] = { { guarded(all * ACT), all * ACT, NULL },
 			     { guarded(all * ACT), all * ACT, NULL },
