@@ -12,11 +12,13 @@ import study_arms
 import study_content
 import study_state
 import study_stats
+import study_table
 from dotconfig import DotConfig
 from study import StudyError
 from study_runs import say
 from study_state import Study, output
 
+OTHER_DATA = "make a study of its own of it, with another OUT"
 BASE = "base"                # the folder of the configuration that BASE= names
 
 
@@ -76,7 +78,7 @@ class Build:
         ELSEWHERE only is not held against memory.
         """
         config = DotConfig.load(self.config)
-        if config.s("DATA_PATH"):
+        if config.s("DATA_PATH") or config.s("DATA_SEED"):      # read or drawn
             flags = [*flags, "--data", config.s("DATA_PATH")]
         if elsewhere and config.y("ARCH_CUDA") and not study_state.gpus():
             flags = [*flags, "--elsewhere"]
@@ -119,11 +121,14 @@ def build_all(entries, base, args, cpus):
     """{folder: Build}; plan, data and folder of the first decide whether to go on."""
     began = time.monotonic()
     builds = {e.build: Build(e, args.objtree) for e in build_order(entries)}
+    first = next(iter(builds.values()))
     for number, build in enumerate(builds.values()):
         say(f"building {build.entry.title}")
         build.configure(base)
         build.make(cpus)
         build.check([] if number else ["--out", args.out], args.build_only)
+        study_table.same_data([(b.entry.title, b.plan.get("data", "")) for b in (first, build)],
+                              OTHER_DATA)
         if not number:
             say(f"{build.entry.title}: {build.plan['params']:,} parameters, "
                 f"{build.plan['train']['arena'] / 2**20:.1f} MiB, " +

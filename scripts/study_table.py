@@ -176,11 +176,13 @@ def content(data):
     return found[0] if found else data
 
 
-def same_data(runs, results, advice):
-    for run, result in zip(runs, results):
-        if content(result["data"]) != content(results[0]["data"]):
-            raise StudyError(f"{run.name} was trained on other data than {runs[0].name}: "
-                             f"{result['data']} against {results[0]['data']}; {advice}")
+def same_data(described, advice):
+    """Refuse [(name, what it says of its data)] that are not of the same data."""
+    first, of_first = described[0]
+    for name, data in described:
+        if content(data) != content(of_first):
+            raise StudyError(f"{name} has other data than {first}: {data or 'none of its own'} "
+                             f"against {of_first or 'none of its own'}; {advice}")
 
 
 def origin(runs, results):
@@ -250,7 +252,7 @@ def one_seed(runs):
 def notes(runs, rows, advice="start the study again with RESTART=1", base=ASK):
     """Lines under the table."""
     results = [study.load_result(run.folder) for run in runs]
-    same_data(runs, results, advice)
+    same_data([(run.name, result["data"]) for run, result in zip(runs, results)], advice)
     lines = [origin(runs, results)]
     lines += meaning(rows, len({run.seed for run in runs}), results[0]["unit"], base)
     lines += baseline(rows, results)

@@ -328,6 +328,9 @@ def test_ablate():
                                                   "base-seed1338", "RA_MLA_LATENT_DIM-4-seed1338"] and
          state["command"] == "make ablate ARMS='0 base RA_MLA_LATENT_DIM=4' SEEDS=2",
          "symbols_are_arms", t.said(done))
+    done = run("make", f"O={SCRATCH}", "ablate", "ARMS=base DATA_MARKOV=y", f"OUT={RUNS}/z")
+    t.ok(done.returncode == 2 and "arm DATA_MARKOV=y has other data than arm base: " in done.stderr and
+         not os.path.exists(f"{RUNS}/z/study.json"), "arms_of_other_data_are_refused", t.said(done))
 
 
 def test_settled():
