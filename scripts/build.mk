@@ -135,11 +135,16 @@ endif
 
 cflags = -std=gnu11 -O3 $(if $(CONFIG_CPU_NATIVE),-march=native) $(portable) -fopenmp -g \
 	-Wall -Wextra -Wno-zero-length-bounds -Iinclude -I$(OBJ)/include $(blas-cflags) \
-	-include include/kconfig.h $(test-flags) $(EXTRA_CFLAGS)
+	-include include/kconfig.h $(test-flags) $(EXTRA_CFLAGS) $(last-flags)
 ldflags := -fopenmp $(EXTRA_LDFLAGS)
 
 # A test program is compiled once and runs once; what it tests is compiled as for users.
 $(addsuffix .o,$(tests)): private test-flags := -O1
+
+# The processor's SHA instructions have no VEX form: between AVX-512 that the optimizer left
+# around them they take a hundred times as long (-Og and -O1, a Xeon), and every
+# checkpoint is hashed.
+$(OBJ)/lib/sha256.o: private last-flags := -O3
 libs := $(blas-libs) $(lapack-libs) $(cuda-libs) $(call package,--libs zlib jansson) -lm
 
 # A file that changes only when its content does; what depends on it follows.

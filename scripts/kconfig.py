@@ -111,7 +111,7 @@ def save_anew(args, conf):
             before = file.read()
     except (FileNotFoundError, UnicodeDecodeError):
         before = ""
-    if before not in ("", text, as_loaded(before)):
+    if before not in ("", text) and before != as_loaded(before):
         write_if_changed(args.config + ".old", before)
         print(f"  CONFIG  {args.config}.old (what {args.config} was)")
     save(args, conf)

@@ -22,6 +22,7 @@ except ImportError:
 
 sys.path.insert(0, "scripts")
 import kconfig                          # noqa: E402
+import shells                           # noqa: E402, F401
 from kconf import block                 # noqa: E402, F401
 
 DIR = tempfile.TemporaryDirectory()

@@ -236,8 +236,8 @@ def dump(number, cfg):
                  "PROGRAMS=dumps"],
                 [f"{obj}/tests/dumps", "dump", "--targets" if unscored else "--tokens",
                  f"{obj}/tokens", "--out", path, "--init", "7", "--batch", str(b), "--length",
-                 str(length)],
-                [f"{obj}/tests/dumps", "plan", "--json"]):
+                 str(length), "--threads", "1"],
+                [f"{obj}/tests/dumps", "plan", "--json", "--elsewhere"]):
         done = run(*cmd)
         if done.returncode:
             return path, f"{' '.join(cmd)}\n{done.stdout}"

@@ -113,6 +113,7 @@ def configure(obj, *names):
     each step takes longer than they do."""
     sys.path.append(os.path.join(SRC, "scripts"))
     import kconfig
+    import shells    # noqa: F401
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         failed = any(kconfig.main(["--config", f"{obj}/.config", "--gen", obj, *verb])
