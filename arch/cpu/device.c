@@ -46,7 +46,7 @@ static void warm_blas(const act_t *x)
 		blas_gemm(false, true, WARM_ROWS, WARM_COLUMNS, WARM_INNER, 1, x, WARM_INNER, x,
 			  WARM_INNER, 0, c, WARM_COLUMNS);
 	}
-	for (int kind = 0; kind < 16; kind++) {
+	for (int kind = 0; IS_ENABLED(CONFIG_BLAS_ONEDNN) && kind < 16; kind++) {
 		int n = kind & 8 ? WARM_INNER : WARM_SMALL;
 
 		blas_gemm(kind & 1, kind & 2, n, n, n, 1, x, n, x, n, kind & 4 ? 1 : 0, c, n);
