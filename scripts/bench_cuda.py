@@ -168,6 +168,9 @@ def print_roofs(roofs):
     b, h, t, d = roofs["shape"]
     print(f"{roofs['name']}: a large product {roofs['matmul'] / 1e12:.0f} TFLOP/s, a copy "
           f"{roofs['copy'] / 1e9:.0f} GB/s")
+    print("  a copy in a graph, read and written: " +
+          ", ".join(f"{size >> 20} MiB {size / t / 1e9:.0f}" for size, t in roofs["copies"]) +
+          " GB/s")
     for name, (forward, backward) in roofs["attention"].items():
         work = b * h * t * t * d
         print(f"  scaled_dot_product_attention, {name}, B {b}, H {h}, T {t}, D {d}, causal: "
@@ -201,9 +204,10 @@ def run(cases, tenons, args, python):
             peers = ready(case, start(case, tenons[case], python))
         turns(case, tenons[case], peers, args.rounds)
         report(case, tenons[case], peers, roofs, roofs["products"][number])
+    cases = [] if args.no_kernels else [case for case in cases if not CASES[case][3]]
+    sizes = bench_kernels.copies(python) if cases else []
     for case in cases:
-        if not CASES[case][3] and not args.no_kernels:
-            bench_kernels.table(case, tenons[case].tree, roofs)
+        bench_kernels.table(case, tenons[case].tree, roofs, sizes)
 
 
 def main():

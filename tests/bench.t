@@ -39,7 +39,12 @@ def main():
     t.ok(all(abs(x[k.TIME] - 1.5e-6) < 1e-12 and x[k.BYTES] == 4e6 and x[k.TENSOR[0]] == 0.5
              for x in found), "their numbers, in seconds and bytes", found)
     t.ok(k.launches("==ERROR== no\n") == [], "no launch in an error")
+    sizes = [(100, 2.0), (200, 3.0), (400, 5.0)]
+    for moved, seconds in ((10, 2.0), (100, 2.0), (150, 2.5), (300, 4.0), (800, 10.0)):
+        t.ok(k.copy_seconds(sizes, moved) == seconds, f"a copy of {moved} bytes between measured ones",
+             k.copy_seconds(sizes, moved))
     os.environ["PATH"] = t.SRC
+    t.ok(not k.copies("python3"), "without ncu no copies")
     step, why = k.profile(t.SRC)
     t.ok(not step and "install" in why, "without ncu a line says what to install", why)
     return t.done()

@@ -320,6 +320,10 @@ int main(void)
 		test_norm(1, 768, rms);
 		test_norm(7, 33, rms);
 		test_norm(150, 130, rms);
+		test_norm(1100, 768, rms);	/* more rows than a GPU takes at a time */
+		test_norm(1600, 64, rms);
+		test_norm(9, 2048, rms);	/* the widest of one pass, and one wider */
+		test_norm(9, 2056, rms);
 	}
 	test_norm_offset();
 	for (int op = 0; op < NR_OPS; op++) {

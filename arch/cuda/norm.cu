@@ -24,21 +24,24 @@ static dim3 row_block(int c, int w)
 	return dim3(t, t < BLOCK ? BLOCK / t : 1);
 }
 
-/* Two sums over the threads of a row, to all of them. */
-static __device__ __forceinline__ float2 row_sums(float x, float y)
+/* Sums over the threads of a row, to all of them. */
+template <int N> static __device__ __forceinline__ void row_sums(float (&sum)[N])
 {
-	__shared__ float2 part[THREADS_MAX / 32];
-	int warps = blockDim.x / 32, lane = threadIdx.x % 32;
-	float2 sum = make_float2(warp_sum(x), warp_sum(y));
+	__shared__ float part[N][THREADS_MAX / 32];
+	int warps = blockDim.x / 32, lane = threadIdx.x % 32, first = threadIdx.y * warps;
 
+#pragma unroll
+	for (int i = 0; i < N; i++)
+		sum[i] = warp_sum(sum[i]);
 	if (warps == 1)
-		return sum;
+		return;
 	__syncthreads();
-	if (lane == 0)
-		part[threadIdx.y * warps + threadIdx.x / 32] = sum;
+	for (int i = 0; i < N && lane == 0; i++)
+		part[i][first + threadIdx.x / 32] = sum[i];
 	__syncthreads();
-	sum = lane < warps ? part[threadIdx.y * warps + lane] : make_float2(0, 0);
-	return make_float2(warp_sum(sum.x), warp_sum(sum.y));
+#pragma unroll
+	for (int i = 0; i < N; i++)
+		sum[i] = warp_sum(lane < warps ? part[i][first + lane] : 0);
 }
 
 /* Scale and shift of column @j on. */
@@ -50,29 +53,67 @@ template <int W> static __device__ __forceinline__ void affine(float (&w)[W], fl
 		row_load<W>(bias, a.bias + j);
 }
 
-/* FEW: registers are for what is on its way, since there is nobody else to wait with. */
+/* Asks for a thread's part of a row, all of it at once. */
+template <int W> static __device__ __forceinline__ void row_ask(struct row_raw<W> (&raw)[HOLD],
+								const real *p, int c)
+{
+#pragma unroll
+	for (int k = 0; k < HOLD; k++) {
+		int j = (k * blockDim.x + threadIdx.x) * W;
+
+		if (j < c)
+			raw[k] = *(const struct row_raw<W> *)(p + j);
+	}
+}
+
+/* The squares of what is left without the mean, over the row. */
+template <int W> static __device__ __forceinline__ float row_variance(const float (&x)[HOLD][W],
+								      float mean, int c)
+{
+	float sum[1] = {};
+
+#pragma unroll
+	for (int k = 0; k < HOLD; k++)
+		for (int e = 0; e < W; e++)
+			if ((k * blockDim.x + threadIdx.x) * W < c)
+				sum[0] += (x[k][e] - mean) * (x[k][e] - mean);
+	row_sums(sum);
+	return sum[0] / c;
+}
+
+/*
+ * What is loaded comes before anything is stored: a load behind a store waits for what that waits
+ * for. FEW: so do scale and shift, since there is nobody else to wait with.
+ */
 template <int W, bool FEW> static __global__ void __launch_bounds__(THREADS_MAX)
 add_norm_fwd_kernel(struct norm a)
 {
 	int row = blockIdx.x * blockDim.y + threadIdx.y;
 	bool inside = row < a.n;
 	long at = (long)row * a.c;
+	struct row_raw<W> raw[HOLD], raw_y[HOLD];
 	float x[HOLD][W] = {}, w[FEW ? HOLD : 1][W], bias[FEW ? HOLD : 1][W] = {}, y[W];
-	float sum = 0, mean, rstd;
+	float sum[1] = {}, mean, rstd;
 
 	let_next();
 	after_previous();
+	if (inside)
+		row_ask<W>(raw, real_of(a.x) + at, a.c);
+	if (inside && a.y)
+		row_ask<W>(raw_y, real_of(a.y) + at, a.c);
+#pragma unroll
+	for (int k = 0; k < HOLD && FEW; k++)
+		if (inside && (k * blockDim.x + threadIdx.x) * W < a.c)
+			affine<W>(w[FEW * k], bias[FEW * k], a, (k * blockDim.x + threadIdx.x) * W);
 #pragma unroll
 	for (int k = 0; k < HOLD; k++) {
 		int j = (k * blockDim.x + threadIdx.x) * W;
 
 		if (!inside || j >= a.c)
 			continue;
-		if (FEW)
-			affine<W>(w[FEW * k], bias[FEW * k], a, j);
-		row_load<W>(x[k], real_of(a.x) + at + j);
+		row_load<W>(x[k], raw[k].e);
 		if (a.y) {
-			row_load<W>(y, real_of(a.y) + at + j);
+			row_load<W>(y, raw_y[k].e);
 #pragma unroll
 			for (int e = 0; e < W; e++)
 				x[k][e] = rounded(x[k][e] + y[e]);
@@ -80,16 +121,12 @@ add_norm_fwd_kernel(struct norm a)
 		}
 #pragma unroll
 		for (int e = 0; e < W; e++)
-			sum += x[k][e];
+			sum[0] += x[k][e];
 	}
-	mean = a.rms ? 0 : row_sums(sum, 0).x / a.c;
-	sum = 0;
-#pragma unroll
-	for (int k = 0; k < HOLD; k++)
-		for (int e = 0; e < W; e++)
-			if ((k * blockDim.x + threadIdx.x) * W < a.c)
-				sum += (x[k][e] - mean) * (x[k][e] - mean);
-	rstd = 1 / sqrtf(row_sums(sum, 0).x / a.c + (float)a.epsilon);
+	if (!a.rms)
+		row_sums(sum);
+	mean = a.rms ? 0 : sum[0] / a.c;
+	rstd = 1 / sqrtf(row_variance<W>(x, mean, a.c) + (float)a.epsilon);
 	if (!inside)
 		return;
 	if (threadIdx.x == 0) {
@@ -142,8 +179,8 @@ norm_bwd_kernel(struct norm_bwd n)
 	bool inside = row < a.n;
 	long at = (long)row * a.c;
 	float mean = a.rms || !inside ? 0 : a.mean[row], r = inside ? a.rstd[row] : 0;
-	float x[HOLD][W] = {}, g[HOLD][W] = {}, w[W], sum = 0, dot = 0;
-	float2 sums;
+	float x[HOLD][W] = {}, g[HOLD][W] = {}, w[W];
+	float sums[2] = {};	/* of g, of g xhat */
 
 #pragma unroll
 	for (int k = 0; k < HOLD; k++) {
@@ -158,13 +195,13 @@ norm_bwd_kernel(struct norm_bwd n)
 		for (int e = 0; e < W; e++) {
 			x[k][e] = (x[k][e] - mean) * r;
 			g[k][e] *= w[e];
-			sum += g[k][e];
-			dot += g[k][e] * x[k][e];
+			sums[0] += g[k][e];
+			sums[1] += g[k][e] * x[k][e];
 		}
 	}
-	sums = row_sums(sum, dot);
-	sum = a.rms ? 0 : sums.x / a.c;
-	dot = sums.y / a.c;
+	row_sums(sums);
+	sums[0] = a.rms ? 0 : sums[0] / a.c;
+	sums[1] /= a.c;
 #pragma unroll
 	for (int k = 0; k < HOLD; k++) {
 		int j = (k * blockDim.x + threadIdx.x) * W;
@@ -176,7 +213,7 @@ norm_bwd_kernel(struct norm_bwd n)
 			row_load<W>(res, n.dres + at + j);
 #pragma unroll
 		for (int e = 0; e < W; e++)
-			res[e] += r * (g[k][e] - sum - x[k][e] * dot);
+			res[e] += r * (g[k][e] - sums[0] - x[k][e] * sums[1]);
 		row_store<W>(n.dx + at + j, res);
 	}
 }

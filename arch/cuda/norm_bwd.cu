@@ -20,6 +20,9 @@ struct stage {
 	uint4 x[THREADS], g[THREADS], res[THREADS];
 };
 
+static_assert(THREADS * WIDE * 2 * sizeof(float) <= STAGES * sizeof(struct stage),
+	      "the sums of all teams take the place of the rows");
+
 /* What a thread needs of a row beside its columns. */
 struct row_stats {
 	float mean, r;
@@ -36,18 +39,17 @@ static __device__ __forceinline__ void widen(float (&f)[WIDE], const uint4 &x)
 	row_load<WIDE>(f, (const bf16 *)&x);
 }
 
-/* Starts copying columns [j, j + WIDE) of row @i, if it is there; a group of copies either way. */
+/* Starts copying columns [j, j + WIDE) of row @i, zeros where it has none; a group of copies. */
 static __device__ __forceinline__ void fetch(struct stage &to, const struct norm_bwd &n, long i,
 					     int j, int me)
 {
-	long at = i * n.a.c + j;
+	bool inside = i < n.a.n && j < n.a.c;
+	long at = inside ? i * n.a.c + j : 0;
 
-	if (i < n.a.n && j < n.a.c) {
-		copy16(&to.x[me], bf16_of(n.a.x) + at);
-		copy16(&to.g[me], n.dxn + at);
-		if (n.dres)
-			copy16(&to.res[me], n.dres + at);
-	}
+	copy16(&to.x[me], bf16_of(n.a.x) + at, inside);
+	copy16(&to.g[me], n.dxn + at, inside);
+	if (n.dres)
+		copy16(&to.res[me], n.dres + at, inside);
 	copy_commit();
 }
 
@@ -94,7 +96,7 @@ static __device__ __forceinline__ void row_bwd(float (&dw)[WIDE], float (&db)[WI
 		dot = fmaf(g[e], xhat, dot);
 	}
 	sums = team_sums(sum, dot, part);
-	if (j >= n.a.c)
+	if (i >= n.a.n || j >= n.a.c)
 		return;
 	/* r (g - sum - xhat dot), in x */
 	sum = n.a.rms ? 0 : sums.x / n.a.c;
@@ -109,26 +111,36 @@ static __device__ __forceinline__ void row_bwd(float (&dw)[WIDE], float (&db)[WI
 	row_store<WIDE>(n.dx + i * n.a.c + j, res);
 }
 
-/* part[c] = the teams' sums, one below the other in @all [teams][c] */
-static __device__ __forceinline__ void put_sums(float *part, float *all, const float (&own)[WIDE],
-						int c, int j, int me)
+/* part[2][c] = the teams' sums, one below the other in @all [teams][2][c] */
+static __device__ __forceinline__ void put_sums(float *part, float *all, const float (&dw)[WIDE],
+						const float (&db)[WIDE], int c, int j, int me)
 {
-	__syncthreads();
-	if (j < c)
-		row_store<WIDE>(all + threadIdx.y * c + j, own);
-	__syncthreads();
-	for (int k = me; k < c; k += blockDim.x * blockDim.y) {
-		float sum = all[k];
+	float *own = all + threadIdx.y * 2 * c + j;
 
-		for (int team = 1; team < blockDim.y; team++)
-			sum += all[team * c + k];
-		part[k] = sum;
+	__syncthreads();
+	if (j < c) {
+		row_store<WIDE>(own, dw);
+		row_store<WIDE>(own + c, db);
+	}
+	__syncthreads();
+	for (int k = 4 * me; k < 2 * c; k += 4 * blockDim.x * blockDim.y) {
+		float sum[4], more[4];
+
+		row_load<4>(sum, all + k);
+		for (int team = 1; team < blockDim.y; team++) {
+			row_load<4>(more, all + team * 2 * c + k);
+#pragma unroll
+			for (int e = 0; e < 4; e++)
+				sum[e] += more[e];
+		}
+		row_store<4>(part + k, sum);
 	}
 }
 
 /*
  * blockDim: (threads of a row, teams). Rows go round the teams of all blocks: what is under way
- * lies side by side. A thread without columns has zeros.
+ * lies side by side. A thread without columns has zeros, and so has a team without a row where
+ * others of its block have their last: all pass the same barriers.
  */
 static __global__ void __launch_bounds__(THREADS, 1) norm_bwd_kernel(struct norm_bwd n, float *part)
 {
@@ -136,18 +148,17 @@ static __global__ void __launch_bounds__(THREADS, 1) norm_bwd_kernel(struct norm
 	struct stage *in = (struct stage *)mem;
 	__shared__ float2 sums[2][WARPS];
 	int c = n.a.c, j = threadIdx.x * WIDE, me = threadIdx.y * blockDim.x + threadIdx.x, turn = 0;
-	long step = gridDim.x * blockDim.y, i = blockIdx.x + threadIdx.y * gridDim.x;
+	long step = gridDim.x * blockDim.y, first = blockIdx.x, i = first + threadIdx.y * gridDim.x;
 	float w[WIDE] = {}, dw[WIDE] = {}, db[WIDE] = {};
-	struct row_stats row = stats_of(n.a, i);
+	struct row_stats row;
 
 	let_next();
+	after_previous();
+	fetch(in[0], n, i, j, me);
+	row = stats_of(n.a, i);
 	if (j < c)
 		row_load<WIDE>(w, n.a.w + j);
-	else
-		for (int s = 0; s < STAGES; s++)
-			in[s].x[me] = in[s].g[me] = make_uint4(0, 0, 0, 0);
-	fetch(in[0], n, i, j, me);
-	for (; i < n.a.n; i += step, turn ^= 1) {
+	for (; first < n.a.n; first += step, i += step, turn ^= 1) {
 		struct row_stats next = stats_of(n.a, i + step);
 
 		fetch(in[turn ^ 1], n, i + step, j, me);
@@ -156,9 +167,7 @@ static __global__ void __launch_bounds__(THREADS, 1) norm_bwd_kernel(struct norm
 		row = next;
 	}
 	copy_wait<0>();
-	part += 2l * blockIdx.x * c;
-	put_sums(part, (float *)mem, dw, c, j, me);
-	put_sums(part + c, (float *)mem, db, c, j, me);
+	put_sums(part + 2l * blockIdx.x * c, (float *)mem, dw, db, c, j, me);
 }
 
 bool norm_bwd_team(const struct norm_bwd *n)
@@ -171,8 +180,7 @@ bool norm_bwd_team(const struct norm_bwd *n)
 		return false;
 	part = (float *)workspace_part((size_t)chunks * 2 * n->a.c * sizeof(*part));
 	shared_room(norm_bwd_kernel, bytes);
-	norm_bwd_kernel<<<chunks, dim3(32 * warps, teams), bytes, cuda_stream()>>>(*n, part);
-	CUDA_LAUNCHED();
+	launch(norm_bwd_kernel, chunks, dim3(32 * warps, teams), bytes, *n, part);
 	sum_parts(sum_to<2>{ { n->dw, n->a.rms ? NULL : n->db } }, part, chunks, n->a.c);
 	return true;
 }

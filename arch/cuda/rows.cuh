@@ -46,6 +46,15 @@ template <int W> static __device__ __forceinline__ void row_load(float (&x)[W], 
 	}
 }
 
+/**
+ * struct row_raw - W elements as they lie in memory
+ *
+ * Copying many of them before the first is widened has all loads under way at once.
+ */
+template <int W> struct alignas(W == WIDE ? 16 : sizeof(real)) row_raw {
+	real e[W];
+};
+
 /** row_store() - p[0..W) = x, rounded to nearest even */
 template <int W> static __device__ __forceinline__ void row_store(bf16 *p, const float (&x)[W])
 {
@@ -113,7 +122,8 @@ template <class T> static __device__ __forceinline__ T block_sum(T x, T *part)
 enum {
 	SUM_LANES = 32,		/* threads side by side */
 	SUM_ROWS = 8,		/* threads one below the other */
-	PART_ROWS = 32,		/* the same, of the second stage */
+	PART_LANES = 8,		/* the same of the second stage, in small blocks: */
+	PART_ROWS = 16,		/* they find room beside those of the first */
 	SUM_CHUNKS = 128,	/* parts of the rows, at most */
 	SUM_CHUNK_MIN = 64,	/* rows of one, at least */
 };
@@ -174,18 +184,19 @@ template <int S> struct sum_to {
 	float *dst[S];
 };
 
-template <int S> static __global__ void __launch_bounds__(SUM_LANES * PART_ROWS)
+template <int S> static __global__ void __launch_bounds__(PART_LANES * PART_ROWS)
 sum_parts_kernel(struct sum_to<S> to, const float *part, int chunks, int c)
 {
-	__shared__ double all[PART_ROWS][SUM_LANES];
-	int j = blockIdx.x * SUM_LANES + threadIdx.x, s = blockIdx.y;
+	__shared__ double all[PART_ROWS][PART_LANES];
+	int j = blockIdx.x * PART_LANES + threadIdx.x, s = blockIdx.y;
 	double sum = 0;
 
+	let_next();
+	after_previous();
 	if (!to.dst[s])
 		return;
-	after_previous();
 	if (j < c)
-#pragma unroll 4
+#pragma unroll 8
 		for (int i = threadIdx.y; i < chunks; i += PART_ROWS)
 			sum += part[((long)i * S + s) * c + j];
 	all[threadIdx.y][threadIdx.x] = sum;
@@ -201,7 +212,7 @@ sum_parts_kernel(struct sum_to<S> to, const float *part, int chunks, int c)
 template <int S>
 static void sum_parts(const struct sum_to<S> &to, const float *part, int chunks, int c)
 {
-	dim3 grid(div_up(c, SUM_LANES), S), block(SUM_LANES, PART_ROWS);
+	dim3 grid(div_up(c, PART_LANES), S), block(PART_LANES, PART_ROWS);
 
 	launch(sum_parts_kernel<S>, grid, block, 0, to, part, chunks, c);
 }
