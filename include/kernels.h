@@ -99,6 +99,15 @@ void k_gemm_acc(const struct gemm *g);
 void k_gemm_grad(const struct gemm *g);
 
 /**
+ * k_weights_rest() - until the next call nothing that is started writes to @bytes at @from
+ * @from: NULL: nothing rests
+ *
+ * In what arch_replay() records, where all that was started before it is done: a product may
+ * read a b that begins there while the kernel in front of it runs.
+ */
+void k_weights_rest(const void *from, size_t bytes);
+
+/**
  * k_cast() - dst[i] = src[i], rounded to nearest even: weights from their masters, or a
  * gradient as an operand of further products
  */

@@ -62,6 +62,7 @@ static void step_body(void *arg)
 	struct model *m = step->m;
 	const struct embed_param *w = stack_embed(m);
 
+	k_weights_rest(m->w, m->param_elems * sizeof(*m->w));
 	k_embed_fwd(m->step_x, m->step_tok, m->step_pos, w->wte[0], POSITIONS ? w->wpe[0] : NULL,
 		    step->b, 1, C);
 	for (int s = 0; s < NR_SUB; s++) {
@@ -70,6 +71,7 @@ static void step_body(void *arg)
 	}
 	step_norm(m, NR_SUB, step->b);
 	step_logits(m, step->b);
+	k_weights_rest(NULL, 0);
 }
 
 const acc_t *model_step(struct model *m, const int32_t *tok, const int32_t *pos, int b)

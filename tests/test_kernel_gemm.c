@@ -206,6 +206,74 @@ static void test_few_rows(int n, int k)
 	unguard(a), unguard(b), unguard(all), unguard(few);
 }
 
+/* A step of three products: of weights, of others, and of what was just written. */
+static struct {
+	struct gemm product[3];
+	param_t *w;
+	size_t elems;
+	bool rest;
+} step;
+
+static void step_body(void *arg)
+{
+	(void)arg;
+	if (step.rest)
+		k_weights_rest(step.w, step.elems * sizeof(*step.w));
+	for (size_t i = 0; i < ARRAY_SIZE(step.product); i++)
+		k_gemm(&step.product[i]);
+	k_weights_rest(NULL, 0);
+}
+
+enum { STEPS = 4 };
+
+/* @to: [STEPS][@n] what each step left in @x; in front of each the weights change. */
+static void steps_run(acc_t *to, const act_t *x, size_t n, const grad_t *masters, bool rest)
+{
+	struct arch_graph graph = { 0 };
+
+	step.rest = rest;
+	for (int i = 0; i < STEPS; i++) {
+		k_cast(step.w, masters + i * step.elems, step.elems);
+		arch_replay(&graph, step_body, NULL);
+		k_widen(to + i * n, x, n);
+	}
+	arch_sync();
+}
+
+static struct gemm by_rows(act_t *c, const act_t *a, const act_t *b, int m, int n, int k)
+{
+	return (struct gemm) {
+		.m = m, .n = n, .k = k, .tb = true, .a = a, .lda = k, .b = b, .ldb = k, .c = c,
+		.ldc = n, .alpha = 1,
+	};
+}
+
+/* Reading weights early changes no bit: y = x w^T, z = y w'^T, s = x z^T. */
+static void test_rest(int m, int n, int k)
+{
+	size_t elems = 2 * (size_t)n * k, size = (size_t)m * m;
+	act_t *x = normals((long)m * k), *y = guarded((size_t)m * n * sizeof(*y));
+	act_t *z = guarded((size_t)m * k * sizeof(*z)), *s = guarded(size * sizeof(*s));
+	acc_t *got = guarded(STEPS * size * sizeof(*got));
+	acc_t *want = guarded(STEPS * size * sizeof(*want));
+	grad_t *masters = normals_acc(STEPS * elems);
+	param_t *w = guarded(elems * sizeof(*w));
+	bool good = true;
+
+	step.product[0] = by_rows(y, x, w, m, n, k);
+	step.product[1] = by_rows(z, y, w + (size_t)n * k, m, k, n);
+	step.product[2] = by_rows(s, x, z, m, m, k);
+	step.w = w, step.elems = elems;
+	steps_run(want, s, size, masters, false);
+	steps_run(got, s, size, masters, true);
+	for (int i = 1; i < STEPS; i++)
+		good &= !!memcmp(want + i * size, want, size * sizeof(*want));
+	ok(good && !memcmp(got, want, STEPS * size * sizeof(*got)),
+	   "weights_at_rest_change_no_bit %d x %d x %d", m, n, k);
+	unguard(x), unguard(y), unguard(z), unguard(s);
+	unguard(got), unguard(want), unguard(masters), unguard(w);
+}
+
 static struct {
 	param_t *narrow;
 	grad_t *wide;
@@ -335,6 +403,9 @@ int main(void)
 	test_gemm(140, 130, 64, ONE_B, 0.5, 1, 12, GEMM_PLAIN);
 	test_gemm(7, 83, 45, TB, 0.5, 1, 5, GEMM_PLAIN);
 	test_gemm(3, 83, 45, TB | ONE_A, 1, 0, 5, GEMM_PLAIN);
+	test_rest(1, 304, 3080);
+	test_rest(8, 768, 768);
+	test_rest(40, 64, 72);
 	if (IS_ENABLED(CONFIG_ARCH_CPU)) {
 		test_few_rows(83, 45);
 		test_few_rows(128, 768);

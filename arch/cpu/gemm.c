@@ -287,6 +287,11 @@ void k_gemm_grad(const struct gemm *g)
 	gemm(g, true);
 }
 
+void k_weights_rest(const void *from, size_t bytes)
+{
+	(void)from, (void)bytes;	/* one kernel at a time */
+}
+
 void k_cast(param_t *dst, const grad_t *src, size_t n)
 {
 #pragma omp parallel for simd schedule(static) if (n >= CAST_MIN)

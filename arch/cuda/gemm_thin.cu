@@ -6,8 +6,8 @@
  * dimension, 32 at a time, and their sums are added in one order. In the tensor cores'
  * terms the rows are the 16 of the left operand, weights the 8 columns of the right one.
  * The inner dimension may come in any order that both agree on, so that a lane's eight
- * elements of two products are 16 bytes of one row. Weights are asked for before the
- * kernel in front of this one is done.
+ * elements of two products are 16 bytes of one row. Before the kernel in front of this one
+ * is done, weights at rest are read and others asked for.
  */
 #include "act.cuh"
 #include "gemm.cuh"
@@ -23,6 +23,12 @@ enum {
 	AHEAD_SHORT = 3,	/* and where they are all there are */
 	BLOCKS = 4,		/* of a multiprocessor */
 };
+
+/* k_weights_rest() */
+static struct {
+	const char *from;
+	size_t bytes;
+} rest;
 
 /* One element behind the product: bias, activation, and where they go. */
 struct finish {
@@ -134,7 +140,7 @@ static __device__ __forceinline__ void finish_tile(const struct gemm &g, const s
 
 /* N: pieces of weights that a warp has under way */
 template <class OUT, int N> static __global__ void __launch_bounds__(THREADS)
-thin_kernel(struct gemm g, struct finish f)
+thin_kernel(struct gemm g, struct finish f, bool rests)
 {
 	__shared__ float part[2][WARPS][THIN_ROWS][COLUMNS];
 	int warp = threadIdx.x / 32, lane = threadIdx.x % 32, phase = 0;
@@ -142,9 +148,12 @@ thin_kernel(struct gemm g, struct finish f)
 	uint4 w[N];
 
 	let_next();
-	weights_ask(g, COLUMNS * blockIdx.x, l0);
-	after_previous();
+	if (!rests) {
+		weights_ask(g, COLUMNS * blockIdx.x, l0);
+		after_previous();
+	}
 	weights(w, g, COLUMNS * blockIdx.x, l0);
+	after_previous();
 	for (int j0 = COLUMNS * blockIdx.x; j0 < g.n; j0 += step, phase ^= 1) {
 		float sum[4] = {};
 
@@ -162,14 +171,21 @@ thin_kernel(struct gemm g, struct finish f)
 	}
 }
 
+void k_weights_rest(const void *from, size_t bytes)
+{
+	rest.from = (const char *)from;
+	rest.bytes = from ? bytes : 0;
+}
+
 template <class OUT> static void thin(const struct gemm *g)
 {
 	int grid = MIN(div_up(g->n, COLUMNS), BLOCKS * cuda_multiprocessors());
+	bool rests = (uintptr_t)g->b - (uintptr_t)rest.from < rest.bytes;
 
 	if (g->k <= AHEAD_SHORT * WARPS * INNER)
-		launch(thin_kernel<OUT, AHEAD_SHORT>, grid, THREADS, 0, *g, finish_of(g));
+		launch(thin_kernel<OUT, AHEAD_SHORT>, grid, THREADS, 0, *g, finish_of(g), rests);
 	else
-		launch(thin_kernel<OUT, AHEAD>, grid, THREADS, 0, *g, finish_of(g));
+		launch(thin_kernel<OUT, AHEAD>, grid, THREADS, 0, *g, finish_of(g), rests);
 }
 
 bool gemm_thin(const struct gemm *g, bool wide)
