@@ -30,6 +30,7 @@ TOPS = ("model", "arch/cpu", "train")
 EVERY = "tests/mutants.config"
 CONFIGS = {"every": ("tiny-ra-mla-full", EVERY, "real-double.config"),
            "two-latents": ("tiny-mlakv2m", "real-double.config"),
+           "rotated": ("tiny-mlakv2m", "tests/mutants-rotated.config", "real-double.config"),
            "bf16": ("tiny-ra-mla-full", EVERY, "real-bf16.config"),
            "portable": ("tiny-ra-mla-full", EVERY, "portable-bits.config")}
 # By what a defect may be in; the quick ones first.
@@ -53,6 +54,7 @@ EQUIVALENT = {
     ("arch/cpu/gate.c", "for (int j = 0; j <= c; j += STRIP)"): WIDTH_0,
     ("train/optim.c", "o->own_losses[r] = (size_t)MICROS / ranks * r * sizeof(*o->losses);"): ONE_RANK,
     ("train/optim.c", "o->own_weights[r] = weight_byte(m, o->own[r + 1]);"): ONE_RANK,
+    ("train/step.c", "int64_t first = r->st.micro - (int64_t)dist_rank() * step_micros();"): ONE_RANK,
     ("train/optim.c", "dist_gather(o->partial, o->own_partial);"): ONE_RANK,
     ("model/mlp/moe.c", "TENSOR act_t rows[B_MAX + K][C];"):
         "what lies beyond is the beginning of more, written when rows are read for the last time",

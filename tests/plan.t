@@ -158,6 +158,18 @@ def decode_as_executed():
     ok(said == want, f"a decode step is counted as it is executed ({said:g}, {want:g})")
 
 
+def rotated_decode_as_executed():
+    """With whole keys rotated a step makes all keys and values once more from their latents."""
+    obj = build("tiny", "tiny-mla0", {"MLA_ROPE_FULL": "y"})
+    c, t, h, n, v, latent = (config(obj, s) for s in (
+        "N_EMBD", "BLOCK_SIZE", "N_HEAD", "N_LAYER", "VOCAB_SIZE", "MLA_LATENT_DIM"))
+    d = c // h
+    attn = c * latent + c * c + t * 2 * c * latent + t * h * 2 * d + c * c
+    want = 2 * (n * (attn + 2 * c * 4 * c) + -(-v // 64) * 64 * c)
+    said = json.loads(plan(obj, "--json"))["flops_token_decode"]
+    ok(said == want, f"a step that rotates whole keys is counted ({said:g}, {want:g})")
+
+
 def config(obj, symbol):
     with open(f"{obj}/.config") as f:
         return int(re.search(rf"^CONFIG_{symbol}=(\d+)$", f.read(), re.M).group(1))
@@ -229,6 +241,7 @@ published_counts()
 latent_models()
 what_is_executed()
 decode_as_executed()
+rotated_decode_as_executed()
 hybrid_stack()
 linear_states()
 checks()

@@ -191,11 +191,13 @@ static bool same_gradients(const struct net *n, const struct net *r, double tol)
 	return true;
 }
 
+/* The second's with nothing but NaN in the scratch, of which no metric may read what it left. */
 static bool same_metrics(const struct net *n, const struct net *r, int s)
 {
 	struct metric a[NR_METRICS], b[NR_METRICS];
 	int nr = model_metrics(&n->m, s, a);
 
+	memset(r->m.tmp, 0xFF, r->m.sub[s].mixer->tmp_size);
 	if (model_metrics(&r->m, s, b) != nr)
 		return false;
 	for (int i = 0; i < nr; i++)
