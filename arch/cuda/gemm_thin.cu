@@ -138,8 +138,11 @@ static __device__ __forceinline__ void finish_tile(const struct gemm &g, const s
 	put(c, f(sum, i, j));
 }
 
-/* N: pieces of weights that a warp has under way */
-template <class OUT, int N> static __global__ void __launch_bounds__(THREADS)
+/*
+ * N: pieces of weights that a warp has under way. With many of them two blocks share a
+ * multiprocessor's registers, or the compiler puts the loads of the rows one behind the other.
+ */
+template <class OUT, int N> static __global__ void __launch_bounds__(THREADS, N > 6 ? 2 : 4)
 thin_kernel(struct gemm g, struct finish f, bool rests)
 {
 	__shared__ float part[2][WARPS][THIN_ROWS][COLUMNS];
