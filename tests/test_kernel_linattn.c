@@ -27,12 +27,7 @@ static int gap;		/* unused elements behind a row; tensor cores want multiples of
 /* The mean square: four roundings before, and the output's. */
 #define ACT_SPREAD (TOL + (mma ? 2.24 : 1) * SPREAD * ACT_ROUND)
 
-/*
- * Gradients of decays, float: q dq - k dk of a chunk's inside is free of what q dq and k dk err
- * by, but what comes from the state is summed over a segment's chunks, here 22 at most, each
- * with errors of its own of what it adds. Twice an output's, of whole sums.
- */
-#define DECAY_SPREAD (TOL + (mma ? 2 * 2 * SPREAD * ACT_ROUND : 0))
+/* Gradients of decays are float: no element is worse by more than two roundings of the largest. */
 #define DECAY_TOL (TOL + (mma ? 2 * ACT_ROUND : 0))
 
 static bool mma;	/* may tensor cores take the shape? */
@@ -45,6 +40,7 @@ static size_t state_size;
 /* What the recurrence gives, in double. */
 static struct {
 	double *o, *last, *dq, *dk, *dv, *dg, *ds0;
+	double terms;	/* squares of all q dq and k dk that some dg is a sum of, over all dg */
 } want;
 
 static int heads_of(unsigned int operand)
@@ -123,22 +119,27 @@ static void forward_head(double *s, int i, int h)
 	memcpy(want.last + ((long)i * a.heads + h) * one, s, one * sizeof(*s));
 }
 
-static void backward_row(const double *s, double *ds, int i, int t, int h, int c)
+/* @later: squares of the terms from this position on */
+static void backward_row(const double *s, double *ds, double *later, int i, int t, int h, int c)
 {
 	double k = real(a.k[at_k(i, t, h) + c]), q = real(a.q[at_q(i, t, h) + c]), decay = 0;
+	double dq = 0, dk = 0;
 
 	for (int e = 0; e < a.dv; e++) {
 		double v = real(a.v[at_v(i, t, h) + e]), o = real(d.d_o[at_o(i, t, h) + e]);
 		double *one = ds + (long)c * a.dv + e;
 		long at = (long)c * a.dv + e;
 
-		want.dq[at_q(i, t, h) + c] += a.scale * s[at + (long)a.dk * a.dv] * o;
+		dq += a.scale * s[at + (long)a.dk * a.dv] * o;
 		*one += a.scale * q * o;
-		want.dk[at_k(i, t, h) + c] += *one * v;
+		dk += *one * v;
 		want.dv[at_v(i, t, h) + e] += *one * k;
 		decay += *one * s[at] * alpha(i, t, h, c);
 		*one *= alpha(i, t, h, c);
 	}
+	want.dq[at_q(i, t, h) + c] += dq;
+	want.dk[at_k(i, t, h) + c] += dk;
+	want.terms += *later += q * dq * q * dq + k * dk * k * dk;
 	if (a.decay <= LINATTN_SCALAR)
 		want.dg[at_g(i, t, h) + (a.decay == LINATTN_VECTOR ? c : 0)] += decay;
 }
@@ -146,20 +147,22 @@ static void backward_row(const double *s, double *ds, int i, int t, int h, int c
 static void reference(void)
 {
 	long one = (long)a.dk * a.dv;
-	double *s = xmalloc((a.t + 1) * one * sizeof(*s));
+	double *s = xmalloc((a.t + 1) * one * sizeof(*s)), *later = xmalloc(a.dk * sizeof(*later));
 
+	want.terms = 0;
 	for (int i = 0; i < a.b; i++)
 		for (int h = 0; h < a.heads; h++) {
 			double *ds = want.ds0 + ((long)i * a.heads + h) * one;
 
+			memset(later, 0, a.dk * sizeof(*later));
 			forward_head(s, i, h);
 			for (long e = 0; e < one; e++)
 				ds[e] = d.ds1 ? d.ds1[((long)i * a.heads + h) * one + e] : 0;
 			for (int t = a.t - 1; t >= 0; t--)
 				for (int c = 0; c < a.dk; c++)
-					backward_row(s + t * one, ds, i, t, h, c);
+					backward_row(s + t * one, ds, later + c, i, t, h, c);
 		}
-	free(s);
+	free(s), free(later);
 }
 
 /* Rows of @width elements with gaps behind them. */
@@ -219,12 +222,22 @@ static bool outputs_right(const void *x, const double *want_x, int rows, int wid
 	return close_to(x, want_x, ACT, rows, width, behind, ACT_SPREAD, what) && good;
 }
 
+/*
+ * At most twice as far off, in the mean square, as sums of q dq - k dk would be of dq and dk
+ * rounded once.
+ */
 static bool decays_right(const void *x, const double *want_x, int rows, int width, int behind,
 			 const char *what)
 {
 	bool good = within(x, want_x, ACC, rows, width, behind, DECAY_TOL, what);
 
-	return close_to(x, want_x, ACC, rows, width, behind, DECAY_SPREAD, what) && good;
+	double all = 0, plain;
+
+	for (int r = 0; r < rows; r++)
+		for (int c = 0; c < width; c++)
+			all += pow(want_x[(size_t)r * (width + behind) + c], 2);
+	plain = mma ? SPREAD * ACT_ROUND * sqrt(want.terms / all) : 0;
+	return close_to(x, want_x, ACC, rows, width, behind, TOL + 2 * plain, what) && good;
 }
 
 static void call_forward(void)
