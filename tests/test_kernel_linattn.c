@@ -7,10 +7,30 @@
 #include "kernel.h"
 #include "kernels_linattn.h"
 
-enum { GAP = 3 };	/* unused elements behind a row */
+static int gap;		/* unused elements behind a row; tensor cores want multiples of 8 */
 
 /* Of the largest value; gradients of decays are differences of sums as large as these. */
 #define TOL (sizeof(acc_t) == sizeof(double) ? 1e-12 : 1e-4)
+
+/*
+ * Where tensor cores multiply, what makes an output is rounded four times before: query and
+ * key with their decays, scores or their gradients, and the state. A rounding errs by
+ * ACT_ROUND at most, by SPREAD of it in the mean square: uniform within half a unit of a
+ * number whose logarithm is, sqrt(1 / 3 (1 - 1/4) / (2 ln 2)). An output is a sum of such, as
+ * large as the root of their squares, so that four err by 2 SPREAD of the outputs' mean, and at
+ * 4.7 times that, as one of a million does, by ACT_ROUND of the largest, that is itself 4 times
+ * the mean. Then the output is rounded.
+ */
+#define SPREAD 0.425
+#define MMA_TOL (TOL + (mma ? ACT_ROUND : 0))
+
+/* The mean square: four roundings before, and the output's. */
+#define ACT_SPREAD (TOL + (mma ? 2.24 : 1) * SPREAD * ACT_ROUND)
+
+/* Gradients of decays are float: no element is worse by more than two roundings of the largest. */
+#define DECAY_TOL (TOL + (mma ? 2 * ACT_ROUND : 0))
+
+static bool mma;	/* may tensor cores take the shape? */
 
 static struct linattn a;
 static struct linattn_grad d;
@@ -20,6 +40,7 @@ static size_t state_size;
 /* What the recurrence gives, in double. */
 static struct {
 	double *o, *last, *dq, *dk, *dv, *dg, *ds0;
+	double terms;	/* squares of all q dq and k dk that some dg is a sum of, over all dg */
 } want;
 
 static int heads_of(unsigned int operand)
@@ -98,22 +119,27 @@ static void forward_head(double *s, int i, int h)
 	memcpy(want.last + ((long)i * a.heads + h) * one, s, one * sizeof(*s));
 }
 
-static void backward_row(const double *s, double *ds, int i, int t, int h, int c)
+/* @later: squares of the terms from this position on */
+static void backward_row(const double *s, double *ds, double *later, int i, int t, int h, int c)
 {
 	double k = real(a.k[at_k(i, t, h) + c]), q = real(a.q[at_q(i, t, h) + c]), decay = 0;
+	double dq = 0, dk = 0;
 
 	for (int e = 0; e < a.dv; e++) {
 		double v = real(a.v[at_v(i, t, h) + e]), o = real(d.d_o[at_o(i, t, h) + e]);
 		double *one = ds + (long)c * a.dv + e;
 		long at = (long)c * a.dv + e;
 
-		want.dq[at_q(i, t, h) + c] += a.scale * s[at + (long)a.dk * a.dv] * o;
+		dq += a.scale * s[at + (long)a.dk * a.dv] * o;
 		*one += a.scale * q * o;
-		want.dk[at_k(i, t, h) + c] += *one * v;
+		dk += *one * v;
 		want.dv[at_v(i, t, h) + e] += *one * k;
 		decay += *one * s[at] * alpha(i, t, h, c);
 		*one *= alpha(i, t, h, c);
 	}
+	want.dq[at_q(i, t, h) + c] += dq;
+	want.dk[at_k(i, t, h) + c] += dk;
+	want.terms += *later += q * dq * q * dq + k * dk * k * dk;
 	if (a.decay <= LINATTN_SCALAR)
 		want.dg[at_g(i, t, h) + (a.decay == LINATTN_VECTOR ? c : 0)] += decay;
 }
@@ -121,41 +147,97 @@ static void backward_row(const double *s, double *ds, int i, int t, int h, int c
 static void reference(void)
 {
 	long one = (long)a.dk * a.dv;
-	double *s = xmalloc((a.t + 1) * one * sizeof(*s));
+	double *s = xmalloc((a.t + 1) * one * sizeof(*s)), *later = xmalloc(a.dk * sizeof(*later));
 
+	want.terms = 0;
 	for (int i = 0; i < a.b; i++)
 		for (int h = 0; h < a.heads; h++) {
 			double *ds = want.ds0 + ((long)i * a.heads + h) * one;
 
+			memset(later, 0, a.dk * sizeof(*later));
 			forward_head(s, i, h);
 			for (long e = 0; e < one; e++)
 				ds[e] = d.ds1 ? d.ds1[((long)i * a.heads + h) * one + e] : 0;
 			for (int t = a.t - 1; t >= 0; t--)
 				for (int c = 0; c < a.dk; c++)
-					backward_row(s + t * one, ds, i, t, h, c);
+					backward_row(s + t * one, ds, later + c, i, t, h, c);
 		}
-	free(s);
+	free(s), free(later);
 }
 
 /* Rows of @width elements with gaps behind them. */
-static bool same(const void *x, const double *want_x, size_t elem, int rows, int width, int gap,
-		 const char *what)
+static bool within(const void *x, const double *want_x, size_t elem, int rows, int width, int behind,
+		   double tol, const char *what)
 {
 	double top = 0, off = 0;
 
 	for (int r = 0; r < rows; r++)
 		for (int c = 0; c < width; c++) {
-			size_t i = (size_t)r * (width + gap) + c;
+			size_t i = (size_t)r * (width + behind) + c;
 			double gone = fabs(get(x, elem, i) - want_x[i]);
 
 			top = MAX(top, fabs(want_x[i]));
 			if (!(gone <= off))
 				off = gone;
 		}
-	if (off <= (TOL + (elem == ACT ? ACT_ROUND : 0)) * MAX(top, 1e-3))
+	if (off <= (tol + (elem == ACT ? ACT_ROUND : 0)) * MAX(top, 1e-3))
 		return true;
 	diag("%s: off by %.3g of %.3g", what, off, top);
 	return false;
+}
+
+static bool same(const void *x, const double *want_x, size_t elem, int rows, int width, int behind,
+		 const char *what)
+{
+	return within(x, want_x, elem, rows, width, behind, TOL, what);
+}
+
+/* The same in the mean square; @tol: that of one element and more for those that are few. */
+static bool close_to(const void *x, const double *want_x, size_t elem, int rows, int width,
+		     int behind, double tol, const char *what)
+{
+	double all = 0, off = 0;
+
+	for (int r = 0; r < rows; r++)
+		for (int c = 0; c < width; c++) {
+			size_t i = (size_t)r * (width + behind) + c;
+			double gone = get(x, elem, i) - want_x[i];
+
+			all += want_x[i] * want_x[i];
+			off += gone * gone;
+		}
+	tol *= 1 + 3 / sqrt((double)rows * width);
+	if (sqrt(off) <= tol * sqrt(MAX(all, 1e-6 * rows * width)))
+		return true;
+	diag("%s: off by %.3g of its mean square", what, sqrt(off / all));
+	return false;
+}
+
+/* What tensor cores may have made: outputs and their gradients. */
+static bool outputs_right(const void *x, const double *want_x, int rows, int width, int behind,
+			  const char *what)
+{
+	bool good = within(x, want_x, ACT, rows, width, behind, MMA_TOL, what);
+
+	return close_to(x, want_x, ACT, rows, width, behind, ACT_SPREAD, what) && good;
+}
+
+/*
+ * At most twice as far off, in the mean square, as sums of q dq - k dk would be of dq and dk
+ * rounded once.
+ */
+static bool decays_right(const void *x, const double *want_x, int rows, int width, int behind,
+			 const char *what)
+{
+	bool good = within(x, want_x, ACC, rows, width, behind, DECAY_TOL, what);
+
+	double all = 0, plain;
+
+	for (int r = 0; r < rows; r++)
+		for (int c = 0; c < width; c++)
+			all += pow(want_x[(size_t)r * (width + behind) + c], 2);
+	plain = mma ? SPREAD * ACT_ROUND * sqrt(want.terms / all) : 0;
+	return close_to(x, want_x, ACC, rows, width, behind, TOL + 2 * plain, what) && good;
 }
 
 static void call_forward(void)
@@ -224,13 +306,15 @@ static void operands(double least, bool with_state)
 {
 	size_t n = (size_t)a.b * a.t, states;
 
+	gap = row_gap(a.dk | a.dv);
+	mma = sizeof(act_t) != sizeof(acc_t) && IS_ENABLED(CONFIG_ARCH_CUDA) && gap == 8;
 	state_size = (size_t)a.heads * a.dk * a.dv;
 	states = a.b * state_size;
 	a.q_head = a.k_head = a.dk, a.v_head = a.dv, a.g_head = g_width();
-	a.q_row = heads_of(LINATTN_Q) * a.dk + GAP;
-	a.k_row = heads_of(LINATTN_K) * a.dk + GAP;
-	a.v_row = heads_of(LINATTN_V) * a.dv + GAP;
-	a.g_row = heads_of(LINATTN_G) * g_width() + GAP;
+	a.q_row = heads_of(LINATTN_Q) * a.dk + gap;
+	a.k_row = heads_of(LINATTN_K) * a.dk + gap;
+	a.v_row = heads_of(LINATTN_V) * a.dv + gap;
+	a.g_row = heads_of(LINATTN_G) * g_width() + gap;
 	a.q = normals(n * a.q_row), a.k = normals(n * a.k_row), a.v = normals(n * a.v_row);
 	a.g = a.decay <= LINATTN_SCALAR ? decays(n * a.g_row, least) : NULL;
 	a.o = guarded(n * a.heads * a.dv * ACT);
@@ -284,11 +368,11 @@ static bool cut_right(int cut)
 	arch_sync();
 	d = all;
 	a = whole;
-	good = same(a.o, want.o, ACT, a.t, a.heads * a.dv, 0, "o of two parts");
-	good &= same(d.dq, want.dq, ACT, a.t, a.q_row - GAP, GAP, "dq of two parts");
-	good &= same(d.dk, want.dk, ACT, a.t, a.k_row - GAP, GAP, "dk of two parts");
+	good = outputs_right(a.o, want.o, a.t, a.heads * a.dv, 0, "o of two parts");
+	good &= outputs_right(d.dq, want.dq, a.t, a.q_row - gap, gap, "dq of two parts");
+	good &= outputs_right(d.dk, want.dk, a.t, a.k_row - gap, gap, "dk of two parts");
 	if (a.g)
-		good &= same(d.dg, want.dg, ACC, a.t, a.g_row - GAP, GAP, "dg of two parts");
+		good &= decays_right(d.dg, want.dg, a.t, a.g_row - gap, gap, "dg of two parts");
 	unguard(middle), unguard(dmiddle);
 	return good;
 }
@@ -335,12 +419,12 @@ static void gradients_right(const char *name)
 
 	d.dq = out[0].x, d.dk = out[1].x, d.dv = out[2].x, d.dg = out[3].x, d.ds0 = out[4].x;
 	ok(threads_agree(call_backward, out, 5), "%s: gradients repeat", name);
-	good = same(d.dq, want.dq, ACT, n, a.q_row - GAP, GAP, "dq");
-	good &= same(d.dk, want.dk, ACT, n, a.k_row - GAP, GAP, "dk");
-	good &= same(d.dv, want.dv, ACT, n, a.v_row - GAP, GAP, "dv");
+	good = outputs_right(d.dq, want.dq, n, a.q_row - gap, gap, "dq");
+	good &= outputs_right(d.dk, want.dk, n, a.k_row - gap, gap, "dk");
+	good &= outputs_right(d.dv, want.dv, n, a.v_row - gap, gap, "dv");
 	if (a.g)
-		good &= same(d.dg, want.dg, ACC, n, a.g_row - GAP, GAP, "dg");
-	good &= same(d.ds0, want.ds0, ACC, a.b, state_size, 0, "ds0");
+		good &= decays_right(d.dg, want.dg, n, a.g_row - gap, gap, "dg");
+	good &= within(d.ds0, want.ds0, ACC, a.b, state_size, 0, MMA_TOL, "ds0");
 	ok(good, "%s: gradients are those of the recurrence", name);
 	for (int cut = 1; a.b == 1 && cut < a.t; cut += 1 + a.t / 3)
 		ok(cut_right(cut), "%s: cut at %d", name, cut);
@@ -366,7 +450,7 @@ static void test_linattn(struct linattn shape, double least, bool with_state)
 	state = out[1].x;
 	reference();
 	ok(threads_agree(call_forward, out, 2), "%s: repeats", name);
-	good = same(a.o, want.o, ACT, a.b * a.t, a.heads * a.dv, 0, "o");
+	good = outputs_right(a.o, want.o, a.b * a.t, a.heads * a.dv, 0, "o");
 	ok(same(state, want.last, ACC, a.b, state_size, 0, "state") && good,
 	   "%s: is the recurrence", name);
 	ok(steps_right(), "%s: steps are", name);
@@ -375,6 +459,31 @@ static void test_linattn(struct linattn shape, double least, bool with_state)
 	unguard(state);
 	drop();
 	free(name);
+}
+
+/* Widths of whole vectors, as tensor cores take them: of one segment or some, with ends inside. */
+static void test_tiles(enum linattn_decay decay)
+{
+	struct linattn narrow = { .b = 2, .t = 77, .heads = 2, .group = 1, .dk = 32, .dv = 40,
+				  .chunk = 16, .decay = decay, .scale = 0.3 };
+	struct linattn all = { .b = 1, .t = 130, .heads = 3, .group = 3, .dk = 64, .dv = 64,
+			       .shared = LINATTN_Q | LINATTN_K | LINATTN_V | LINATTN_G, .chunk = 64,
+			       .decay = decay, .scale = 1 };
+	struct linattn some = { .b = 2, .t = 600, .heads = 2, .group = 1, .dk = 72, .dv = 128,
+				.chunk = 64, .decay = decay, .scale = 0.1 };
+	struct linattn wide = { .b = 1, .t = 800, .heads = 1, .group = 1, .dk = 128, .dv = 264,
+				.chunk = 64, .decay = decay, .scale = 0.1 };
+	struct linattn thin = { .b = 1, .t = 520, .heads = 2, .group = 2, .dk = 48, .dv = 136,
+				.shared = LINATTN_K, .chunk = 256, .decay = decay, .scale = 1 };
+	struct linattn far = { .b = 1, .t = 2000, .heads = 2, .group = 1, .dk = 64, .dv = 64,
+			       .chunk = 256, .decay = decay, .scale = 0.125 };
+
+	test_linattn(narrow, -20, true);
+	test_linattn(all, -3, true);
+	test_linattn(some, -0.02, true);
+	test_linattn(wide, -0.1, false);
+	test_linattn(thin, -300, true);
+	test_linattn(far, -0.4, true);
 }
 
 int main(void)
@@ -399,6 +508,7 @@ int main(void)
 		test_linattn(wide, -0.1, true);
 		test_linattn(pairs, -3, true);
 		test_linattn(all, -20, true);
+		test_tiles(decay);
 	}
 	for (int width = 64; width <= 1024; width *= 2) {	/* beside one of no whole vectors */
 		struct linattn keys = { .b = 1, .t = 37, .heads = 2, .group = 2, .dk = width - 3,

@@ -9,10 +9,12 @@
 
 #include "common.cuh"
 #include "kernels_linattn.h"
+#include "rows.cuh"
 
 enum {
 	LINATTN_ROWS = 16,		/* positions of a block */
 	LINATTN_WIDTH_MAX = 1024,	/* of keys and of values */
+	LINATTN_PART_BYTES = 16 << 20,	/* of workspace_part() for states of the tensor cores' path */
 };
 
 /** linattn_head() - which head of an operand head @h uses */
@@ -51,5 +53,25 @@ static inline __host__ __device__ float linattn_alpha(const struct linattn &a, i
 {
 	return a.decay == LINATTN_FIXED ? 1 - exp2f(-5 - h) : 1;
 }
+
+/** linattn_any_fwd() - general path, any shape */
+void linattn_any_fwd(const struct linattn *a);
+
+#ifdef CONFIG_REAL_BF16
+/** linattn_mma_takes() - can the mma.sync path run this shape? */
+bool linattn_mma_takes(const struct linattn *a);
+#else
+static inline bool linattn_mma_takes(const struct linattn *a)
+{
+	(void)a;
+	return false;
+}
+#endif
+
+/** linattn_mma_scalar_fwd() - mma.sync path where one decay is for all of a key, or none is */
+void linattn_mma_scalar_fwd(const struct linattn *a);
+
+/** linattn_mma_vector_fwd() - mma.sync path where each element of a key has its own */
+void linattn_mma_vector_fwd(const struct linattn *a);
 
 #endif

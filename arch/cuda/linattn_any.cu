@@ -233,7 +233,7 @@ template <enum mode MODE> static void values(const struct any_run &p)
 	});
 }
 
-void k_linattn_fwd(const struct linattn *a)
+void linattn_any_fwd(const struct linattn *a)
 {
 	struct any_run p = {};
 

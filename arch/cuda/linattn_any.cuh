@@ -220,6 +220,21 @@ struct any_run {
 	long dg_row, dg_head;
 };
 
+#ifdef CONFIG_REAL_BF16
+/** linattn_mma_bwd_takes() - can the mma.sync path make these gradients? */
+bool linattn_mma_bwd_takes(const struct linattn *a, const struct linattn_grad *d);
+#else
+static inline bool linattn_mma_bwd_takes(const struct linattn *a, const struct linattn_grad *d)
+{
+	(void)a, (void)d;
+	return false;
+}
+#endif
+
+/** linattn_mma_bwd() - mma.sync path: gradients, or the parts of those that heads share */
+void linattn_mma_bwd(const struct any_run &r, const struct any_out &dq, const struct any_out &dk,
+		     const struct any_out &dv, const struct linattn_grad *d);
+
 /** linattn_any_values() - gradients of values, and of the first state */
 void linattn_any_values(const struct any_run &p);
 

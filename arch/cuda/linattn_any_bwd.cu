@@ -300,32 +300,55 @@ static void sum_operand(const struct any_out &o, const struct linattn *a)
 		sum_parts_of(o.act, o.row, o.head, o.part, a, a->heads / a->group, a->group, o.width);
 }
 
-/* Gradients of decays stand in dg itself, or in parts: by slice if there is one for all columns. */
-static void decay_parts(struct any_run *p, const struct linattn_grad *d, float *free)
+/*
+ * Gradients of decays stand in dg itself, or in parts: where there is one for all columns,
+ * @slices of each head.
+ */
+static void decay_parts(struct any_run *p, const struct linattn_grad *d, float *free, int slices)
 {
 	const struct linattn &a = p->a;
-	int width = a.decay == LINATTN_VECTOR ? a.dk : div_up(a.dk, SLICE);
-	bool in_place = a.decay == LINATTN_VECTOR && !(a.shared & LINATTN_G);
+	int width = a.decay == LINATTN_VECTOR ? a.dk : slices;
+	bool in_place = !(a.shared & LINATTN_G) && (a.decay == LINATTN_VECTOR || slices == 1);
 
+	if (a.decay > LINATTN_SCALAR)
+		return;
 	p->dg = in_place ? d->dg : free;
 	p->dg_row = in_place ? a.g_row : (long)a.heads * width;
 	p->dg_head = in_place ? a.g_head : width;
 }
 
-static void sum_decays(const struct any_run *p, const struct linattn_grad *d)
+static void sum_decays(const struct any_run *p, const struct linattn_grad *d, int slices)
 {
 	const struct linattn *a = &p->a;
 	int group = a->shared & LINATTN_G ? a->group : 1;
-	int slices = a->decay == LINATTN_SCALAR ? div_up(a->dk, SLICE) : 1;
 
+	if (a->decay == LINATTN_VECTOR)
+		slices = 1;
 	if (a->decay <= LINATTN_SCALAR && p->dg != d->dg)
 		sum_parts_of(d->dg, a->g_row, a->g_head, p->dg, a, a->heads / group, group * slices,
 			     a->decay == LINATTN_SCALAR ? 1 : a->dk);
 }
 
+static void sweeps(struct any_run p, const struct any_out &dq, const struct any_out &dk,
+		   const struct any_out &dv, const struct linattn_grad *d)
+{
+	p.out = dq;
+	p.first = p.a.s0;
+	keys<false>(p);
+	p.out = dk;
+	p.first = d->ds1;
+	keys<true>(p);
+	p.out = dv;
+	p.last = d->ds0;
+	p.last_seq = (long)p.a.heads * p.a.dk * p.a.dv;
+	linattn_any_values(p);
+}
+
 void k_linattn_bwd(const struct linattn *a, const struct linattn_grad *d)
 {
 	size_t heads = (size_t)a->b * a->heads;
+	bool mma = linattn_mma_bwd_takes(a, d);
+	int slices = mma ? 1 : div_up(a->dk, SLICE);
 	struct any_run p = {};
 	struct any_out dq, dk, dv;
 	float *free;
@@ -338,19 +361,13 @@ void k_linattn_bwd(const struct linattn *a, const struct linattn_grad *d)
 	dq = any_out_of(d->dq, a->q_row, a->q_head, parts_of(a, LINATTN_Q, a->dk, &free), a->dk);
 	dk = any_out_of(d->dk, a->k_row, a->k_head, parts_of(a, LINATTN_K, a->dk, &free), a->dk);
 	dv = any_out_of(d->dv, a->v_row, a->v_head, parts_of(a, LINATTN_V, a->dv, &free), a->dv);
-	decay_parts(&p, d, free);
-	p.out = dq;
-	p.first = a->s0;
-	keys<false>(p);
-	p.out = dk;
-	p.first = d->ds1;
-	keys<true>(p);
-	p.out = dv;
-	p.last = d->ds0;
-	p.last_seq = (long)a->heads * a->dk * a->dv;
-	linattn_any_values(p);
+	decay_parts(&p, d, free, slices);
+	if (mma)
+		linattn_mma_bwd(p, dq, dk, dv, d);
+	else
+		sweeps(p, dq, dk, dv, d);
 	sum_operand(dq, a);
 	sum_operand(dk, a);
 	sum_operand(dv, a);
-	sum_decays(&p, d);
+	sum_decays(&p, d, slices);
 }

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: MIT
+/*
+ * Linear recurrences on mma.sync: which shapes these take, how a sequence is cut into segments,
+ * and the states behind them.
+ */
+#include "linattn_mma.cuh"
+
+enum {
+	T_MIN = 64,			/* positions and elements of a key or value that pay */
+	WIDTH_MIN = 32,
+	SCALAR_VALUES = 64,		/* most of a value backward where there is one decay */
+	SEG_MIN = 256,			/* positions worth a state of their own */
+	SCAN_THREADS = 256,
+	SCAN_DEEP = 8,			/* loads of a thread under way */
+};
+
+/* Has the device as much shared memory for a block? */
+static bool has_room(size_t bytes)
+{
+	int device, most;
+
+	CUDA(cudaGetDevice(&device));
+	CUDA(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+	return bytes <= (size_t)most;
+}
+
+bool linattn_mma_takes(const struct linattn *a)
+{
+	bool vector = a->decay == LINATTN_VECTOR;
+	bool narrow = !vector ||
+		      ((uintptr_t)a->g % 16 == 0 && a->g_row % 4 == 0 && a->g_head % 4 == 0);
+
+	return narrow && a->t >= T_MIN && a->dk >= WIDTH_MIN && a->dk <= 128 && a->dk % 8 == 0 &&
+	       a->dv >= WIDTH_MIN && a->dv % 8 == 0 && row_wide(a->q, a->q_row) &&
+	       a->q_head % 8 == 0 && row_wide(a->k, a->k_row) && a->k_head % 8 == 0 &&
+	       row_wide(a->v, a->v_row) && a->v_head % 8 == 0 && row_wide(a->o, 0) &&
+	       has_room(vector ? mma_vector_room(*a) : mma_scalar_room(*a));
+}
+
+bool linattn_mma_bwd_takes(const struct linattn *a, const struct linattn_grad *d)
+{
+	bool vector = a->decay == LINATTN_VECTOR;
+
+	return linattn_mma_takes(a) && a->dv <= (vector ? 256 : SCALAR_VALUES) &&
+	       row_wide(d->d_o, 0) && row_wide(d->dq, 0) && row_wide(d->dk, 0) &&
+	       row_wide(d->dv, 0) && (uintptr_t)d->dg % 16 == 0 &&
+	       has_room(vector ? mma_vector_bwd_room(*a) : mma_scalar_bwd_room(*a));
+}
+
+/* Segments of @p, as many as there are blocks wanted and there is room for. */
+static void cut(struct mma_run *p, int slices, int blocks, size_t room)
+{
+	const struct linattn *a = &p->a;
+	int heads = a->b * a->heads * slices, most = MIN(room, (size_t)div_up(a->t, SEG_MIN));
+	int segs = blocks / heads, twice = 2 * blocks / heads;
+
+	if (segs > 1 && 9 * twice > 20 * segs)	/* two rounds leave less of the device idle */
+		segs = twice;
+	segs = MAX(MIN(segs, most), 1);
+	p->seg = ROUND_UP(div_up(a->t, segs), TILE);
+	p->segs = div_up(a->t, p->seg);
+}
+
+struct mma_run mma_run_of(const struct linattn *a, int slices, int blocks)
+{
+	size_t heads = (size_t)a->b * a->heads, one = heads * a->dk * (a->dv + 1);
+	struct mma_run p = {};
+
+	p.a = *a;
+	cut(&p, slices, blocks, LINATTN_PART_BYTES / (one * sizeof(float)) + 1);
+	if (p.segs == 1)
+		return p;
+	p.state = (float *)workspace_part((p.segs - 1) * one * sizeof(float));
+	p.decay = p.state + (p.segs - 1) * heads * a->dk * a->dv;
+	return p;
+}
+
+/* The same backward, but for outputs and memory. */
+static struct mma_run run_bwd(const struct any_run &r, int blocks)
+{
+	struct mma_run p = {};
+
+	p.a = r.a;
+	p.d_o = r.d_o;
+	p.dg = r.dg;
+	p.dg_row = r.dg_row;
+	p.dg_head = r.dg_head;
+	/* two states a segment and less than another sixteenth, of one a chunk */
+	cut(&p, 1, blocks, r.chunks * 15 / 32);
+	return p;
+}
+
+static __device__ __forceinline__ float *scanned(const struct mma_run &p, bool back, int n)
+{
+	return back ? mma_dstate(p, blockIdx.y, n) : mma_state(p, blockIdx.y, n);
+}
+
+/* @back: gradients, from the last one on; each decays over the segment behind it */
+static __global__ void __launch_bounds__(SCAN_THREADS) scan_kernel(struct mma_run p, bool back)
+{
+	int e = (blockIdx.x * SCAN_THREADS + threadIdx.x) * 4, c = e / p.a.dv;
+	float4 x = {};
+
+	let_next();
+	after_previous();
+	if (e >= p.a.dk * p.a.dv)
+		return;
+	for (int n0 = 0; n0 < p.segs - 1; n0 += SCAN_DEEP) {
+		float4 add[SCAN_DEEP];
+		float d[SCAN_DEEP];
+
+#pragma unroll
+		for (int j = 0; j < SCAN_DEEP; j++) {
+			int n = min(n0 + j, p.segs - 2), at = back ? p.segs - 2 - n : n;
+
+			add[j] = *(const float4 *)(scanned(p, back, at) + e);
+			d[j] = mma_decay(p, blockIdx.y, min(at + back, p.segs - 2))[c];
+		}
+#pragma unroll
+		for (int j = 0; j < SCAN_DEEP; j++) {
+			int n = n0 + j, at = back ? p.segs - 2 - n : n;
+
+			x = { fmaf(d[j], x.x, add[j].x), fmaf(d[j], x.y, add[j].y),
+			      fmaf(d[j], x.z, add[j].z), fmaf(d[j], x.w, add[j].w) };
+			if (n < p.segs - 1)
+				*(float4 *)(scanned(p, back, at) + e) = x;
+		}
+	}
+}
+
+void mma_scan(const struct mma_run &p, bool back)
+{
+	dim3 grid(div_up(p.a.dk * p.a.dv, 4 * SCAN_THREADS), p.a.b * p.a.heads);
+
+	if (p.segs > 2)
+		launch(scan_kernel, grid, SCAN_THREADS, 0, p, back);
+}
+
+/*
+ * States, their gradients, decays of segments and <state, gradient>: in scratch, which has
+ * room for a state a chunk.
+ */
+static void places(struct mma_run *p, float *scratch)
+{
+	size_t heads = (size_t)p->a.b * p->a.heads;
+	size_t states = (p->segs - 1) * heads * p->a.dk * p->a.dv;
+
+	p->state = scratch;
+	p->dstate = p->state + states;
+	p->decay = p->dstate + states;
+	p->behind = p->decay + (p->segs - 1) * heads * p->a.dk;
+}
+
+void linattn_mma_bwd(const struct any_run &r, const struct any_out &dq, const struct any_out &dk,
+		     const struct any_out &dv, const struct linattn_grad *d)
+{
+	bool vector = r.a.decay == LINATTN_VECTOR;
+	struct mma_run p = run_bwd(r, vector ? VECTOR_BLOCKS : SCALAR_BLOCKS);
+
+	p.dq = dq;
+	p.dk = dk;
+	p.dv = dv;
+	p.ds1 = d->ds1;
+	p.ds0 = d->ds0;
+	places(&p, r.kept);
+	if (vector)
+		mma_vector_bwd(p);
+	else
+		mma_scalar_bwd(p);
+}

@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: MIT */
+/**
+ * DOC: linear recurrences on mma.sync (sm_80 and later)
+ *
+ * A sequence is cut into segments, so that there are blocks for the whole device. One pass
+ * makes what each segment adds to the state, one carries states from segment to segment, a
+ * third has a block go through each segment, chunk by chunk, with a state in registers:
+ * float, rounded to bf16 where a product reads it.
+ */
+#ifndef TENON_CUDA_LINATTN_MMA_CUH
+#define TENON_CUDA_LINATTN_MMA_CUH
+
+#include "linattn_any.cuh"
+#include "linattn_mma_tile.cuh"
+
+/* Blocks wanted: one or two for each multiprocessor of an H200. */
+enum { VECTOR_BLOCKS = 132, SCALAR_BLOCKS = 264 };
+
+/**
+ * struct mma_run - a recurrence in segments
+ * @a: the recurrence
+ * @seg: positions of a segment, a multiple of 64
+ * @segs: of a sequence
+ * @state: [b][heads][@segs - 1][dk][dv], what segments add; then the states behind them
+ * @decay: [b][heads][@segs - 1][dk], of a whole segment
+ *
+ * Backward:
+ * @d_o: gradient of o
+ * @dq: where gradients go
+ * @dk: the same of keys
+ * @dv: of values
+ * @dg: of decays, or NULL; between the sweeps <q, dq>
+ * @dg_row: row stride of @dg
+ * @dg_head: head stride of @dg, heads that share having their own
+ * @ds1: gradient of the last state, or NULL
+ * @ds0: where that of the first goes, or NULL
+ * @dstate: as @state, of gradients of states behind segments
+ * @behind: [b][heads][@segs][dk or 1], <state, its gradient> behind segments
+ */
+struct mma_run {
+	struct linattn a;
+	int seg, segs;
+	float *state, *decay;
+	const real *d_o;
+	struct any_out dq, dk, dv;
+	float *dg;
+	long dg_row, dg_head;
+	const float *ds1;
+	float *ds0, *dstate, *behind;
+};
+
+/**
+ * mma_run_of() - segments of a recurrence forward, of its shape alone
+ * @slices: blocks that share the values of a head
+ * @blocks: that there should be
+ */
+struct mma_run mma_run_of(const struct linattn *a, int slices, int blocks);
+
+/** mma_scalar_room() - shared memory that a block takes forward, where there is one decay */
+size_t mma_scalar_room(const struct linattn &a);
+
+/** mma_scalar_bwd_room() - the same backward */
+size_t mma_scalar_bwd_room(const struct linattn &a);
+
+/** mma_vector_room() - forward where decays are vectors */
+size_t mma_vector_room(const struct linattn &a);
+
+/** mma_vector_bwd_room() - the same backward */
+size_t mma_vector_bwd_room(const struct linattn &a);
+
+/** mma_scan() - from what segments add to the states behind them, or with @back to gradients */
+void mma_scan(const struct mma_run &p, bool back);
+
+/** mma_scalar_states() - states behind all segments but the last, where there is one decay */
+void mma_scalar_states(const struct mma_run &p);
+
+/** mma_vector_states() - the same where decays are vectors */
+void mma_vector_states(const struct mma_run &p);
+
+/** mma_scalar_bwd() - gradients where there is one decay */
+void mma_scalar_bwd(const struct mma_run &p);
+
+/** mma_vector_bwd() - gradients where decays are vectors */
+void mma_vector_bwd(const struct mma_run &p);
+
+/* Of segment @n of head @at. */
+static __device__ __forceinline__ float *mma_decay(const struct mma_run &p, int at, int n)
+{
+	return p.decay + ((size_t)at * (p.segs - 1) + n) * p.a.dk;
+}
+
+static __device__ __forceinline__ float *mma_behind(const struct mma_run &p, int at, int n,
+						    int width)
+{
+	return p.behind + ((size_t)at * p.segs + n) * width;
+}
+
+/* State of head @at behind segment @n. */
+static __device__ __forceinline__ float *mma_state(const struct mma_run &p, int at, int n)
+{
+	return p.state + ((size_t)at * (p.segs - 1) + n) * p.a.dk * p.a.dv;
+}
+
+static __device__ __forceinline__ float *mma_dstate(const struct mma_run &p, int at, int n)
+{
+	return p.dstate + ((size_t)at * (p.segs - 1) + n) * p.a.dk * p.a.dv;
+}
+
+/* State before segment @n, NULL: 0; @add: as far as what a segment adds is concerned. */
+static __device__ __forceinline__ const float *mma_first(const struct mma_run &p, int at, int n,
+							 bool add)
+{
+	if (!n)
+		return p.a.s0 ? p.a.s0 + (size_t)at * p.a.dk * p.a.dv : NULL;
+	return add ? NULL : mma_state(p, at, n - 1);
+}
+
+/* Gradient of the state behind segment @n, in the same way. */
+static __device__ __forceinline__ const float *mma_last_grad(const struct mma_run &p, int at, int n,
+							     bool add)
+{
+	if (n == p.segs - 1)
+		return p.ds1 ? p.ds1 + (size_t)at * p.a.dk * p.a.dv : NULL;
+	return add ? NULL : mma_dstate(p, at, n);
+}
+
+/* Where the gradient of the state before segment @n goes, NULL: nowhere. */
+static __device__ __forceinline__ float *mma_first_grad(const struct mma_run &p, int at, int n)
+{
+	if (!n)
+		return p.ds0 ? p.ds0 + (size_t)at * p.a.dk * p.a.dv : NULL;
+	return mma_dstate(p, at, n - 1);
+}
+
+/* Where gradients of one head of one sequence go: activations, or parts in float. */
+struct mma_out {
+	real *act;
+	float *part;
+	int row, width;
+};
+
+/**
+ * struct mma_head - one head of one sequence: position 0 of all that a block reads or writes
+ * @one: logarithm of the decay to base 2 where there is no @g
+ *
+ * In shared memory, made once: its parts take many instructions and few are needed at a time.
+ */
+struct mma_head {
+	const real *q, *k, *v, *d_o;
+	const float *g;
+	float *dg, one;
+	struct mma_out dq, dk, dv;
+};
+
+static __device__ __forceinline__ struct mma_out mma_out_of(const struct any_out &o,
+							    const struct linattn &a, int i, int h)
+{
+	long at = (long)i * a.t;
+
+	return { o.act + at * o.row + h * o.head,
+		 o.part ? o.part + (at * a.heads + h) * o.width : NULL,
+		 o.part ? a.heads * o.width : (int)o.row, o.width };
+}
+
+/** mma_head_of() - by all threads, before any uses it */
+static __device__ __forceinline__ void mma_head_of(struct mma_head &x, const struct mma_run &p,
+						   int i, int h)
+{
+	const struct linattn &a = p.a;
+
+	if (!threadIdx.x) {
+		x.q = linattn_q(a, i, h);
+		x.k = linattn_k(a, i, h);
+		x.v = linattn_v(a, i, h);
+		x.g = linattn_g(a, i, h);
+		x.one = log2f(linattn_alpha(a, h));
+		x.d_o = p.d_o + ((long)i * a.t * a.heads + h) * a.dv;
+		x.dg = p.dg + (long)i * a.t * p.dg_row + h * p.dg_head;
+		x.dq = mma_out_of(p.dq, a, i, h);
+		x.dk = mma_out_of(p.dk, a, i, h);
+		x.dv = mma_out_of(p.dv, a, i, h);
+	}
+	__syncthreads();
+}
+
+/* 16 rows from position @t on, of those before @end: accumulators of columns @col on. */
+template <int N>
+static __device__ __forceinline__ void mma_rows_put(const struct mma_out &o, int t, int end, int col,
+						    const float (*c)[4])
+{
+	t += threadIdx.x % 32 / 4;
+	col += threadIdx.x % 4 * 2;
+#pragma unroll
+	for (int r = 0; r < 4; r += 2, t += 8) {
+		long at = (long)t * o.row + col;
+
+		if (t >= end)
+			continue;
+#pragma unroll
+		for (int n = 0; n < N; n++) {
+			if (col + 8 * n >= o.width)
+				continue;
+			if (o.part)
+				*(float2 *)(o.part + at + 8 * n) = make_float2(c[n][r], c[n][r + 1]);
+			else
+				pair_put(o.act + at + 8 * n, { c[n][r], c[n][r + 1] });
+		}
+	}
+}
+
+#endif
