@@ -55,10 +55,13 @@ EQUIVALENT = {
     ("train/optim.c", "o->own_losses[r] = (size_t)MICROS / ranks * r * sizeof(*o->losses);"): ONE_RANK,
     ("train/optim.c", "o->own_weights[r] = weight_byte(m, o->own[r + 1]);"): ONE_RANK,
     ("train/step.c", "int64_t first = r->st.micro - (int64_t)dist_rank() * step_micros();"): ONE_RANK,
+    ("train/optim.c", "for (int r = 0; r < ranks; r++) {"): ONE_RANK,
     ("train/optim.c", "dist_gather(o->partial, o->own_partial);"): ONE_RANK,
     ("model/mlp/moe.c", "TENSOR act_t rows[B_MAX + K][C];"):
         "what lies beyond is the beginning of more, written when rows are read for the last time",
 }
+# What not every processor runs, by a flag of /proc/cpuinfo.
+NEEDS = {"arch/cpu/amx.c": "amx_bf16"}
 # (what, pattern, replacement): applied to one match of one line.
 OPERATORS = (
     ("sign", r"(?<=[\w)\]] )\+(?= [\w(])", "-"),
@@ -103,6 +106,12 @@ def planted(line):
             yield what, line[:match.start()] + match.expand(to) + line[match.end():]
 
 
+def counts(site):
+    """Is it a defect, in what this processor runs?"""
+    with open("/proc/cpuinfo", encoding="utf-8") as cpu:
+        return (site[0], shown(site)) not in EQUIVALENT and NEEDS.get(site[0], "") in cpu.read()
+
+
 def drawn(seed):
     """Defects in an order by seed: no two of one line, folders and kinds in turn."""
     rng, kinds = random.Random(seed), {}
@@ -115,7 +124,7 @@ def drawn(seed):
         for kind in sorted(kinds):
             while kinds[kind]:
                 site = kinds[kind].pop()
-                if site[:2] not in lines and (site[0], shown(site)) not in EQUIVALENT:
+                if site[:2] not in lines and counts(site):
                     lines.add(site[:2])
                     yield site
                     break
