@@ -90,7 +90,7 @@ function frame(figure, spec) {
 	const width = figure.clientWidth, narrow = width < 520;
 	const height = spec.height || (narrow ? 300 : 400);
 	const box = { left: spec.left || 58, top: 12, bottom: height - 46,
-		      right: width - (spec.names && !narrow ? 118 : 16) };
+		      right: width - (spec.names && !narrow ? 134 : 16) };
 	const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img",
 				  "aria-label": spec.title });
 	const x = (spec.logX ? logarithmic : linear)(...spec.x, box.left, box.right);
