@@ -92,12 +92,6 @@ static double alpha(int i, int t, int h, int c)
 	return exp(a.g[at_g(i, t, h) + (a.decay == LINATTN_VECTOR ? c : 0)]);
 }
 
-/* Element [c][e] of a state of one head. */
-static double *element(double *s, int c, int e)
-{
-	return s + (long)c * a.dv + e;
-}
-
 /* states [t + 1][dk][dv] of one head, and its outputs */
 static void forward_head(double *s, int i, int h)
 {
@@ -106,16 +100,17 @@ static void forward_head(double *s, int i, int h)
 	for (long e = 0; e < one; e++)
 		s[e] = a.s0 ? a.s0[((long)i * a.heads + h) * one + e] : 0;
 	for (int t = 0; t < a.t; t++, s += one)
-		for (int c = 0; c < a.dk; c++)
-			for (int e = 0; e < a.dv; e++) {
-				double now = alpha(i, t, h, c) * *element(s, c, e) +
-					     real(a.k[at_k(i, t, h) + c]) *
-					     real(a.v[at_v(i, t, h) + e]);
+		for (int c = 0; c < a.dk; c++) {
+			double left = alpha(i, t, h, c), k = real(a.k[at_k(i, t, h) + c]);
+			double q = a.scale * real(a.q[at_q(i, t, h) + c]);
+			double *was = s + (long)c * a.dv, *o = want.o + at_o(i, t, h);
+			const act_t *v = a.v + at_v(i, t, h);
 
-				*element(s + one, c, e) = now;
-				want.o[at_o(i, t, h) + e] += a.scale *
-					real(a.q[at_q(i, t, h) + c]) * now;
+			for (int e = 0; e < a.dv; e++) {
+				was[one + e] = left * was[e] + k * real(v[e]);
+				o[e] += q * was[one + e];
 			}
+		}
 	memcpy(want.last + ((long)i * a.heads + h) * one, s, one * sizeof(*s));
 }
 
@@ -123,19 +118,20 @@ static void forward_head(double *s, int i, int h)
 static void backward_row(const double *s, double *ds, double *later, int i, int t, int h, int c)
 {
 	double k = real(a.k[at_k(i, t, h) + c]), q = real(a.q[at_q(i, t, h) + c]), decay = 0;
-	double dq = 0, dk = 0;
+	double dq = 0, dk = 0, left = alpha(i, t, h, c), *dv = want.dv + at_v(i, t, h);
+	const act_t *v = a.v + at_v(i, t, h), *d_o = d.d_o + at_o(i, t, h);
 
+	s += (long)c * a.dv;
+	ds += (long)c * a.dv;
 	for (int e = 0; e < a.dv; e++) {
-		double v = real(a.v[at_v(i, t, h) + e]), o = real(d.d_o[at_o(i, t, h) + e]);
-		double *one = ds + (long)c * a.dv + e;
-		long at = (long)c * a.dv + e;
+		double o = a.scale * real(d_o[e]);
 
-		dq += a.scale * s[at + (long)a.dk * a.dv] * o;
-		*one += a.scale * q * o;
-		dk += *one * v;
-		want.dv[at_v(i, t, h) + e] += *one * k;
-		decay += *one * s[at] * alpha(i, t, h, c);
-		*one *= alpha(i, t, h, c);
+		dq += s[(long)a.dk * a.dv + e] * o;
+		ds[e] += q * o;
+		dk += ds[e] * real(v[e]);
+		dv[e] += ds[e] * k;
+		decay += ds[e] * s[e] * left;
+		ds[e] *= left;
 	}
 	want.dq[at_q(i, t, h) + c] += dq;
 	want.dk[at_k(i, t, h) + c] += dk;
