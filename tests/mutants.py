@@ -56,6 +56,7 @@ EQUIVALENT = {
     ("train/optim.c", "o->own_weights[r] = weight_byte(m, o->own[r + 1]);"): ONE_RANK,
     ("train/step.c", "int64_t first = r->st.micro - (int64_t)dist_rank() * step_micros();"): ONE_RANK,
     ("train/optim.c", "for (int r = 0; r < ranks; r++) {"): ONE_RANK,
+    ("train/optim.c", "elem - e->offset <= e->numel * sizeof(acc_t) / sizeof(param_t))"): ONE_RANK,
     ("train/optim.c", "dist_gather(o->partial, o->own_partial);"): ONE_RANK,
     ("model/mlp/moe.c", "TENSOR act_t rows[B_MAX + K][C];"):
         "what lies beyond is the beginning of more, written when rows are read for the last time",
