@@ -63,6 +63,8 @@ EQUIVALENT = {
 }
 # What not every processor runs, by a flag of /proc/cpuinfo.
 NEEDS = {"arch/cpu/amx.c": "amx_bf16"}
+with open("/proc/cpuinfo", encoding="utf-8") as cpu:
+    CPU = cpu.read()
 # (what, pattern, replacement): applied to one match of one line.
 OPERATORS = (
     ("sign", r"(?<=[\w)\]] )\+(?= [\w(])", "-"),
@@ -109,8 +111,7 @@ def planted(line):
 
 def counts(site):
     """Is it a defect, in what this processor runs?"""
-    with open("/proc/cpuinfo", encoding="utf-8") as cpu:
-        return (site[0], shown(site)) not in EQUIVALENT and NEEDS.get(site[0], "") in cpu.read()
+    return (site[0], shown(site)) not in EQUIVALENT and NEEDS.get(site[0], "") in CPU
 
 
 def drawn(seed):
