@@ -31,6 +31,22 @@ static __device__ __forceinline__ void pair_put(bf16 *p, float2 x)
 	*(uint32_t *)p = pack_bf16(x.x, x.y);
 }
 
+/*
+ * f(n, i, row, column) for each two of a lane's accumulators that lie side by side, c[n][i] and
+ * c[n][i + 1], of 16 rows from @row and 8 @N columns from @col on.
+ */
+template <int N, class F>
+static __device__ __forceinline__ void mma_pairs(int row, int col, F f)
+{
+	row += threadIdx.x % 32 / 4;
+	col += threadIdx.x % 4 * 2;
+#pragma unroll
+	for (int i = 0; i < 4; i += 2)
+#pragma unroll
+		for (int n = 0; n < N; n++)
+			f(n, i, row + i * 4, col + 8 * n);
+}
+
 /* 16 rows of a state, of columns from @col on, of which there are 8 @N: accumulators. */
 template <int N>
 static __device__ __forceinline__ void mma_state_get(float (*c)[4], const float *state, int row,

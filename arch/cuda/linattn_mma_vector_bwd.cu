@@ -23,17 +23,12 @@ static __device__ __forceinline__ void each_own(float (&own)[part<S>::K / 8][4],
 						const struct place &x, const struct part<S> &w, int t0,
 						F f)
 {
-#pragma unroll
-	for (int r = 0; r < 4; r += 2)
-#pragma unroll
-		for (int n = 0; n < part<S>::K / 8; n++) {
-			int t = w.row + threadIdx.x % 32 / 4 + r * 4;
-			int c = w.key + 8 * n + threadIdx.x % 4 * 2;
-			bool inside = t0 + t < x.t1 && c < p.a.dk;
-			float2 *dg = inside ? (float2 *)dg_at<S>(m, p, t0 + t, c) : NULL;
+	mma_pairs<part<S>::K / 8>(w.row, w.key, [&](int n, int r, int t, int c) {
+		bool inside = t0 + t < x.t1 && c < p.a.dk;
+		float2 *dg = inside ? (float2 *)dg_at<S>(m, p, t0 + t, c) : NULL;
 
-			f(*(float2 *)&own[n][r], dg, t, c);
-		}
+		f(*(float2 *)&own[n][r], dg, t, c);
+	});
 }
 
 /* own = x dx, of gradients of queries or keys that came from the state */
@@ -42,16 +37,12 @@ static __device__ __forceinline__ void own_of_state(float (&own)[part<S>::K / 8]
 						    const float (&dx)[part<S>::K / 8][4],
 						    const bf16 *x, const struct part<S> &w)
 {
-#pragma unroll
-	for (int r = 0; r < 4; r += 2)
-#pragma unroll
-		for (int n = 0; n < part<S>::K / 8; n++) {
-			int t = w.row + threadIdx.x % 32 / 4 + r * 4;
-			float2 v = pair_get(pair_at<S>(x, t, w.key + 8 * n + threadIdx.x % 4 * 2));
+	mma_pairs<part<S>::K / 8>(w.row, w.key, [&](int n, int r, int t, int c) {
+		float2 v = pair_get(pair_at<S>(x, t, c));
 
-			own[n][r] = v.x * dx[n][r];
-			own[n][r + 1] = v.y * dx[n][r + 1];
-		}
+		own[n][r] = v.x * dx[n][r];
+		own[n][r + 1] = v.y * dx[n][r + 1];
+	});
 }
 
 /*

@@ -201,17 +201,12 @@ static __device__ __forceinline__ void from_state(float (&dx)[part<S>::K / 8][4]
 		mma_left<S::V>(a, BACK ? m.in.v : m.d_o, w.row, k);
 		mma_nt<S::V, part<S>::K / 8>(dx, a, m.s, w.key, k);
 	}
-#pragma unroll
-	for (int r = 0; r < 4; r += 2)
-#pragma unroll
-		for (int n = 0; n < part<S>::K / 8; n++) {
-			int t = w.row + threadIdx.x % 32 / 4 + r * 4;
-			int c = w.key + 8 * n + threadIdx.x % 4 * 2;
-			float2 f = decay_at<S, !BACK>(m, LEVELS, t, c);
+	mma_pairs<part<S>::K / 8>(w.row, w.key, [&](int n, int r, int t, int c) {
+		float2 f = decay_at<S, !BACK>(m, LEVELS, t, c);
 
-			dx[n][r] *= scale * f.x;
-			dx[n][r + 1] *= scale * f.y;
-		}
+		dx[n][r] *= scale * f.x;
+		dx[n][r + 1] *= scale * f.y;
+	});
 }
 
 /* Gradients of a chunk's values. */
