@@ -133,8 +133,11 @@ nvccflags := -std=c++17 -O3 -lineinfo $(gencode-y) -Xcompiler -Wall -Iinclude \
 	-I$(OBJ)/include -include include/kconfig.h
 endif
 
-cflags = -std=gnu11 -O3 $(if $(CONFIG_CPU_NATIVE),-march=native) $(portable) -fopenmp -g \
-	-Wall -Wextra -Wno-zero-length-bounds -Iinclude -I$(OBJ)/include $(blas-cflags) \
+# Tuned for Zen 1 to 3 gcc leaves some chains of multiply-adds in two roundings and not others, so
+# that instances of one inline function would differ in their bits.
+cflags = -std=gnu11 -O3 $(if $(CONFIG_CPU_NATIVE),-march=native) $(portable) \
+	--param=avoid-fma-max-bits=0 -fopenmp -g -Wall -Wextra \
+	-Wno-zero-length-bounds -Iinclude -I$(OBJ)/include $(blas-cflags) \
 	-include include/kconfig.h $(test-flags) $(EXTRA_CFLAGS) $(last-flags)
 ldflags := -fopenmp $(EXTRA_LDFLAGS)
 
