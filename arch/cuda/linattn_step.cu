@@ -7,10 +7,11 @@
 #include "rows.cuh"
 
 enum {
-	THREADS = 256,
+	THREADS = 128,
 	LANES = 8,		/* threads of a row: with 16 bytes each, 128 bytes of it */
 	DEEP = THREADS / LANES,	/* rows side by side */
-	EACH = 4,		/* rows under way in a thread */
+	EACH = 8,		/* rows under way in a thread */
+	ROWS = DEEP * EACH,	/* of a tile, which is in shared memory: registers hold less of it */
 };
 
 /* Key, query (scaled) and decay of a row of the state. */
@@ -29,36 +30,40 @@ static __device__ __forceinline__ struct step_row step_row_of(const struct linat
 	return { get(linattn_k(a, i, h) + c), (float)a.scale * get(linattn_q(a, i, h) + c), alpha };
 }
 
+/* W elements of the state to their place in shared memory, without waiting for them. */
+template <int W> static __device__ __forceinline__ void fetch(float *to, const float *from)
+{
+	if (W == 4)
+		copy16(to, from);
+	else
+		asm volatile("cp.async.ca.shared.global [%0], [%1], %2;"
+			     : : "r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from),
+			     "n"(W * sizeof(float)) : "memory");
+}
+
 /*
  * Rows c, c + DEEP, ... of a slice of @state take in @v; @sum: their part of the outputs. What
  * is there at position 0 is read, so that nothing waits for the position, and not used.
  */
 template <int W>
-static __device__ __forceinline__ void step_rows(const struct linattn &a, int i, int h, int c,
-						 float *state, const float (&v)[W], bool begins,
-						 float (&sum)[W])
+static __device__ __forceinline__ void step_rows(const struct step_row *row, const float (*tile)[W],
+						 int n, float *state, long dv, const float (&v)[W],
+						 bool begins, float (&sum)[W])
 {
-	struct step_row row[EACH];
-	float s[EACH][W] = {};
-
-#pragma unroll
-	for (int j = 0; j < EACH; j++)
-		if (c + j * DEEP < a.dk)
-			row_load<W>(s[j], state + (long)(c + j * DEEP) * a.dv);
-#pragma unroll
-	for (int j = 0; j < EACH; j++)
-		if (c + j * DEEP < a.dk)
-			row[j] = step_row_of(a, i, h, c + j * DEEP);
 #pragma unroll
 	for (int j = 0; j < EACH; j++) {
-		if (c + j * DEEP >= a.dk)
-			continue;
+		int r = threadIdx.x / LANES + j * DEEP;
+		struct step_row x = row[r];
+		float s[W];
+
+		if (r >= n)
+			break;
 #pragma unroll
 		for (int e = 0; e < W; e++) {
-			s[j][e] = (begins ? 0 : row[j].alpha * s[j][e]) + row[j].k * v[e];
-			sum[e] = fmaf(row[j].q, s[j][e], sum[e]);
+			s[e] = (begins ? 0 : x.alpha * tile[j * THREADS][e]) + x.k * v[e];
+			sum[e] = fmaf(x.q, s[e], sum[e]);
 		}
-		row_store<W>(state + (long)(c + j * DEEP) * a.dv, s[j]);
+		row_store<W>(state + r * dv, s);
 	}
 }
 
@@ -84,25 +89,45 @@ template <int W> static __device__ __forceinline__ void sum_rows(float (&sum)[W]
 	}
 }
 
-template <int W> static __global__ void __launch_bounds__(THREADS, 4)
+template <int W> static __global__ void __launch_bounds__(THREADS)
 step_kernel(struct linattn a, float *state, long seq, const int32_t *pos)
 {
+	__shared__ alignas(16) float tile[EACH * THREADS][W];
+	__shared__ struct step_row row[ROWS];
 	int h = blockIdx.y, i = blockIdx.z, e0 = (blockIdx.x * LANES + threadIdx.x % LANES) * W;
 	float v[W] = {}, sum[W] = {};
-	bool begins;
+	bool begins, inside = e0 < a.dv;
 
 	let_next();
 	after_previous();
-	begins = !pos[i];
 	state += i * seq + (long)h * a.dk * a.dv + e0;
-	if (e0 < a.dv) {
-		for (int e = 0; e < W; e++)
-			v[e] = get(linattn_v(a, i, h) + e0 + e);
-		for (int c = threadIdx.x / LANES; c < a.dk; c += DEEP * EACH)
-			step_rows<W>(a, i, h, c, state, v, begins, sum);
+	for (int c = 0; c < a.dk; c += ROWS) {
+		int n = min(a.dk - c, ROWS);
+
+#pragma unroll
+		for (int j = 0; j < EACH; j++) {
+			int r = threadIdx.x / LANES + j * DEEP;
+
+			if (inside && r < n)
+				fetch<W>(tile[j * THREADS + threadIdx.x], state + (long)(c + r) * a.dv);
+		}
+		copy_commit();
+		if (!c) {
+			begins = !pos[i];
+			for (int e = 0; inside && e < W; e++)
+				v[e] = get(linattn_v(a, i, h) + e0 + e);
+		}
+		if (threadIdx.x < n)
+			row[threadIdx.x] = step_row_of(a, i, h, c + threadIdx.x);
+		copy_wait<0>();
+		__syncthreads();
+		if (inside)
+			step_rows<W>(row, tile + threadIdx.x, n, state + (long)c * a.dv, a.dv, v, begins,
+				     sum);
+		__syncthreads();	/* no one reads rows any more */
 	}
 	sum_rows<W>(sum);
-	for (int e = 0; threadIdx.x < LANES && e0 < a.dv && e < W; e++)
+	for (int e = 0; threadIdx.x < LANES && inside && e < W; e++)
 		put(real_of(a.o) + ((long)i * a.heads + h) * a.dv + e0 + e, sum[e]);
 }
 
