@@ -204,24 +204,29 @@ template <int N>
 static __device__ __forceinline__ void mma_rows_put(const struct mma_out &o, int t, int end, int col,
 						    const float (*c)[4])
 {
-	t += threadIdx.x % 32 / 4;
-	col += threadIdx.x % 4 * 2;
-#pragma unroll
-	for (int r = 0; r < 4; r += 2, t += 8) {
-		long at = (long)t * o.row + col;
+	int pair = col + threadIdx.x % 4 * 2, four = col + mma_swap_col();
 
-		if (t >= end)
-			continue;
+	t += threadIdx.x % 32 / 4;
 #pragma unroll
-		for (int n = 0; n < N; n++) {
-			if (col + 8 * n >= o.width)
-				continue;
-			if (o.part)
-				*(float2 *)(o.part + at + 8 * n) = make_float2(c[n][r], c[n][r + 1]);
-			else
-				pair_put(o.act + at + 8 * n, { c[n][r], c[n][r + 1] });
+	for (int r = 0; r < 4; r += 2, t += 8)
+		if (o.part) {
+			float *to = o.part + (long)t * o.row + pair;
+
+#pragma unroll
+			for (int n = 0; n < N; n++)
+				if (t < end && pair + 8 * n < o.width)
+					*(float2 *)(to + 8 * n) = make_float2(c[n][r], c[n][r + 1]);
+		} else {
+			real *to = o.act + (long)t * o.row + four;
+
+#pragma unroll
+			for (int n = 0; n < N; n += 2) {
+				uint2 x = mma_swap(c[n] + r, c[n + 1] + r);
+
+				if (t < end && four + 8 * n < o.width)
+					*(uint2 *)(to + 8 * n) = x;
+			}
 		}
-	}
 }
 
 #endif

@@ -66,18 +66,17 @@ static __device__ __forceinline__ void load_decays(float *g, const struct mma_he
 						   const struct linattn &a, int t, int end)
 {
 	constexpr int N = AHEAD ? 32 : 4;	/* of a line, or of a copy */
-	int row = a.g_row;
+	constexpr int STEP = THREADS / (K / N);
+	int r = threadIdx.x / (K / N), c = threadIdx.x % (K / N) * N;
+	int left = c < a.dk ? MIN(end - t, ROWS) - r : 0;
+	const float *src = head.g + (t + r) * a.g_row + c;
 
-	mma_each<ROWS * K / N, THREADS>([&](unsigned int j) {
-		int r = j / (K / N), c = j % (K / N) * N;
-		bool inside = t + r < end && c < a.dk;
-		const float *src = head.g + (long)(inside ? t + r : 0) * row + (inside ? c : 0);
-
+#pragma unroll
+	for (int j = 0; j < ROWS; j += STEP, src += STEP * a.g_row)
 		if (!AHEAD)
-			copy16(g + r * PITCH + c, src, inside);
-		else if (inside)
+			copy16(g + (r + j) * PITCH + c, src, j < left);
+		else if (j < left)
 			asm volatile("prefetch.global.L2 [%0];" : : "l"(src));
-	});
 }
 
 static __device__ __forceinline__ float2 operator*(float2 a, float2 b)
@@ -169,12 +168,6 @@ static __device__ __forceinline__ struct beside beside_of(const vector_tiles<S> 
 	x.before = before[0] + before[1];
 	x.behind = behind[0] + behind[1];
 	return x;
-}
-
-/* Two columns of row @r of a tile. */
-template <class S, class T> static __device__ __forceinline__ T *pair_at(T *x, int r, int c)
-{
-	return x + tile_at<S::K>(r, c / 8) + c % 8;
 }
 
 /* Decays of the chunk. */

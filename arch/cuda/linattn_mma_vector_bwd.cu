@@ -51,21 +51,21 @@ template <class S>
 static __device__ __forceinline__ void inside(struct grads<S> &g, bwd_smem<S> &m,
 					      const struct part<S> &w, float scale)
 {
-	score_grads<S>(m);
+	score_grads<S>(m, scale);
 	operands_near<S>(m);
 	__syncthreads();	/* D and operands are there */
 	score_tiles<S, false>(m, scale);
-	add_diagonal<S>(g, m, w, scale);
-	add_level<S, 0>(g, m, w, scale);
-	add_level<S, 1>(g, m, w, scale);
-	add_level<S, 2>(g, m, w, scale);
+	add_diagonal<S>(g, m, w);
+	add_level<S, 0>(g, m, w);
+	add_level<S, 1>(g, m, w);
+	add_level<S, 2>(g, m, w);
 	__syncthreads();	/* no one reads operands any more, nor keys */
 	operands_far<S>(m);
 	__syncthreads();	/* operands are there */
 	score_tiles<S, true>(m, scale);
-	add_level<S, 3>(g, m, w, scale);
-	add_level<S, 4>(g, m, w, scale);
-	add_level<S, 5>(g, m, w, scale);
+	add_level<S, 3>(g, m, w);
+	add_level<S, 4>(g, m, w);
+	add_level<S, 5>(g, m, w);
 }
 
 /*
@@ -115,8 +115,8 @@ static __device__ __forceinline__ void add_outside(struct grads<S> &g, bwd_smem<
 		float2 from_q = decay_between<S>(m, 0, 1 + t, c) * scale;
 		float2 from_k = decay_between<S>(m, 1 + t, TILE, c);
 		float2 x = float2{ dq[n][r], dq[n][r + 1] } * from_q, y = { dk[n][r], dk[n][r + 1] };
-		float2 own = pair_get(pair_at<S>(m.q, t, c)) * x;
-		float2 lost = pair_get(pair_at<S>(m.k, t, c)) * y;
+		float2 own = pair_of<S>(m.q, w, n, r) * x;
+		float2 lost = pair_of<S>(m.k, w, n, r) * y;
 
 		*(float2 *)&g.dq[n][r] += x;
 		*(float2 *)&g.dk[n][r] += from_k * y;

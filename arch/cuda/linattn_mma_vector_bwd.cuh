@@ -22,7 +22,7 @@ enum {
 /*
  * k: keys; when scores are there these with decays to the chunk's end. state: a slice of the
  * state before the chunk, and of the gradient of the one behind it; other: the same of every
- * second slice. x: queries and keys of levels. d: D; a: scores. log: sums of logarithms to base 2
+ * second slice. x: queries and keys of levels. d: D times the scale; a: scores. log: sums of logarithms to base 2
  * from the chunk's beginning on, behind a row of 0. own: q dq - k dk; keys: sums of k dk from
  * states over 16 rows each; both: parts of <state, gradient>; rest: sums of own.
  */
@@ -45,17 +45,28 @@ template <class S> struct bwd_smem {
 	struct mma_head head;
 };
 
-/* A warp's rows, first column of keys and first of a slice of values. */
+/*
+ * A warp's rows, first column of keys and first of a slice of values; pair: the element of a tile
+ * of keys where its lane's first accumulators belong.
+ */
 template <class S> struct part {
 	static constexpr int K = S::K / 4, N = K / 8;
-	int row, key, value;
+	int row, key, value, pair;
 };
 
 template <class S> static __device__ __forceinline__ struct part<S> part_of(void)
 {
-	int warp = threadIdx.x / 32;
+	int warp = threadIdx.x / 32, row = warp % 4 * 16, key = warp / 4 * part<S>::K;
 
-	return { warp % 4 * 16, warp / 4 * part<S>::K, warp / 4 * (VALUES / 4) };
+	return { row, key, warp / 4 * (VALUES / 4),
+		 tile_at<S::K>(row + threadIdx.x % 32 / 4, key / 8) + (int)threadIdx.x % 4 * 2 };
+}
+
+/* Of accumulators c[n][r] and the next, the elements of a tile of keys. */
+template <class S>
+static __device__ __forceinline__ float2 pair_of(const bf16 *x, const struct part<S> &w, int n, int r)
+{
+	return pair_get(x + chunk_at(w.pair, n) + r * 4 * S::K);
 }
 
 /* Accumulators of rows of keys: gradients of queries and keys, and q dq - k dk. */
@@ -236,7 +247,8 @@ static __device__ __forceinline__ void score_tiles(bwd_smem<S> &m, float scale)
 }
 
 /* D, a tile for each warp that has one. */
-template <class S> static __device__ __forceinline__ void score_grads(bwd_smem<S> &m)
+template <class S>
+static __device__ __forceinline__ void score_grads(bwd_smem<S> &m, float scale)
 {
 	int warp = threadIdx.x / 32, row = warp % 4 * 16, col = warp / 4 * 16;
 	float c[2][2][4] = {};	/* two sums, for neither waits for the other */
@@ -253,7 +265,7 @@ template <class S> static __device__ __forceinline__ void score_grads(bwd_smem<S
 	mma_pairs<2>(row, col, [&](int n, int r, int t, int u) {
 #pragma unroll
 		for (int i = 0; i < 2; i++, u++) {
-			bf16 d = __float2bfloat16(c[0][n][r + i] + c[1][n][r + i]);
+			bf16 d = __float2bfloat16(scale * (c[0][n][r + i] + c[1][n][r + i]));
 
 			if (u > t)
 				continue;
@@ -281,11 +293,11 @@ static __device__ __forceinline__ void mask_level(uint32_t (&a)[4], int l)
 /* What a position's query and key have from each other. It is the same in q dq and k dk. */
 template <class S>
 static __device__ __forceinline__ void add_diagonal(struct grads<S> &g, const bwd_smem<S> &m,
-						    const struct part<S> &w, float scale)
+						    const struct part<S> &w)
 {
 	mma_pairs<part<S>::N>(w.row, w.key, [&](int n, int r, int t, int c) {
-		float d = scale * __bfloat162float(m.d[tile_at<TILE>(t, t / 8) + t % 8]);
-		float2 q = pair_get(pair_at<S>(m.q, t, c)), k = pair_get(pair_at<S>(m.k, t, c));
+		float d = __bfloat162float(m.d[tile_at<TILE>(t, t / 8) + t % 8]);
+		float2 q = pair_of<S>(m.q, w, n, r), k = pair_of<S>(m.k, w, n, r);
 
 		*(float2 *)&g.dq[n][r] = k * d;
 		*(float2 *)&g.dk[n][r] = q * d;
@@ -312,27 +324,36 @@ static __device__ __forceinline__ void level_product(float (&y)[part<S>::N][4],
 	}
 }
 
+/* c += a b */
+static __device__ __forceinline__ void add_pair(float *c, float2 a, const float *b)
+{
+	c[0] = fmaf(a.x, b[0], c[0]);
+	c[1] = fmaf(a.y, b[1], c[1]);
+}
+
 /*
  * What level @L gives. x is as it was rounded: then queries and keys have the same from each
  * other in q dq and k dk.
  */
 template <class S, int L>
 static __device__ __forceinline__ void add_level(struct grads<S> &g, const bwd_smem<S> &m,
-						 const struct part<S> &w, float scale)
+						 const struct part<S> &w)
 {
 	float y[part<S>::N][4] = {};
 
 	level_product<S, L>(y, m, w);
 	mma_pairs<part<S>::N>(w.row, w.key, [&](int n, int r, int t, int c) {
-		bool query = L == 3 ? r != 0 : t >> L & 1;
-		float2 x = pair_get(pair_at<S>(m.x[L % GROUP], t, c));
-		float2 dx = float2{ y[n][r], y[n][r + 1] } * scale, own = x * dx;
-		float2 &dq = *(float2 *)&g.dq[n][r], &dk = *(float2 *)&g.dk[n][r];
+		bool query = L == 3 ? r != 0 : (L > 3 ? w.row : t) >> L & 1;
+		float2 x = pair_of<S>(m.x[L % GROUP], w, n, r);
+		float2 f = decay_between<S>(m, 1 + t, border(L, t), c);
 
-		dx *= decay_between<S>(m, 1 + t, border(L, t), c);
-		dq += query ? dx : float2{ 0, 0 };
-		dk += query ? float2{ 0, 0 } : dx;
-		*(float2 *)&g.own[n][r] += query ? own : own * -1;
+		if (query) {
+			add_pair(g.dq[n] + r, f, y[n] + r);
+			add_pair(g.own[n] + r, x, y[n] + r);
+		} else {
+			add_pair(g.dk[n] + r, f, y[n] + r);
+			add_pair(g.own[n] + r, { -x.x, -x.y }, y[n] + r);
+		}
 	});
 }
 

@@ -144,26 +144,22 @@ static __device__ __forceinline__ void enter(float (&s)[2][keep<S>::COLS / 8][4]
 	}
 }
 
-/* 16 rows of a state, rounded. Neighbours swap halves, so that each writes four columns. */
+/* 16 rows of a state, rounded. */
 template <int N>
 static __device__ __forceinline__ void kept_put(bf16 *p, const float (*c)[4], int row, int col,
 						int dk, int dv)
 {
-	int lane = threadIdx.x % 32, odd = lane % 2;
-
-	row += lane / 4;
-	col += odd * 8 + lane % 4 / 2 * 4;
+	row += threadIdx.x % 32 / 4;
+	col += mma_swap_col();
+	p += (long)row * dv + col;
 #pragma unroll
-	for (int n = 0; n < N; n += 2)
+	for (int i = 0; i < 4; i += 2, p += 8 * dv)
 #pragma unroll
-		for (int i = 0; i < 4; i += 2) {
-			uint32_t lo = pack_bf16(c[n][i], c[n][i + 1]);
-			uint32_t hi = pack_bf16(c[n + 1][i], c[n + 1][i + 1]);
-			uint32_t other = __shfl_xor_sync(~0u, odd ? lo : hi, 1);
+		for (int n = 0; n < N; n += 2) {
+			uint2 x = mma_swap(c[n] + i, c[n + 1] + i);
 
 			if (row + i * 4 < dk && col + 8 * n < dv)
-				*(uint2 *)(p + (long)(row + i * 4) * dv + col + 8 * n) =
-					odd ? make_uint2(other, hi) : make_uint2(lo, other);
+				*(uint2 *)(p + 8 * n) = x;
 		}
 }
 
