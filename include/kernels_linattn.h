@@ -123,10 +123,15 @@ void k_linattn_bwd(const struct linattn *a, const struct linattn_grad *d);
 	 ((shared) & LINATTN_V ? (dv) : 0) + \
 	 ((shared) & LINATTN_G ? (size_t)(dk) : LINATTN_WIDTH(dk) / 16)))
 
-/* Of every head: a state for each chunk, and the gradient of one; and those parts. */
+/* Positions that a state of a head is kept for, at most: on a GPU there are others beside it. */
+#define LINATTN_KEEP(chunk) (IS_ENABLED(CONFIG_ARCH_CUDA) && (chunk) > 64 ? 64 : (chunk))
+
+/* States of a head: one for each chunk, and the gradient of one. */
+#define LINATTN_KEPT(t, chunk) (((t) + LINATTN_KEEP(chunk) - 1) / LINATTN_KEEP(chunk) + 1)
+
+/* Of every head: those states, and those parts. */
 #define LINATTN_SCRATCH(b, t, heads, shared, dk, dv, chunk) ((size_t)(b) * (heads) * \
-	((((t) + (chunk) - 1) / (chunk) + 1) * (dv) * LINATTN_WIDTH(dk) + \
-	 (t) * LINATTN_PARTS(shared, dk, dv)))
+	(LINATTN_KEPT(t, chunk) * (dv) * LINATTN_WIDTH(dk) + (t) * LINATTN_PARTS(shared, dk, dv)))
 
 /**
  * k_linattn_state() - the state behind the first len[i] positions of each sequence

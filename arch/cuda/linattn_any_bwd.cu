@@ -357,7 +357,7 @@ void k_linattn_bwd(const struct linattn *a, const struct linattn_grad *d)
 	p.d_o = real_of(d->d_o);
 	p.kept = d->scratch;
 	p.chunks = div_up(a->t, a->chunk);
-	free = p.kept + heads * (p.chunks + 1) * a->dv * LINATTN_WIDTH(a->dk);
+	free = p.kept + heads * LINATTN_KEPT(a->t, a->chunk) * a->dv * LINATTN_WIDTH(a->dk);
 	dq = any_out_of(d->dq, a->q_row, a->q_head, parts_of(a, LINATTN_Q, a->dk, &free), a->dk);
 	dk = any_out_of(d->dk, a->k_row, a->k_head, parts_of(a, LINATTN_K, a->dk, &free), a->dk);
 	dv = any_out_of(d->dv, a->v_row, a->v_head, parts_of(a, LINATTN_V, a->dv, &free), a->dv);

@@ -75,8 +75,8 @@ struct mma_run mma_run_of(const struct linattn *a, int slices, int blocks)
 	return p;
 }
 
-/* The same backward, but for outputs and memory. */
-static struct mma_run run_bwd(const struct any_run &r, int blocks)
+/* The same backward, but for outputs and segments. */
+static struct mma_run run_bwd(const struct any_run &r)
 {
 	struct mma_run p = {};
 
@@ -85,8 +85,6 @@ static struct mma_run run_bwd(const struct any_run &r, int blocks)
 	p.dg = r.dg;
 	p.dg_row = r.dg_row;
 	p.dg_head = r.dg_head;
-	/* two states a segment and less than another sixteenth, of one a chunk */
-	cut(&p, 1, blocks, r.chunks * 15 / 32);
 	return p;
 }
 
@@ -140,31 +138,50 @@ void mma_scan(const struct mma_run &p, bool back)
  * States, their gradients, decays of segments and <state, gradient>: in scratch, which has
  * room for a state a chunk.
  */
-static void places(struct mma_run *p, float *scratch)
+static void scalar_segments(struct mma_run *p, const struct any_run &r)
 {
-	size_t heads = (size_t)p->a.b * p->a.heads;
-	size_t states = (p->segs - 1) * heads * p->a.dk * p->a.dv;
+	size_t heads = (size_t)p->a.b * p->a.heads, states;
 
-	p->state = scratch;
+	/* two states a segment and less than another sixteenth, of one a chunk */
+	cut(p, 1, SCALAR_BLOCKS, r.chunks * 15 / 32);
+	states = (p->segs - 1) * heads * p->a.dk * p->a.dv;
+	p->state = r.kept;
 	p->dstate = p->state + states;
 	p->decay = p->dstate + states;
 	p->behind = p->decay + (p->segs - 1) * heads * p->a.dk;
+}
+
+/* The first three in the workspace; scratch is full of states that are kept. */
+static void vector_segments(struct mma_run *p, const struct any_run &r)
+{
+	size_t heads = (size_t)p->a.b * p->a.heads, one = heads * p->a.dk * (2 * p->a.dv + 1);
+	size_t states;
+
+	cut(p, mma_vector_keep_slices(p->a), VECTOR_KEEP_BLOCKS,
+	    LINATTN_PART_BYTES / (one * sizeof(float)) + 1);
+	states = (p->segs - 1) * heads * p->a.dk * p->a.dv;
+	p->state = p->segs > 1 ? (float *)workspace_part((p->segs - 1) * one * sizeof(float)) : NULL;
+	p->dstate = p->state + states;
+	p->decay = p->dstate + states;
+	p->kept = (bf16 *)r.kept;
 }
 
 void linattn_mma_bwd(const struct any_run &r, const struct any_out &dq, const struct any_out &dk,
 		     const struct any_out &dv, const struct linattn_grad *d)
 {
 	bool vector = r.a.decay == LINATTN_VECTOR;
-	struct mma_run p = run_bwd(r, vector ? VECTOR_BLOCKS : SCALAR_BLOCKS);
+	struct mma_run p = run_bwd(r);
 
 	p.dq = dq;
 	p.dk = dk;
 	p.dv = dv;
 	p.ds1 = d->ds1;
 	p.ds0 = d->ds0;
-	places(&p, r.kept);
-	if (vector)
+	if (vector) {
+		vector_segments(&p, r);
 		mma_vector_bwd(p);
-	else
+	} else {
+		scalar_segments(&p, r);
 		mma_scalar_bwd(p);
+	}
 }

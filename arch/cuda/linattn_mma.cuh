@@ -14,7 +14,7 @@
 #include "linattn_mma_tile.cuh"
 
 /* Blocks wanted: one or two for each multiprocessor of an H200. */
-enum { VECTOR_BLOCKS = 132, SCALAR_BLOCKS = 264 };
+enum { VECTOR_BLOCKS = 132, VECTOR_KEEP_BLOCKS = 264, SCALAR_BLOCKS = 264 };
 
 /**
  * struct mma_run - a recurrence in segments
@@ -36,6 +36,7 @@ enum { VECTOR_BLOCKS = 132, SCALAR_BLOCKS = 264 };
  * @ds0: where that of the first goes, or NULL
  * @dstate: as @state, of gradients of states behind segments
  * @behind: [b][heads][@segs][dk or 1], <state, its gradient> behind segments
+ * @kept: [2][b][heads][chunks of TILE][dk][dv], states before chunks and gradients behind them
  */
 struct mma_run {
 	struct linattn a;
@@ -47,6 +48,7 @@ struct mma_run {
 	long dg_row, dg_head;
 	const float *ds1;
 	float *ds0, *dstate, *behind;
+	bf16 *kept;
 };
 
 /**
@@ -67,6 +69,12 @@ size_t mma_vector_room(const struct linattn &a);
 
 /** mma_vector_bwd_room() - the same backward */
 size_t mma_vector_bwd_room(const struct linattn &a);
+
+/** mma_vector_keep_slices() - blocks of mma_vector_keep() that share a segment of a head */
+int mma_vector_keep_slices(const struct linattn &a);
+
+/** mma_vector_keep() - states and gradients of states, kept for every chunk; and ds0 */
+void mma_vector_keep(const struct mma_run &p);
 
 /** mma_scan() - from what segments add to the states behind them, or with @back to gradients */
 void mma_scan(const struct mma_run &p, bool back);
@@ -104,6 +112,14 @@ static __device__ __forceinline__ float *mma_state(const struct mma_run &p, int 
 static __device__ __forceinline__ float *mma_dstate(const struct mma_run &p, int at, int n)
 {
 	return p.dstate + ((size_t)at * (p.segs - 1) + n) * p.a.dk * p.a.dv;
+}
+
+/* Of chunk @n of head @at: the state before it, or with @back the gradient of the one behind. */
+static __device__ __forceinline__ bf16 *mma_kept(const struct mma_run &p, bool back, int at, int n)
+{
+	size_t head = (size_t)back * p.a.b * p.a.heads + at;
+
+	return p.kept + (head * div_up(p.a.t, TILE) + n) * p.a.dk * p.a.dv;
 }
 
 /* State before segment @n, NULL: 0; @add: as far as what a segment adds is concerned. */
@@ -188,24 +204,29 @@ template <int N>
 static __device__ __forceinline__ void mma_rows_put(const struct mma_out &o, int t, int end, int col,
 						    const float (*c)[4])
 {
-	t += threadIdx.x % 32 / 4;
-	col += threadIdx.x % 4 * 2;
-#pragma unroll
-	for (int r = 0; r < 4; r += 2, t += 8) {
-		long at = (long)t * o.row + col;
+	int pair = col + threadIdx.x % 4 * 2, four = col + mma_swap_col();
 
-		if (t >= end)
-			continue;
+	t += threadIdx.x % 32 / 4;
 #pragma unroll
-		for (int n = 0; n < N; n++) {
-			if (col + 8 * n >= o.width)
-				continue;
-			if (o.part)
-				*(float2 *)(o.part + at + 8 * n) = make_float2(c[n][r], c[n][r + 1]);
-			else
-				pair_put(o.act + at + 8 * n, { c[n][r], c[n][r + 1] });
+	for (int r = 0; r < 4; r += 2, t += 8)
+		if (o.part) {
+			float *to = o.part + (long)t * o.row + pair;
+
+#pragma unroll
+			for (int n = 0; n < N; n++)
+				if (t < end && pair + 8 * n < o.width)
+					*(float2 *)(to + 8 * n) = make_float2(c[n][r], c[n][r + 1]);
+		} else {
+			real *to = o.act + (long)t * o.row + four;
+
+#pragma unroll
+			for (int n = 0; n < N; n += 2) {
+				uint2 x = mma_swap(c[n] + r, c[n + 1] + r);
+
+				if (t < end && four + 8 * n < o.width)
+					*(uint2 *)(to + 8 * n) = x;
+			}
 		}
-	}
 }
 
 #endif

@@ -47,6 +47,25 @@ static __device__ __forceinline__ void mma_pairs(int row, int col, F f)
 			f(n, i, row + i * 4, col + 8 * n);
 }
 
+/*
+ * Two pairs of columns of tiles side by side, rounded: neighbours swap, so that each has four
+ * columns in a row, the odd ones of the second tile.
+ */
+static __device__ __forceinline__ uint2 mma_swap(const float *one, const float *next)
+{
+	uint32_t lo = pack_bf16(one[0], one[1]), hi = pack_bf16(next[0], next[1]);
+	bool odd = threadIdx.x % 2;
+	uint32_t other = __shfl_xor_sync(~0u, odd ? lo : hi, 1);
+
+	return odd ? make_uint2(other, hi) : make_uint2(lo, other);
+}
+
+/* The first of those columns, of those from 0 on. */
+static __device__ __forceinline__ int mma_swap_col(void)
+{
+	return threadIdx.x % 2 * 8 + threadIdx.x % 4 / 2 * 4;
+}
+
 /* 16 rows of a state, of columns from @col on, of which there are 8 @N: accumulators. */
 template <int N>
 static __device__ __forceinline__ void mma_state_get(float (*c)[4], const float *state, int row,
@@ -205,13 +224,18 @@ template <int W, int ROWS, int THREADS>
 static __device__ __forceinline__ void mma_load(bf16 *s, const bf16 *p, int row, int t, int end,
 						int width)
 {
-	mma_each<ROWS * W / 8, THREADS>([&](unsigned int x) {
-		int r = x / (W / 8), c = x % (W / 8) * 8;
-		bool inside = t + r < end && c < width;
-		const bf16 *src = p + (long)(inside ? t + r : 0) * row;
+	constexpr int STEP = THREADS / (W / 8);		/* rows from one of a thread to its next */
+	int r = threadIdx.x / (W / 8), c = threadIdx.x % (W / 8) * 8;
+	int left = c < width ? end - t - r : 0;
 
-		copy16(s + tile_at<W>(r, c / 8), src + (inside ? c : 0), inside);
-	});
+	static_assert(THREADS % (W / 8) == 0 && STEP % 8 == 0, "a thread's chunks are permuted alike");
+	if (ROWS % STEP && r >= ROWS)
+		return;
+	p += (long)(t + r) * row + c;
+	s += tile_at<W>(r, c / 8);
+#pragma unroll
+	for (int j = 0; j < ROWS; j += STEP, p += (long)STEP * row)
+		copy16(s + j * W, p, j < left);
 }
 
 /** mma_fetch() - the same, or with @AHEAD to the second cache alone */

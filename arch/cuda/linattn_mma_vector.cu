@@ -21,7 +21,7 @@ static __device__ __forceinline__ void load(vector_in<S> &in, const struct mma_h
 		mma_load<S::K, CHUNK, S::THREADS>(in.q, head.q, a.q_row, t, x.t1, a.dk);
 	mma_load<S::K, CHUNK, S::THREADS>(in.k, head.k, a.k_row, t, x.t1, a.dk);
 	mma_load<S::V, CHUNK, S::THREADS>(in.v, head.v + x.e0, a.v_row, t, x.t1, a.dv - x.e0);
-	load_decays<S>(in, head, a, x, t);
+	load_decays<S::K, S::K, CHUNK, S::THREADS, false>(in.g, head, a, t, x.t1);
 	copy_commit();
 }
 

@@ -60,20 +60,23 @@ static __device__ __forceinline__ struct place place_of(const struct mma_run &p,
 		 (int)blockIdx.z * S::V };
 }
 
-template <class S>
-static __device__ __forceinline__ void load_decays(vector_in<S> &in, const struct mma_head &head,
-						   const struct linattn &a, const struct place &x,
-						   int t)
+/* ROWS rows of K logarithms of decays from position @t on; @AHEAD: to the second cache alone */
+template <int K, int PITCH, int ROWS, int THREADS, bool AHEAD>
+static __device__ __forceinline__ void load_decays(float *g, const struct mma_head &head,
+						   const struct linattn &a, int t, int end)
 {
-	int row = a.g_row;
+	constexpr int N = AHEAD ? 32 : 4;	/* of a line, or of a copy */
+	constexpr int STEP = THREADS / (K / N);
+	int r = threadIdx.x / (K / N), c = threadIdx.x % (K / N) * N;
+	int left = c < a.dk ? MIN(end - t, ROWS) - r : 0;
+	const float *src = head.g + (t + r) * a.g_row + c;
 
-	mma_each<CHUNK * S::K / 4, S::THREADS>([&](unsigned int j) {
-		int r = j / (S::K / 4), c = j % (S::K / 4) * 4;
-		bool inside = t + r < x.t1 && c < a.dk;
-		const float *src = head.g + (long)(inside ? t + r : 0) * row;
-
-		copy16(in.g + r * S::K + c, src + (inside ? c : 0), inside);
-	});
+#pragma unroll
+	for (int j = 0; j < ROWS; j += STEP, src += STEP * a.g_row)
+		if (!AHEAD)
+			copy16(g + (r + j) * PITCH + c, src, j < left);
+		else if (j < left)
+			asm volatile("prefetch.global.L2 [%0];" : : "l"(src));
 }
 
 static __device__ __forceinline__ float2 operator*(float2 a, float2 b)
@@ -167,12 +170,6 @@ static __device__ __forceinline__ struct beside beside_of(const vector_tiles<S> 
 	return x;
 }
 
-/* Two columns of row @r of a tile. */
-template <class S, class T> static __device__ __forceinline__ T *pair_at(T *x, int r, int c)
-{
-	return x + tile_at<S::K>(r, c / 8) + c % 8;
-}
-
 /* Decays of the chunk. */
 template <class S> static __device__ __forceinline__ void ends(vector_tiles<S> &m)
 {
@@ -191,6 +188,15 @@ struct run_decays {
 	float2 alpha[RUN], to[RUN];
 };
 
+/* The latter from the former. */
+static __device__ __forceinline__ void run_decays_to(struct run_decays &x)
+{
+	x.to[RUN - 1] = { 1, 1 };
+#pragma unroll
+	for (int r = RUN - 1; r; r--)
+		x.to[r - 1] = x.to[r] * x.alpha[r];
+}
+
 template <class S>
 static __device__ __forceinline__ struct run_decays run_decays_of(const vector_in<S> &in, int run,
 								  int c)
@@ -200,17 +206,14 @@ static __device__ __forceinline__ struct run_decays run_decays_of(const vector_i
 #pragma unroll
 	for (int r = 0; r < RUN; r++)
 		x.alpha[r] = exp2_pair(log_at<S>(in, run * RUN + r, c));
-	x.to[RUN - 1] = { 1, 1 };
-#pragma unroll
-	for (int r = RUN - 1; r; r--)
-		x.to[r - 1] = x.to[r] * x.alpha[r];
+	run_decays_to(x);
 	return x;
 }
 
 /* Levels 0 and 1 at element @at, of position @r of a run: its query @q, its key @k. */
-template <class S>
-static __device__ __forceinline__ void levels_inside(vector_tiles<S> &m, int at, int r, float2 q,
-						     float2 k, const float2 (&alpha)[RUN])
+template <class M>
+static __device__ __forceinline__ void levels_inside(M &m, int at, int r, float2 q, float2 k,
+						     const float2 (&alpha)[RUN])
 {
 	pair_put(m.x[0] + at, r & 1 ? q * alpha[r] : k);
 	if (r == 0)
@@ -257,7 +260,7 @@ static __device__ __forceinline__ void operands(vector_tiles<S> &m, const vector
 				pair_put(m.write + at, k * d.to[r] * behind);
 			if (!(WHICH & LEVEL))
 				continue;
-			levels_inside<S>(m, at, r, q, k, d.alpha);
+			levels_inside(m, at, r, q, k, d.alpha);
 			q *= from;
 			k *= d.to[r];
 			pair_put(m.x[2] + at, run & 1 ? q : k);

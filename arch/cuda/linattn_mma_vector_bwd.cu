@@ -1,218 +1,219 @@
 // SPDX-License-Identifier: MIT
 /*
- * Linear recurrences whose decays are vectors backward, on mma.sync. A block goes through a
- * segment forwards with the state and makes gradients of queries, another backwards with the
- * gradient of the state and makes those of keys, values and decays. What a query and a key of
- * one chunk have from each other is the same number in q dq and in k dk, and does not stay
- * behind in gradients of decays.
+ * Linear recurrences whose decays are vectors backward, on mma.sync. States and their gradients
+ * being kept for every chunk, a block for each chunk makes all gradients of it. With S the state
+ * before a chunk, dS the gradient of the one behind it, and e its decays, what lies behind it adds
+ *
+ *     <S', dS> = e <S, dS> + sum of k dk, of what keys have from dS,
+ *
+ * to gradients of decays, S' being the state behind it: no sums of other chunks are taken.
  */
 #include "linattn_mma_vector_bwd.cuh"
 
-/* Gradients of decays of element @c of a key in the row of position @t. */
+/* A chunk's place: head @at, number @n, positions @t0 to @t1. */
+struct chunk_place {
+	int at, n, t0, t1;
+};
+
+/* Slice @j of the state before a chunk, and of the gradient of the one behind it. */
 template <class S>
-static __device__ __forceinline__ float *dg_at(const vector_smem<S> &m, const struct mma_run &p,
-					       int t, int c)
+static __device__ __forceinline__ void load_states(bwd_smem<S> &m, const struct mma_run &p,
+						   const struct chunk_place &x, int j)
 {
-	return m.head.dg + t * p.dg_row + c;
+	bf16 (*to)[S::K * VALUES] = j % 2 ? m.other : m.state;
+
+#pragma unroll
+	for (int back = 0; back < 2; back++)
+		mma_load<VALUES, S::K, BWD_THREADS>(to[back], mma_kept(p, back, x.at, x.n) + j * VALUES,
+						   p.a.dv, 0, p.a.dk, p.a.dv - j * VALUES);
+	copy_commit();
 }
 
-/* own(the element, its place in dg or NULL, its row and column), of two columns each */
-template <class S, class F>
-static __device__ __forceinline__ void each_own(float (&own)[part<S>::K / 8][4],
-						const vector_smem<S> &m, const struct mma_run &p,
-						const struct place &x, const struct part<S> &w, int t0,
-						F f)
+/* All of a chunk, in the order in which it is needed: three groups of copies. */
+template <class S>
+static __device__ __forceinline__ void load(bwd_smem<S> &m, const struct mma_run &p,
+					    const struct chunk_place &x)
 {
-	mma_pairs<part<S>::K / 8>(w.row, w.key, [&](int n, int r, int t, int c) {
-		bool inside = t0 + t < x.t1 && c < p.a.dk;
-		float2 *dg = inside ? (float2 *)dg_at<S>(m, p, t0 + t, c) : NULL;
+	const struct linattn &a = p.a;
 
-		f(*(float2 *)&own[n][r], dg, t, c);
-	});
+	load_decays<S::K, S::LOGS, TILE, BWD_THREADS, false>(m.log[1], m.head, a, x.t0, x.t1);
+	mma_load<S::K, TILE, BWD_THREADS>(m.q, m.head.q, a.q_row, x.t0, x.t1, a.dk);
+	mma_load<S::K, TILE, BWD_THREADS>(m.k, m.head.k, a.k_row, x.t0, x.t1, a.dk);
+	copy_commit();
+	mma_load<S::V, TILE, BWD_THREADS>(m.v, m.head.v, a.v_row, x.t0, x.t1, a.dv);
+	mma_load<S::V, TILE, BWD_THREADS>(m.d_o, m.head.d_o, a.heads * a.dv, x.t0, x.t1, a.dv);
+	copy_commit();
+	load_states<S>(m, p, x, 0);
 }
 
-/* own = x dx, of gradients of queries or keys that came from the state */
+/* Scores, and what queries and keys of the chunk have from each other. */
 template <class S>
-static __device__ __forceinline__ void own_of_state(float (&own)[part<S>::K / 8][4],
-						    const float (&dx)[part<S>::K / 8][4],
-						    const bf16 *x, const struct part<S> &w)
+static __device__ __forceinline__ void inside(struct grads<S> &g, bwd_smem<S> &m,
+					      const struct part<S> &w, float scale)
 {
-	mma_pairs<part<S>::K / 8>(w.row, w.key, [&](int n, int r, int t, int c) {
-		float2 v = pair_get(pair_at<S>(x, t, c));
-
-		own[n][r] = v.x * dx[n][r];
-		own[n][r + 1] = v.y * dx[n][r + 1];
-	});
+	score_grads<S>(m, scale);
+	operands_near<S>(m);
+	__syncthreads();	/* D and operands are there */
+	score_tiles<S, false>(m, scale);
+	add_diagonal<S>(g, m, w);
+	add_level<S, 0>(g, m, w);
+	add_level<S, 1>(g, m, w);
+	add_level<S, 2>(g, m, w);
+	__syncthreads();	/* no one reads operands any more, nor keys */
+	operands_far<S>(m);
+	__syncthreads();	/* operands are there */
+	score_tiles<S, true>(m, scale);
+	add_level<S, 3>(g, m, w);
+	add_level<S, 4>(g, m, w);
+	add_level<S, 5>(g, m, w);
 }
 
 /*
- * Gradients of a chunk's queries or keys, of which dx has what came from the state. <q, dq> to
- * where gradients of decays will be; or what that has less <k, dk> to m.own.
+ * What a chunk has from the states: gradients of values, and of queries and keys before their
+ * decays; m.both.
  */
-template <class S, bool BACK>
-static __device__ __forceinline__ void inside(float (&dx)[part<S>::K / 8][4], vector_smem<S> &m,
-					      const struct mma_run &p, const struct place &x,
-					      const struct part<S> &w, int t0)
+template <class S>
+static __device__ __forceinline__ void outside(float (&dq)[part<S>::N][4],
+					       float (&dk)[part<S>::N][4], bwd_smem<S> &m,
+					       const struct mma_run &p, const struct chunk_place &x,
+					       const struct part<S> &w)
 {
-	float own[part<S>::K / 8][4];
+	constexpr int SLICES = S::V / VALUES;
+	float both[4] = {};
 
-	own_of_state<S>(own, dx, BACK ? m.in.k : m.in.q, w);
-#pragma unroll
-	for (int l = -1; l < LEVELS; l++)
-		add_level<S, BACK>(dx, own, m, w, l, p.a.scale);
-	each_own<S>(own, m, p, x, w, t0, [&](float2 own, float2 *dg, int t, int c) {
-		if (!BACK && dg)
-			*dg = own;
-		if (BACK)
-			*(float2 *)&m.own[t][c] = dg ? make_float2(dg->x - own.x, dg->y - own.y) :
-						       make_float2(0, 0);
+#pragma unroll 1
+	for (int j = 0; j < SLICES; j++) {
+		const bf16 (*s)[S::K * VALUES] = j % 2 ? m.other : m.state;
+		float dv[VALUES / 32][4] = {};
+
+		copy_wait<0>();
+		__syncthreads();	/* the slice is there, and no one reads the one before */
+		if (j + 1 < SLICES)
+			load_states<S>(m, p, x, j + 1);
+		from_state<S>(dq, m.d_o, s[0], w, j * (VALUES / 16));
+		from_state<S>(dk, m.v, s[1], w, j * (VALUES / 16));
+		add_both<S>(both, s[0], s[1]);
+		values<S>(dv, m, s[1], w, j * VALUES);
+		mma_rows_put<VALUES / 32>(m.head.dv, x.t0 + w.row, x.t1, j * VALUES + w.value, dv);
+	}
+	both_put<S>(m, both);
+}
+
+/*
+ * Decays of what came from the states, which is added to g; to m.keys, of columns, sums over the
+ * warp's rows.
+ */
+template <class S>
+static __device__ __forceinline__ void add_outside(struct grads<S> &g, bwd_smem<S> &m,
+						   const float (&dq)[part<S>::N][4],
+						   const float (&dk)[part<S>::N][4],
+						   const struct part<S> &w, float scale)
+{
+	float2 sum[part<S>::N] = {};
+
+	mma_pairs<part<S>::N>(w.row, w.key, [&](int n, int r, int t, int c) {
+		float2 from_q = decay_between<S>(m, 0, 1 + t, c) * scale;
+		float2 from_k = decay_between<S>(m, 1 + t, TILE, c);
+		float2 x = float2{ dq[n][r], dq[n][r + 1] } * from_q, y = { dk[n][r], dk[n][r + 1] };
+		float2 own = pair_of<S>(m.q, w, n, r) * x;
+		float2 lost = pair_of<S>(m.k, w, n, r) * y;
+
+		*(float2 *)&g.dq[n][r] += x;
+		*(float2 *)&g.dk[n][r] += from_k * y;
+		*(float2 *)&g.own[n][r] += own + lost * -1;
+		sum[n] += lost;
 	});
-	mma_rows_put<part<S>::K / 8>(BACK ? m.head.dk : m.head.dq, t0 + w.row, x.t1, w.key, dx);
-}
-
-/* Gradients of a chunk's decays; @behind: what lies behind it in column threadIdx.x. */
-template <class S>
-static __device__ __forceinline__ void decays(const vector_smem<S> &m, const struct mma_run &p,
-					      const struct place &x, int t, float &behind)
-{
-	if (threadIdx.x >= p.a.dk)
-		return;
-#pragma unroll 8
-	for (int r = CHUNK - 1; r >= 0; r--) {
-		behind += m.own[r][threadIdx.x];
-		if (t + r < x.t1)
-			*dg_at<S>(m, p, t + r, threadIdx.x) = behind;
+#pragma unroll
+	for (int n = 0; n < part<S>::N; n++) {
+#pragma unroll
+		for (int step = 4; step < 32; step *= 2)
+			sum[n] += float2{ __shfl_xor_sync(~0u, sum[n].x, step),
+					  __shfl_xor_sync(~0u, sum[n].y, step) };
+		if (threadIdx.x % 32 < 4)
+			*(float2 *)&m.keys[w.row / 16][w.key + 8 * n + threadIdx.x % 4 * 2] = sum[n];
 	}
 }
 
-/* <state, gradient> behind a segment, of each row; @part: [columns of warps][K] */
+/* Gradients of decays, of a column and a run of positions in each thread. */
 template <class S>
-static __device__ __forceinline__ void behind_put(float *part, const struct mma_run &p,
-						  const struct place &x, const float (*s)[4], int row,
-						  int col)
+static __device__ __forceinline__ void decays(bwd_smem<S> &m, const struct mma_run &p,
+					      const struct chunk_place &x)
 {
-	float d[S::STATE_V / 8][4], sum[2] = { 0, 0 }, all = 0;
+	constexpr int SEGS = bwd_smem<S>::SEGS, ROWS = TILE / SEGS;
+	int c = threadIdx.x % S::K, seg = threadIdx.x / S::K;
+	float own[ROWS], all = 0, behind = 0;
 
-	mma_state_get<S::STATE_V / 8>(d, mma_last_grad(p, x.at, x.n, false), row, col, p.a.dk,
-				      p.a.dv);
 #pragma unroll
-	for (int n = 0; n < S::STATE_V / 8; n++)
+	for (int r = 0; r < ROWS; r++)
+		all += own[r] = m.own[seg * ROWS + r][c];
+	m.rest[seg][c] = all;
+	__syncthreads();	/* sums are there */
 #pragma unroll
-		for (int i = 0; i < 4; i++)
-			sum[i / 2] = fmaf(s[n][i], d[n][i], sum[i / 2]);
+	for (int j = 0; j < bwd_smem<S>::PARTS; j++)
+		behind += m.both[j][c];
+	behind *= exp2_fast(m.log[TILE][c]);
 #pragma unroll
-	for (int i = 0; i < 2; i++) {
-		sum[i] = row_sum(sum[i]);
-		if (threadIdx.x % 4 == 0)
-			part[col / S::STATE_V * S::K + row + threadIdx.x % 32 / 4 + 8 * i] = sum[i];
+	for (int j = 0; j < TILE / 16; j++)
+		behind += m.keys[j][c];
+#pragma unroll
+	for (int j = SEGS - 1; j > 0; j--)
+		if (j > seg)
+			behind += m.rest[j][c];
+#pragma unroll
+	for (int r = ROWS - 1; r >= 0; r--) {
+		int t = x.t0 + seg * ROWS + r;
+
+		behind += own[r];
+		if (t < x.t1 && c < p.a.dk)
+			m.head.dg[t * p.dg_row + c] = behind;
 	}
-	__syncthreads();
-	if (threadIdx.x >= p.a.dk)
-		return;
-	for (int n = 0; n < S::V / S::STATE_V; n++)
-		all += part[n * S::K + threadIdx.x];
-	mma_behind(p, x.at, x.n, p.a.dk)[threadIdx.x] = all;
 }
 
-template <class S, enum sweep MODE>
-static __global__ void __launch_bounds__(S::THREADS, 1) vector_bwd_kernel(struct mma_run p)
+template <class S>
+static __global__ void __launch_bounds__(BWD_THREADS, 1) vector_bwd_kernel(struct mma_run p)
 {
 	extern __shared__ __align__(128) char mem[];
-	vector_smem<S> &m = *(vector_smem<S> *)mem;
-	constexpr bool BACK = MODE != QUERIES;
-	const struct linattn &a = p.a;
-	const struct place x = place_of<S>(p, MODE == ADD);
+	bwd_smem<S> &m = *(bwd_smem<S> *)mem;
 	const struct part<S> w = part_of<S>();
-	int chunks = div_up(x.t1 - x.t0, CHUNK);
-	float s[S::STATE_V / 8][4], behind = 0;
+	int at = blockIdx.y, n = blockIdx.x;
+	const struct chunk_place x = { at, n, n * TILE, min(p.a.t, (n + 1) * TILE) };
+	float dq[part<S>::N][4] = {}, dk[part<S>::N][4] = {};
+	float scale = p.a.scale;
+	struct grads<S> g;
 
 	let_next();
-	mma_head_of(m.head, p, x.i, x.h);
+	mma_head_of(m.head, p, at / p.a.heads, at % p.a.heads);
 	after_previous();
-	load_parts<S, needs<MODE>::ALL, false>(m, p, x, x.t0 + (BACK ? chunks - 1 : 0) * CHUNK);
-	mma_state_get<S::STATE_V / 8>(s, BACK ? mma_last_grad(p, x.at, x.n, MODE == ADD) :
-						mma_first(p, x.at, x.n, false),
-				      w.s_row, w.s_col, a.dk, a.dv);
-	if (MODE == KEYS && threadIdx.x < a.dk)
-		behind = mma_behind(p, x.at, x.n, a.dk)[threadIdx.x];
-	if (threadIdx.x < S::K)
-		m.log[0][threadIdx.x] = 0;
-	for (int n = 0; n < chunks; n++) {
-		int t = x.t0 + (BACK ? chunks - 1 - n : n) * CHUNK;
-		int after = BACK ? t - CHUNK : t + CHUNK;
-		bool more = n + 1 < chunks;
-
-		copy_commit();
-		copy_wait<0>();
-		__syncthreads();	/* the chunk is there, and no one reads m.own */
-		if (more)
-			load_parts<S, needs<MODE>::LATE, true>(m, p, x, after);
-		if (MODE != ADD)
-			mma_state_round<S::V, S::STATE_V / 8>(m.s, s, w.s_row, w.s_col);
-		sums<S>(m.tiles, m.in);
-		__syncthreads();	/* state and sums are there */
-		ends<S>(m.tiles);
-		operands<S, MODE == ADD ? READ : (MODE == KEYS ? READ : 0) | WRITE | LEVEL | LOG>
-			(m.tiles, m.in, a.scale, m.log[1]);
-		__syncthreads();	/* operands are there, and no one reads decays */
-		if (more)
-			load_parts<S, DECAYS, false>(m, p, x, after);
-		if (MODE != ADD) {
-			float dx[part<S>::K / 8][4] = {}, dv[S::OUT_V / 8][4] = {};
-
-			if (MODE == KEYS)
-				scores<S>(m.tiles, m.in, a.scale);
-			score_grads<S>(m);
-			if (w.key < S::K)
-				from_state<S, BACK>(dx, m, w, BACK ? 1 : a.scale);
-			if (MODE == KEYS)
-				values<S>(dv, m, w);
-			__syncthreads();	/* scores and D are there, and no one reads the state */
-			if (more)
-				load_parts<S, needs<MODE>::EARLY, false>(m, p, x, after);
-			if (MODE == KEYS) {
-				values_scores<S>(dv, m, w);
-				mma_rows_put<S::OUT_V / 8>(m.head.dv, t + w.row, x.t1, w.value, dv);
-			}
-			if (w.key < S::K)
-				inside<S, BACK>(dx, m, p, x, w, t);
-		}
-		take_in<S>(s, m.tiles, BACK ? m.tiles.read : m.tiles.write, BACK ? m.d_o : m.in.v,
-			   w.s_row, w.s_col);
-		__syncthreads();	/* no one reads the chunk any more; m.own is there */
-		if (more)
-			load_parts<S, needs<MODE>::LATE, false>(m, p, x, after);
-		if (MODE == KEYS)
-			decays<S>(m, p, x, t, behind);
-	}
-	if (MODE == QUERIES)
-		behind_put<S>(m.tiles.run[0], p, x, s, w.s_row, w.s_col);
-	if (MODE == ADD || (MODE == KEYS && !x.n))
-		mma_state_put<S::STATE_V / 8>(mma_first_grad(p, x.at, x.n), s, w.s_row, w.s_col, a.dk,
-					      a.dv);
-}
-
-template <class S, enum sweep MODE> static void vector_launch(const struct mma_run &p)
-{
-	dim3 grid(MODE == ADD ? p.segs - 1 : p.segs, p.a.b * p.a.heads);
-	size_t bytes = sizeof(vector_smem<S>);
-
-	shared_room(vector_bwd_kernel<S, MODE>, bytes);
-	launch(vector_bwd_kernel<S, MODE>, grid, S::THREADS, bytes, p);
+	load<S>(m, p, x);
+	copy_wait<2>();
+	__syncthreads();	/* queries, keys and decays are there */
+	run_sums<S>(m);
+	__syncthreads();	/* sums of runs are there */
+	log_sums<S>(m);
+	copy_wait<1>();
+	__syncthreads();	/* logarithms, values and gradients of outputs are there */
+	inside<S>(g, m, w, scale);
+	outside<S>(dq, dk, m, p, x, w);
+	__syncthreads();	/* no one reads a slice or D any more */
+	add_outside<S>(g, m, dq, dk, w, scale);
+	mma_pairs<part<S>::N>(w.row, w.key, [&](int n, int r, int t, int c) {
+		*(float2 *)&m.own[t][c] = *(float2 *)&g.own[n][r];
+	});
+	mma_rows_put<part<S>::N>(m.head.dq, x.t0 + w.row, x.t1, w.key, g.dq);
+	mma_rows_put<part<S>::N>(m.head.dk, x.t0 + w.row, x.t1, w.key, g.dk);
+	__syncthreads();	/* q dq - k dk is there */
+	decays<S>(m, p, x);
 }
 
 void mma_vector_bwd(const struct mma_run &p)
 {
-	mma_vector_states(p);
+	mma_vector_keep(p);
 	by_shape(p.a, [&](auto shape) {
 		typedef decltype(shape) S;
+		dim3 grid(div_up(p.a.t, TILE), p.a.b * p.a.heads);
 
-		if (p.segs > 1) {
-			vector_launch<S, ADD>(p);
-			mma_scan(p, true);
-		}
-		vector_launch<S, QUERIES>(p);
-		vector_launch<S, KEYS>(p);
+		shared_room(vector_bwd_kernel<S>, sizeof(bwd_smem<S>));
+		launch(vector_bwd_kernel<S>, grid, BWD_THREADS, sizeof(bwd_smem<S>), p);
 	});
 }
 
@@ -220,6 +221,6 @@ size_t mma_vector_bwd_room(const struct linattn &a)
 {
 	size_t bytes = 0;
 
-	by_shape(a, [&](auto shape) { bytes = sizeof(vector_smem<decltype(shape)>); });
+	by_shape(a, [&](auto shape) { bytes = sizeof(bwd_smem<decltype(shape)>); });
 	return bytes;
 }

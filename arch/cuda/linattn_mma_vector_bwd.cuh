@@ -2,131 +2,285 @@
 /**
  * DOC: linear recurrences whose decays are vectors backward, on mma.sync: products of a chunk
  *
- * With D the scores' gradients, D_tu = <do_t, v_u>, made symmetric, one product of each level
- * gives what its queries get from its keys, in their rows, and what keys get from queries.
+ * Chunks of TILE positions, a block for each. With D the scores' gradients, D_tu = <do_t, v_u>,
+ * made symmetric, one product of each level gives what queries get from keys, in their rows,
+ * and what keys get from queries. A warp has 16 rows and a quarter of the columns.
  */
 #ifndef TENON_CUDA_LINATTN_MMA_VECTOR_BWD_CUH
 #define TENON_CUDA_LINATTN_MMA_VECTOR_BWD_CUH
 
 #include "linattn_mma_vector.cuh"
 
+enum {
+	BWD_THREADS = 512,
+	BWD_WARPS = BWD_THREADS / 32,
+	GROUP = 3,		/* levels whose operands stand in shared memory at a time, of 6 */
+	TILE_RUNS = TILE / RUN,
+	VALUES = 64,		/* columns of values of a state that stand there */
+};
+
 /*
- * d: D, pitch SCORES; log: sums of logarithms to base 2 from the chunk's beginning on, behind a
- * row of 0; own: q dq - k dk, when no one reads the state any more.
+ * k: keys; when scores are there these with decays to the chunk's end. state: a slice of the
+ * state before the chunk, and of the gradient of the one behind it; other: the same of every
+ * second slice. x: queries and keys of levels. d: D times the scale; a: scores. log: sums of logarithms to base 2
+ * from the chunk's beginning on, behind a row of 0. own: q dq - k dk; keys: sums of k dk from
+ * states over 16 rows each; both: parts of <state, gradient>; rest: sums of own.
  */
-template <class S> struct vector_smem {
+template <class S> struct bwd_smem {
+	static constexpr int PARTS = BWD_WARPS / (S::K / 16), SEGS = BWD_THREADS / S::K;
+	bf16 q[TILE * S::K], k[TILE * S::K], v[TILE * S::V], d_o[TILE * S::V];
+	bf16 state[2][S::K * VALUES];
 	union {
-		bf16 s[S::K * S::V];
-		float own[CHUNK][S::LOGS];
+		bf16 x[GROUP][TILE * S::K], other[2][S::K * VALUES];
+		float run[TILE_RUNS][S::K], own[TILE][S::LOGS];
 	};
-	vector_tiles<S> tiles;
-	vector_in<S> in;
-	bf16 d_o[CHUNK * S::V], d[CHUNK * SCORES];
-	float log[1 + CHUNK][S::LOGS];
+	union {
+		bf16 d[TILE * TILE];
+		struct {
+			float keys[TILE / 16][S::K], both[PARTS][S::K], rest[SEGS][S::K];
+		};
+	};
+	bf16 a[TILE * TILE];
+	float log[1 + TILE][S::LOGS];
 	struct mma_head head;
 };
 
-enum sweep { QUERIES, KEYS, ADD };	/* gradients of these; or what segments add to the state's */
-
-/* A warp's rows and columns: of gradients of queries and keys, of values, of the state. */
+/*
+ * A warp's rows, first column of keys and first of a slice of values; pair: the element of a tile
+ * of keys where its lane's first accumulators belong.
+ */
 template <class S> struct part {
-	static constexpr int K = MAX(S::K / (S::WARPS / (CHUNK / 16)), 16);
-	int row, key, value, s_row, s_col;
+	static constexpr int K = S::K / 4, N = K / 8;
+	int row, key, value, pair;
 };
 
 template <class S> static __device__ __forceinline__ struct part<S> part_of(void)
 {
-	int warp = threadIdx.x / 32, n = warp / (CHUNK / 16);
+	int warp = threadIdx.x / 32, row = warp % 4 * 16, key = warp / 4 * part<S>::K;
 
-	return { warp % (CHUNK / 16) * 16, n * part<S>::K, n * S::OUT_V, warp % (S::K / 16) * 16,
-		 warp / (S::K / 16) * S::STATE_V };
+	return { row, key, warp / 4 * (VALUES / 4),
+		 tile_at<S::K>(row + threadIdx.x % 32 / 4, key / 8) + (int)threadIdx.x % 4 * 2 };
 }
 
-/* A chunk of which parts are copied as soon as no one reads what was in their places. */
-enum part_of_chunk { Q = 1, K = 2, V = 4, DECAYS = 8, GRADS = 16 };
+/* Of accumulators c[n][r] and the next, the elements of a tile of keys. */
+template <class S>
+static __device__ __forceinline__ float2 pair_of(const bf16 *x, const struct part<S> &w, int n, int r)
+{
+	return pair_get(x + chunk_at(w.pair, n) + r * 4 * S::K);
+}
 
-/* What each sweep needs, and what of that is free when scores and D are there. */
-template <enum sweep MODE> struct needs {
-	static constexpr int ALL = MODE == ADD ? Q | DECAYS | GRADS : Q | K | V | DECAYS | GRADS;
-	static constexpr int EARLY = MODE == QUERIES ? GRADS : MODE == KEYS ? V : 0;
-	static constexpr int LATE = ALL & ~EARLY & ~DECAYS;
+/* Accumulators of rows of keys: gradients of queries and keys, and q dq - k dk. */
+template <class S> struct grads {
+	float dq[part<S>::N][4], dk[part<S>::N][4], own[part<S>::N][4];
 };
 
-/* Parts @WHICH of the chunk at @t. @AHEAD: to the second cache, where all find them faster. */
-template <class S, int WHICH, bool AHEAD>
-static __device__ __forceinline__ void load_parts(vector_smem<S> &m, const struct mma_run &p,
-						  const struct place &x, int t)
+/* The runs of two columns that a thread has: f(run, the first column). */
+template <class S, class F> static __device__ __forceinline__ void each_tile_run(F f)
 {
-	const struct mma_head &head = m.head;
-	const struct linattn &a = p.a;
-
-	if (WHICH & Q)
-		mma_fetch<S::K, CHUNK, S::THREADS, AHEAD>(m.in.q, head.q, a.q_row, t, x.t1, a.dk);
-	if (WHICH & K)
-		mma_fetch<S::K, CHUNK, S::THREADS, AHEAD>(m.in.k, head.k, a.k_row, t, x.t1, a.dk);
-	if (WHICH & V)
-		mma_fetch<S::V, CHUNK, S::THREADS, AHEAD>(m.in.v, head.v, a.v_row, t, x.t1, a.dv);
-	if (WHICH & GRADS)
-		mma_fetch<S::V, CHUNK, S::THREADS, AHEAD>(m.d_o, head.d_o, a.heads * a.dv, t, x.t1,
-							  a.dv);
-	if (WHICH & DECAYS)
-		load_decays<S>(m.in, head, a, x, t);
+	mma_each<TILE_RUNS * S::K / 2, BWD_THREADS>([&](unsigned int j) {
+		f(j / (S::K / 2), j % (S::K / 2) * 2);
+	});
 }
 
-/* Decay between a position and the border of its half at level @l; LEVELS: of the chunk. */
-template <class S, bool QUERY>
-static __device__ __forceinline__ float2 decay_at(const vector_smem<S> &m, int l, int t, int c)
+template <class S>
+static __device__ __forceinline__ float2 &log_of(bwd_smem<S> &m, int row, int c)
 {
-	int border = QUERY ? t >> l << l : ((t >> l) + 1) << l;
-	float2 at = *(const float2 *)&m.log[1 + t][c], to = *(const float2 *)&m.log[border][c];
-
-	if (QUERY)
-		return { exp2_fast(at.x - to.x), exp2_fast(at.y - to.y) };
-	return { exp2_fast(to.x - at.x), exp2_fast(to.y - at.y) };
+	return *(float2 *)&m.log[row][c];
 }
 
-/* D, a tile for each of three warps. */
-template <class S> static __device__ __forceinline__ void score_grads(vector_smem<S> &m)
+template <class S>
+static __device__ __forceinline__ float2 log_of(const bwd_smem<S> &m, int row, int c)
 {
-	int lane = threadIdx.x % 32, tile = S::WARPS - 1 - (int)threadIdx.x / 32;
-	int row = tile ? 16 : 0, col = tile == 2 ? 16 : 0;
+	return *(const float2 *)&m.log[row][c];
+}
+
+/* Decays between rows @i and @j of logarithms, whichever comes first. */
+template <class S>
+static __device__ __forceinline__ float2 decay_between(const bwd_smem<S> &m, int i, int j, int c)
+{
+	float2 x = log_of<S>(m, i, c), y = log_of<S>(m, j, c);
+
+	return { exp2_fast(-fabsf(x.x - y.x)), exp2_fast(-fabsf(x.y - y.y)) };
+}
+
+/* Where at level @l the half ends, in rows of logarithms, that position @t decays from or to. */
+static __device__ __forceinline__ int border(int l, int t)
+{
+	return (t >> l | 1) << l;
+}
+
+/* Sums of runs, of logarithms as they came. */
+template <class S> static __device__ __forceinline__ void run_sums(bwd_smem<S> &m)
+{
+	each_tile_run<S>([&](int run, int c) {
+		float2 all = { 0, 0 };
+
+#pragma unroll
+		for (int r = 0; r < RUN; r++)
+			all += log_of<S>(m, 1 + run * RUN + r, c) * LOG2E;
+		*(float2 *)&m.run[run][c] = all;
+	});
+}
+
+/* Sums from the chunk's beginning on, in their places, when those are there. */
+template <class S> static __device__ __forceinline__ void log_sums(bwd_smem<S> &m)
+{
+	each_tile_run<S>([&](int run, int c) {
+		float2 sum = { 0, 0 };
+
+#pragma unroll
+		for (int j = 0; j < TILE_RUNS - 1; j++)
+			if (j < run)
+				sum += *(const float2 *)&m.run[j][c];
+		if (!run)
+			log_of<S>(m, 0, c) = sum;
+#pragma unroll
+		for (int r = 0; r < RUN; r++) {
+			sum += log_of<S>(m, 1 + run * RUN + r, c) * LOG2E;
+			log_of<S>(m, 1 + run * RUN + r, c) = sum;
+		}
+	});
+}
+
+/* Decays in a run of two columns: of each position, and of those behind it. */
+template <class S>
+static __device__ __forceinline__ struct run_decays tile_decays_of(const bwd_smem<S> &m, int run,
+								   int c)
+{
+	struct run_decays x;
+
+#pragma unroll
+	for (int r = 0; r < RUN; r++)
+		x.alpha[r] = decay_between<S>(m, run * RUN + r, run * RUN + r + 1, c);
+	run_decays_to(x);
+	return x;
+}
+
+/* Operands of levels 0 to 2. */
+template <class S> static __device__ __forceinline__ void operands_near(bwd_smem<S> &m)
+{
+	each_tile_run<S>([&](int run, int c) {
+		struct run_decays d = tile_decays_of<S>(m, run, c);
+		int first = tile_at<S::K>(run * RUN, c / 8) + c % 8;
+		float2 from = { 1, 1 };
+
+#pragma unroll
+		for (int r = 0; r < RUN; r++) {
+			int at = chunk_at(first, r) + r * S::K;
+			float2 q = pair_get(m.q + at), k = pair_get(m.k + at);
+
+			from *= d.alpha[r];
+			levels_inside(m, at, r, q, k, d.alpha);
+			pair_put(m.x[2] + at, run & 1 ? q * from : k * d.to[r]);
+		}
+	});
+}
+
+/* Operands of levels 3 to 5, and keys with decays to the chunk's end in their places. */
+template <class S> static __device__ __forceinline__ void operands_far(bwd_smem<S> &m)
+{
+	each_tile_run<S>([&](int run, int c) {
+		struct run_decays d = tile_decays_of<S>(m, run, c);
+		int first = tile_at<S::K>(run * RUN, c / 8) + c % 8, t = run * RUN;
+		float2 from = { 1, 1 }, level[GROUP], end = decay_between<S>(m, t + RUN, TILE, c);
+
+#pragma unroll
+		for (int l = 0; l < GROUP; l++)
+			level[l] = decay_between<S>(m, t >> (l + 3) & 1 ? t : t + RUN, border(l + 3, t),
+						    c);
+#pragma unroll
+		for (int r = 0; r < RUN; r++) {
+			int at = chunk_at(first, r) + r * S::K;
+			float2 q = pair_get(m.q + at), k = pair_get(m.k + at) * d.to[r];
+
+			from *= d.alpha[r];
+			q *= from;
+#pragma unroll
+			for (int l = 0; l < GROUP; l++)
+				pair_put(m.x[l] + at, (t >> (l + 3) & 1 ? q : k) * level[l]);
+			pair_put(m.k + at, k * end);
+		}
+	});
+}
+
+/* Scores of level @l, 16 rows by 16 columns; those above the diagonal become 0. */
+template <class S>
+static __device__ __forceinline__ void score_tile(bwd_smem<S> &m, int l, int row, int col,
+						  float scale)
+{
+	const bf16 *q = l < 0 ? m.q : m.x[l % GROUP], *k = l < 0 ? m.k : m.x[l % GROUP];
+	float c[2][4] = {};
+
+#pragma unroll
+	for (int n = 0; n < S::K / 16; n++) {
+		uint32_t a[4];
+
+		mma_left<S::K>(a, q, row, n);
+		mma_nt<S::K, 2>(c, a, k, col, n);
+	}
+	mma_pairs<2>(row, col, [&](int n, int r, int t, int u) {
+#pragma unroll
+		for (int i = 0; i < 2; i++) {
+			bool above = l < 0 && u + i > t;
+
+			if (above || of_level(l, t, u + i))
+				m.a[tile_at<TILE>(t, u / 8) + u % 8 + i] =
+					__float2bfloat16(above ? 0 : scale * c[n][r + i]);
+		}
+	});
+}
+
+/* Of levels -1 to 2, or with @FAR of 3 to 5: a tile for each warp. */
+template <class S, bool FAR>
+static __device__ __forceinline__ void score_tiles(bwd_smem<S> &m, float scale)
+{
+	int warp = threadIdx.x / 32, n = warp % 4;
+
+	if (!FAR)
+		score_tile<S>(m, warp / 4 - 1, 16 * n, 16 * n, scale);
+	else if (warp < 4)
+		score_tile<S>(m, 3, 16 * n, 16 * n, scale);
+	else if (warp < 8)
+		score_tile<S>(m, 5, 32 + 16 * (n / 2), 16 * (n % 2), scale);
+	else if (warp < 10)
+		score_tile<S>(m, 4, 32 * n + 16, 32 * n, scale);
+}
+
+/* D, a tile for each warp that has one. */
+template <class S>
+static __device__ __forceinline__ void score_grads(bwd_smem<S> &m, float scale)
+{
+	int warp = threadIdx.x / 32, row = warp % 4 * 16, col = warp / 4 * 16;
 	float c[2][2][4] = {};	/* two sums, for neither waits for the other */
 
-	if (tile > 2)
+	if (col > row)
 		return;
 #pragma unroll 4
 	for (int n = 0; n < S::V / 16; n++) {
 		uint32_t a[4];
 
 		mma_left<S::V>(a, m.d_o, row, n);
-		mma_nt<S::V, 2>(c[n % 2], a, m.in.v, col, n);
+		mma_nt<S::V, 2>(c[n % 2], a, m.v, col, n);
 	}
+	mma_pairs<2>(row, col, [&](int n, int r, int t, int u) {
 #pragma unroll
-	for (int n = 0; n < 2; n++)
-#pragma unroll
-		for (int i = 0; i < 4; i++) {
-			int t = row + lane / 4 + i / 2 * 8, u = col + 8 * n + lane % 4 * 2 + i % 2;
-			bf16 d = __float2bfloat16(c[0][n][i] + c[1][n][i]);
+		for (int i = 0; i < 2; i++, u++) {
+			bf16 d = __float2bfloat16(scale * (c[0][n][r + i] + c[1][n][r + i]));
 
 			if (u > t)
 				continue;
-			m.d[tile_at<SCORES>(t, u / 8) + u % 8] = d;
-			m.d[tile_at<SCORES>(u, t / 8) + t % 8] = d;
+			m.d[tile_at<TILE>(t, u / 8) + u % 8] = d;
+			m.d[tile_at<TILE>(u, t / 8) + t % 8] = d;
 		}
+	});
 }
 
-/*
- * Elements of a left operand that belong to level @l alone: of a tile on the diagonal, or of
- * one beside it, all of which belongs to the last level.
- */
+/* Elements of a left operand on the diagonal that belong to level @l alone, of the lower four. */
 static __device__ __forceinline__ void mask_level(uint32_t (&a)[4], int l)
 {
 	unsigned int x = threadIdx.x % 32 / 4 ^ threadIdx.x % 4 * 2;	/* of positions' lower bits */
-	unsigned int lo = l < 0 ? x == 0 : x >> l == 1, hi = l < 0 ? x == 1 : (x ^ 1) >> l == 1;
-	uint32_t mask = (lo ? 0xFFFF : 0) | (hi ? 0xFFFF0000 : 0);
+	uint32_t mask = (x >> l == 1 ? 0xFFFF : 0) | ((x ^ 1) >> l == 1 ? 0xFFFF0000 : 0);
 
-	if (l == LEVELS - 1)
-		return;
 	if (l == 3) {
 		a[0] = a[3] = 0;
 		return;
@@ -136,106 +290,142 @@ static __device__ __forceinline__ void mask_level(uint32_t (&a)[4], int l)
 	a[3] &= mask;
 }
 
-/* Is row r of a thread's accumulators a query at level @l, in tiles from @row on? */
-static __device__ __forceinline__ bool is_query(int l, int row, int r)
+/* What a position's query and key have from each other. It is the same in q dq and k dk. */
+template <class S>
+static __device__ __forceinline__ void add_diagonal(struct grads<S> &g, const bwd_smem<S> &m,
+						    const struct part<S> &w)
 {
-	return l == LEVELS - 1 ? row != 0 : l == 3 ? r != 0 : threadIdx.x % 32 / 4 >> l & 1;
-}
+	mma_pairs<part<S>::N>(w.row, w.key, [&](int n, int r, int t, int c) {
+		float d = __bfloat162float(m.d[tile_at<TILE>(t, t / 8) + t % 8]);
+		float2 q = pair_of<S>(m.q, w, n, r), k = pair_of<S>(m.k, w, n, r);
 
-/*
- * What level @l gives: to dx of queries, or with @BACK of keys, by @scale, and to own: x dx, x
- * as it was rounded, for then queries and keys have the same from each other.
- */
-template <class S, bool BACK>
-static __device__ __forceinline__ void add_level(float (&dx)[part<S>::K / 8][4],
-						 float (&own)[part<S>::K / 8][4],
-						 const vector_smem<S> &m, const struct part<S> &w,
-						 int l, float scale)
-{
-	const bf16 *other = BACK ? m.in.q : m.in.k, *self = BACK ? m.in.k : m.in.q;
-	int k = l == LEVELS - 1 ? !w.row : w.row / 16, c = w.key + threadIdx.x % 4 * 2;
-	float y[part<S>::K / 8][4] = {};
-	uint32_t a[4];
-
-	if (l == LEVELS - 1 && (w.row != 0) == BACK)
-		return;
-	if (l >= 0)
-		other = self = m.tiles.x[MAX(l, 0)];
-	mma_left<SCORES>(a, m.d, w.row, k);
-	mask_level(a, l);
-	mma_nn<S::K, part<S>::K / 8>(y, a, other, k, w.key);
-	mma_rows_scale<part<S>::K / 8>(y, scale, scale);
-#pragma unroll
-	for (int r = 0; r < 4; r += 2) {
-		int t = w.row + threadIdx.x % 32 / 4 + r * 4;
-		bool ours = l < 0 || is_query(l, w.row, r) != BACK;
-
-		if (l == 3 && (r != 0) == BACK)
-			continue;
-#pragma unroll
-		for (int n = 0; n < part<S>::K / 8; n++) {
-			float2 f = { 1, 1 }, x = pair_get(pair_at<S>(self, t, c + 8 * n));
-
-			if (l >= 0)
-				f = decay_at<S, !BACK>(m, l, t, c + 8 * n);
-			if (!ours)
-				f = x = { 0, 0 };
-			dx[n][r] = fmaf(f.x, y[n][r], dx[n][r]);
-			dx[n][r + 1] = fmaf(f.y, y[n][r + 1], dx[n][r + 1]);
-			own[n][r] = fmaf(x.x, y[n][r], own[n][r]);
-			own[n][r + 1] = fmaf(x.y, y[n][r + 1], own[n][r + 1]);
-		}
-	}
-}
-
-/* dx = gradients of outputs, or values, times the state, with decays of the chunk and @scale */
-template <class S, bool BACK>
-static __device__ __forceinline__ void from_state(float (&dx)[part<S>::K / 8][4],
-						  const vector_smem<S> &m, const struct part<S> &w,
-						  float scale)
-{
-#pragma unroll 4
-	for (int k = 0; k < S::V / 16; k++) {
-		uint32_t a[4];
-
-		mma_left<S::V>(a, BACK ? m.in.v : m.d_o, w.row, k);
-		mma_nt<S::V, part<S>::K / 8>(dx, a, m.s, w.key, k);
-	}
-	mma_pairs<part<S>::K / 8>(w.row, w.key, [&](int n, int r, int t, int c) {
-		float2 f = decay_at<S, !BACK>(m, LEVELS, t, c);
-
-		dx[n][r] *= scale * f.x;
-		dx[n][r + 1] *= scale * f.y;
+		*(float2 *)&g.dq[n][r] = k * d;
+		*(float2 *)&g.dk[n][r] = q * d;
+		*(float2 *)&g.own[n][r] = { 0, 0 };
 	});
 }
 
-/* Gradients of a chunk's values. */
-template <class S>
-static __device__ __forceinline__ void values(float (&dv)[S::OUT_V / 8][4], const vector_smem<S> &m,
-					      const struct part<S> &w)
+/* D times the operands of level @L, rows that have nothing in common apart */
+template <class S, int L>
+static __device__ __forceinline__ void level_product(float (&y)[part<S>::N][4],
+						     const bwd_smem<S> &m, const struct part<S> &w)
 {
+	int block = w.row / 16;
+
 #pragma unroll
-	for (int k = 0; k < S::K / 16; k++) {
+	for (int j = 0; j < (L < 5 ? 1 : 2); j++) {
+		int k = L < 4 ? block : L == 4 ? block ^ 1 : (block & 2 ^ 2) + j;
 		uint32_t a[4];
 
-		mma_left<S::K>(a, m.tiles.write, w.row, k);
-		mma_nn<S::V, S::OUT_V / 8>(dv, a, m.s, k, w.value);
+		mma_left<TILE>(a, m.d, w.row, k);
+		if (L < 4)
+			mask_level(a, L);
+		mma_nn<S::K, part<S>::N>(y, a, m.x[L % GROUP], k, w.key);
 	}
 }
 
+/* c += a b */
+static __device__ __forceinline__ void add_pair(float *c, float2 a, const float *b)
+{
+	c[0] = fmaf(a.x, b[0], c[0]);
+	c[1] = fmaf(a.y, b[1], c[1]);
+}
+
+/*
+ * What level @L gives. x is as it was rounded: then queries and keys have the same from each
+ * other in q dq and k dk.
+ */
+template <class S, int L>
+static __device__ __forceinline__ void add_level(struct grads<S> &g, const bwd_smem<S> &m,
+						 const struct part<S> &w)
+{
+	float y[part<S>::N][4] = {};
+
+	level_product<S, L>(y, m, w);
+	mma_pairs<part<S>::N>(w.row, w.key, [&](int n, int r, int t, int c) {
+		bool query = L == 3 ? r != 0 : (L > 3 ? w.row : t) >> L & 1;
+		float2 x = pair_of<S>(m.x[L % GROUP], w, n, r);
+		float2 f = decay_between<S>(m, 1 + t, border(L, t), c);
+
+		if (query) {
+			add_pair(g.dq[n] + r, f, y[n] + r);
+			add_pair(g.own[n] + r, x, y[n] + r);
+		} else {
+			add_pair(g.dk[n] + r, f, y[n] + r);
+			add_pair(g.own[n] + r, { -x.x, -x.y }, y[n] + r);
+		}
+	});
+}
+
+/* c[16][part] += x's rows times s^T, x's columns from 16 @k on */
 template <class S>
-static __device__ __forceinline__ void values_scores(float (&dv)[S::OUT_V / 8][4],
-						     const vector_smem<S> &m, const struct part<S> &w)
+static __device__ __forceinline__ void from_state(float (&c)[part<S>::N][4], const bf16 *x,
+						  const bf16 *s, const struct part<S> &w, int k)
 {
 #pragma unroll
-	for (int k = 0; k < CHUNK / 16; k++) {
+	for (int n = 0; n < VALUES / 16; n++) {
 		uint32_t a[4];
 
+		mma_left<S::V>(a, x, w.row, k + n);
+		mma_nt<VALUES, part<S>::N>(c, a, s, w.key, n);
+	}
+}
+
+/* Gradients of a slice of a chunk's values, @ds the gradient of the state behind it. */
+template <class S>
+static __device__ __forceinline__ void values(float (&dv)[VALUES / 32][4], const bwd_smem<S> &m,
+					      const bf16 *ds, const struct part<S> &w, int e0)
+{
+	uint32_t a[4];
+
+#pragma unroll
+	for (int k = 0; k < S::K / 16; k++) {
+		mma_left<S::K>(a, m.k, w.row, k);
+		mma_nn<VALUES, VALUES / 32>(dv, a, ds, k, w.value);
+	}
+#pragma unroll
+	for (int k = 0; k < TILE / 16; k++) {
 		if (16 * k < w.row)
 			continue;
-		mma_left_t<SCORES>(a, m.tiles.a, w.row, k);
-		mma_nn<S::V, S::OUT_V / 8>(dv, a, m.d_o, k, w.value);
+		mma_left_t<TILE>(a, m.a, w.row, k);
+		mma_nn<S::V, VALUES / 32>(dv, a, m.d_o, k, e0 + w.value);
 	}
+}
+
+/*
+ * c += s ds^T of 16 rows, of which the diagonal is wanted: the two squares on it, the other two
+ * being left out. Warps share the columns.
+ */
+template <class S>
+static __device__ __forceinline__ void add_both(float (&c)[4], const bf16 *s, const bf16 *ds)
+{
+	constexpr int STEPS = VALUES / 16 / bwd_smem<S>::PARTS;
+	int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = warp % (S::K / 16) * 16;
+	uint32_t at = address<VALUES>(ds, row + lane % 8 + lane / 16 * 8, lane / 8 % 2);
+
+#pragma unroll
+	for (int j = 0; j < STEPS; j++) {
+		int n = warp / (S::K / 16) * STEPS + j;
+		uint32_t a[4], b[4];
+
+		mma_left<VALUES>(a, s, row, n);
+		matrix_get(b, address_at(at, 2 * n));
+		mma(c, { a[0], 0, a[2], 0 }, b[0], b[1]);
+		mma(c, { 0, a[1], 0, a[3] }, b[2], b[3]);
+	}
+}
+
+/* That diagonal, to m.both. */
+template <class S>
+static __device__ __forceinline__ void both_put(bwd_smem<S> &m, const float (&c)[4])
+{
+	int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4;
+	float *to = m.both[warp / (S::K / 16)] + warp % (S::K / 16) * 16;
+
+	if (r / 2 != lane % 4)
+		return;
+	to[r] = r % 2 ? c[1] : c[0];
+	to[r + 8] = r % 2 ? c[3] : c[2];
 }
 
 #endif
