@@ -53,11 +53,12 @@ static __device__ __forceinline__ void step_rows(const struct step_row *row, con
 #pragma unroll
 	for (int j = 0; j < EACH; j++) {
 		int r = threadIdx.x / LANES + j * DEEP;
-		struct step_row x = row[r];
+		struct step_row x;
 		float s[W];
 
 		if (r >= n)
 			break;
+		x = row[r];
 #pragma unroll
 		for (int e = 0; e < W; e++) {
 			s[e] = (begins ? 0 : x.alpha * tile[j * THREADS][e]) + x.k * v[e];
