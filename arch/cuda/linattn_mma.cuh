@@ -158,8 +158,6 @@ struct mma_out {
 /**
  * struct mma_head - one head of one sequence: position 0 of all that a block reads or writes
  * @one: logarithm of the decay to base 2 where there is no @g
- *
- * In shared memory, made once: its parts take many instructions and few are needed at a time.
  */
 struct mma_head {
 	const real *q, *k, *v, *d_o;
@@ -178,24 +176,27 @@ static __device__ __forceinline__ struct mma_out mma_out_of(const struct any_out
 		 o.part ? a.heads * o.width : (int)o.row, o.width };
 }
 
-/** mma_head_of() - by all threads, before any uses it */
-static __device__ __forceinline__ void mma_head_of(struct mma_head &x, const struct mma_run &p,
-						   int i, int h)
+static __device__ __forceinline__ struct mma_head mma_head_at(const struct mma_run &p, int i, int h)
 {
 	const struct linattn &a = p.a;
 
-	if (!threadIdx.x) {
-		x.q = linattn_q(a, i, h);
-		x.k = linattn_k(a, i, h);
-		x.v = linattn_v(a, i, h);
-		x.g = linattn_g(a, i, h);
-		x.one = log2f(linattn_alpha(a, h));
-		x.d_o = p.d_o + ((long)i * a.t * a.heads + h) * a.dv;
-		x.dg = p.dg + (long)i * a.t * p.dg_row + h * p.dg_head;
-		x.dq = mma_out_of(p.dq, a, i, h);
-		x.dk = mma_out_of(p.dk, a, i, h);
-		x.dv = mma_out_of(p.dv, a, i, h);
-	}
+	return {
+		linattn_q(a, i, h), linattn_k(a, i, h), linattn_v(a, i, h),
+		p.d_o + ((long)i * a.t * a.heads + h) * a.dv, linattn_g(a, i, h),
+		p.dg + (long)i * a.t * p.dg_row + h * p.dg_head, log2f(linattn_alpha(a, h)),
+		mma_out_of(p.dq, a, i, h), mma_out_of(p.dk, a, i, h), mma_out_of(p.dv, a, i, h),
+	};
+}
+
+/**
+ * mma_head_of() - the same in shared memory, made once, for its parts take many instructions and
+ * few are needed at a time; by all threads, before any uses it
+ */
+static __device__ __forceinline__ void mma_head_of(struct mma_head &x, const struct mma_run &p,
+						   int i, int h)
+{
+	if (!threadIdx.x)
+		x = mma_head_at(p, i, h);
 	__syncthreads();
 }
 
