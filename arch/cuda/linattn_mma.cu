@@ -134,24 +134,23 @@ void mma_scan(const struct mma_run &p, bool back)
 		launch(scan_kernel, grid, SCAN_THREADS, 0, p, back);
 }
 
-/*
- * States, their gradients, decays of segments and <state, gradient>: in scratch, which has
- * room for a state a chunk.
- */
+/* What segments add, and decays of chunks, in the workspace; scratch is full of states kept. */
 static void scalar_segments(struct mma_run *p, const struct any_run &r)
 {
-	size_t heads = (size_t)p->a.b * p->a.heads, states;
+	size_t heads = (size_t)p->a.b * p->a.heads, one = heads * p->a.dk * p->a.dv;
+	size_t decays = 2 * heads * div_up(p->a.t, TILE), room = LINATTN_PART_BYTES / sizeof(float);
 
-	/* two states a segment and less than another sixteenth, of one a chunk */
-	cut(p, 1, SCALAR_BLOCKS, r.chunks * 15 / 32);
-	states = (p->segs - 1) * heads * p->a.dk * p->a.dv;
-	p->state = r.kept;
-	p->dstate = p->state + states;
-	p->decay = p->dstate + states;
-	p->behind = p->decay + (p->segs - 1) * heads * p->a.dk;
+	cut(p, 2, SCALAR_KEEP_BLOCKS, (room - MIN(room, decays)) / (2 * one) + 1);
+	p->kept = (bf16 *)r.kept;
+	if (p->segs == 1)
+		return;
+	one *= p->segs - 1;
+	p->state = (float *)workspace_part((2 * one + decays) * sizeof(float));
+	p->dstate = p->state + one;
+	p->decay = p->dstate + one;
 }
 
-/* The first three in the workspace; scratch is full of states that are kept. */
+/* States, their gradients and decays in the workspace; scratch is full of states kept. */
 static void vector_segments(struct mma_run *p, const struct any_run &r)
 {
 	size_t heads = (size_t)p->a.b * p->a.heads, one = heads * p->a.dk * (2 * p->a.dv + 1);

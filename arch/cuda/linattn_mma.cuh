@@ -13,8 +13,10 @@
 #include "linattn_any.cuh"
 #include "linattn_mma_tile.cuh"
 
-/* Blocks wanted: one or two for each multiprocessor of an H200. */
-enum { VECTOR_BLOCKS = 132, VECTOR_KEEP_BLOCKS = 264, SCALAR_BLOCKS = 264 };
+/* Blocks wanted: one, two or three for each multiprocessor of an H200. */
+enum {
+	VECTOR_BLOCKS = 132, VECTOR_KEEP_BLOCKS = 264, SCALAR_BLOCKS = 264, SCALAR_KEEP_BLOCKS = 396
+};
 
 /**
  * struct mma_run - a recurrence in segments
@@ -22,21 +24,22 @@ enum { VECTOR_BLOCKS = 132, VECTOR_KEEP_BLOCKS = 264, SCALAR_BLOCKS = 264 };
  * @seg: positions of a segment, a multiple of 64
  * @segs: of a sequence
  * @state: [b][heads][@segs - 1][dk][dv], what segments add; then the states behind them
- * @decay: [b][heads][@segs - 1][dk], of a whole segment
+ * @decay: [b][heads][@segs - 1][dk], of a whole segment; backward where there is one decay
+ *	[2][b][heads][chunks of TILE], as kept_decay() has them
  *
  * Backward:
  * @d_o: gradient of o
  * @dq: where gradients go
  * @dk: the same of keys
  * @dv: of values
- * @dg: of decays, or NULL; between the sweeps <q, dq>
+ * @dg: of decays, or NULL
  * @dg_row: row stride of @dg
  * @dg_head: head stride of @dg, heads that share having their own
  * @ds1: gradient of the last state, or NULL
  * @ds0: where that of the first goes, or NULL
  * @dstate: as @state, of gradients of states behind segments
- * @behind: [b][heads][@segs][dk or 1], <state, its gradient> behind segments
- * @kept: [2][b][heads][chunks of TILE][dk][dv], states before chunks and gradients behind them
+ * @kept: [2][b][heads][chunks of TILE][dk][dv], states before chunks and gradients behind them;
+ *	where there is one decay rest_get() has the rest of them
  */
 struct mma_run {
 	struct linattn a;
@@ -47,7 +50,7 @@ struct mma_run {
 	float *dg;
 	long dg_row, dg_head;
 	const float *ds1;
-	float *ds0, *dstate, *behind;
+	float *ds0, *dstate;
 	bf16 *kept;
 };
 
@@ -79,10 +82,7 @@ void mma_vector_keep(const struct mma_run &p);
 /** mma_scan() - from what segments add to the states behind them, or with @back to gradients */
 void mma_scan(const struct mma_run &p, bool back);
 
-/** mma_scalar_states() - states behind all segments but the last, where there is one decay */
-void mma_scalar_states(const struct mma_run &p);
-
-/** mma_vector_states() - the same where decays are vectors */
+/** mma_vector_states() - states behind all segments but the last, where decays are vectors */
 void mma_vector_states(const struct mma_run &p);
 
 /** mma_scalar_bwd() - gradients where there is one decay */
@@ -95,12 +95,6 @@ void mma_vector_bwd(const struct mma_run &p);
 static __device__ __forceinline__ float *mma_decay(const struct mma_run &p, int at, int n)
 {
 	return p.decay + ((size_t)at * (p.segs - 1) + n) * p.a.dk;
-}
-
-static __device__ __forceinline__ float *mma_behind(const struct mma_run &p, int at, int n,
-						    int width)
-{
-	return p.behind + ((size_t)at * p.segs + n) * width;
 }
 
 /* State of head @at behind segment @n. */

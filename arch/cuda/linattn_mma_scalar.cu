@@ -44,7 +44,10 @@ static __device__ __forceinline__ void outputs(float (&o)[VALUES / 8][4], const 
 		mma_nn<VALUES, VALUES / 8>(o, q, m.s, k, 0);
 	}
 	mma_rows_scale<VALUES / 8>(o, exp2_fast(rows.x), exp2_fast(rows.y));
-	scores<false>(left, c, b, rows, 1);
+#pragma unroll
+	for (int n = 0; n < TILE_N; n++)
+		decays_scale<false>(c[n], n, b, rows, 1);
+	tile_pack(left, c);
 #pragma unroll
 	for (int k = 0; k < TILE / 16; k++)
 		mma_nn<VALUES, VALUES / 8>(o, left[k], m.v[from], k, 0);
@@ -57,7 +60,7 @@ static __global__ void __launch_bounds__(TILE_THREADS, 2) scalar_kernel(struct m
 	extern __shared__ __align__(128) char mem[];
 	scalar_smem<W> &m = *(scalar_smem<W> *)mem;
 	const struct linattn &a = p.a;
-	const struct place x = place_of(p, 0);
+	const struct place x = place_of(p, blockIdx.x);
 	int row = threadIdx.x / 32 * (W / 4);
 	float s[W / 64][VALUES / 8][4], all = 0;
 	const float *first;
@@ -126,14 +129,6 @@ template <int W> static void scalar_launch(const struct mma_run &p)
 	states<W>(p);
 	shared_room(scalar_kernel<W, true>, bytes);
 	launch(scalar_kernel<W, true>, grid, TILE_THREADS, bytes, p);
-}
-
-void mma_scalar_states(const struct mma_run &p)
-{
-	if (p.a.dk <= 64)
-		states<64>(p);
-	else
-		states<128>(p);
 }
 
 void linattn_mma_scalar_fwd(const struct linattn *a)

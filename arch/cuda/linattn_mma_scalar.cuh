@@ -13,6 +13,7 @@
 
 enum {
 	VALUES = 64,			/* columns of a slice of values */
+	THREADS = 2 * TILE_THREADS,	/* of a block backward */
 };
 
 /* Where a block stands: head @at, segment @n, positions @t0 to @t1, columns @e0 on. */
@@ -20,14 +21,79 @@ struct place {
 	int i, h, at, n, t0, t1, e0;
 };
 
-/* @from: the first segment that has a block */
-static __device__ __forceinline__ struct place place_of(const struct mma_run &p, int from)
+static __device__ __forceinline__ struct place place_of(const struct mma_run &p, int n)
 {
-	int at = blockIdx.y, n = blockIdx.x + from;
+	int at = blockIdx.y;
 
 	return { at / p.a.heads, at % p.a.heads, at, n, n * p.seg, min(p.a.t, (n + 1) * p.seg),
 		 (int)blockIdx.z * VALUES };
 }
+
+/* Of head @at, over chunk @n and all before it in its segment; with @back all behind it. */
+static __device__ __forceinline__ float *kept_decay(const struct mma_run &p, bool back, int at,
+						     int n)
+{
+	size_t head = (size_t)back * p.a.b * p.a.heads + at;
+
+	return p.decay + head * div_up(p.a.t, TILE) + n;
+}
+
+/*
+ * What a sweep left out of a kept state: the state before the segment, that is kept for its first
+ * chunk, times @decay; backwards the gradient behind it, for its last. A thread has of it what it
+ * has from mma_load().
+ */
+template <int W> struct rest {
+	uint4 x[W * VALUES / 8 / THREADS];
+	float decay;
+};
+
+template <int W, bool BACK>
+static __device__ __forceinline__ void rest_get(struct rest<W> &x, const struct mma_run &p, int at,
+						int n)
+{
+	int per = p.seg / TILE, first = n - n % per, from = BACK ? first + per - 1 : first;
+	bool carried = BACK ? from < div_up(p.a.t, TILE) - 1 : from > 0;
+
+	x.decay = carried && n != from ? *kept_decay(p, BACK, at, BACK ? n + 1 : n - 1) : 0;
+	if (!x.decay)
+		return;
+#pragma unroll
+	for (int i = 0; i < W * VALUES / 8 / THREADS; i++) {
+		int r = (threadIdx.x + i * THREADS) / (VALUES / 8), c = threadIdx.x % (VALUES / 8);
+
+		x.x[i] = {};
+		if (r < p.a.dk && 8 * c < p.a.dv)
+			x.x[i] = *(const uint4 *)(mma_kept(p, BACK, at, from) + r * p.a.dv + 8 * c);
+	}
+}
+
+template <int W>
+static __device__ __forceinline__ void rest_add(bf16 *s, const struct rest<W> &x)
+{
+	if (!x.decay)
+		return;
+	s += tile_at<VALUES>(threadIdx.x / (VALUES / 8), threadIdx.x % (VALUES / 8));
+#pragma unroll
+	for (int i = 0; i < W * VALUES / 8 / THREADS; i++, s += 8 * THREADS) {
+		uint4 sum = *(const uint4 *)s;
+
+#pragma unroll
+		for (int e = 0; e < 4; e++) {
+			float2 y = pair_get((const bf16 *)(&x.x[i].x + e));
+			float2 z = pair_get((const bf16 *)(&sum.x + e));
+
+			(&sum.x)[e] = pack_bf16(fmaf(x.decay, y.x, z.x), fmaf(x.decay, y.y, z.y));
+		}
+		*(uint4 *)s = sum;
+	}
+}
+
+/** mma_scalar_chunks() - gradients of all chunks, from what is kept */
+void mma_scalar_chunks(const struct mma_run &p);
+
+/** mma_scalar_chunk_room() - shared memory that a block of it takes */
+size_t mma_scalar_chunk_room(const struct linattn &a);
 
 /* Logarithms to base 2 of decays at positions @t + 2 lane and one on. */
 static __device__ __forceinline__ float2 decays_get(const struct mma_head &head, int row, int t,
@@ -72,24 +138,23 @@ static __device__ __forceinline__ float2 decays_of_rows(float2 b)
 	return acc_row(0) % 2 ? make_float2(lo.y, hi.y) : make_float2(lo.x, hi.x);
 }
 
-/* Of accumulators of scores: decays. @T: rows are keys, columns queries. */
+/*
+ * Of accumulators of scores, 8 columns @n: decays and scale, 0 where a query is before a key.
+ * @T: rows are keys, columns queries.
+ */
 template <bool T>
-static __device__ __forceinline__ void scores(tile_left &left, tile_acc &c, float2 b, float2 rows,
-					      float scale)
+static __device__ __forceinline__ void decays_scale(float (&c)[4], int n, float2 b, float2 rows,
+						    float scale)
 {
-#pragma unroll
-	for (int n = 0; n < TILE_N; n++) {
-		float2 cols = decays_of(b, acc_col(n, 0) / 2);
+	float2 cols = decays_of(b, acc_col(n, 0) / 2);
 
 #pragma unroll
-		for (int i = 0; i < 4; i++) {
-			float gap = (i < 2 ? rows.x : rows.y) - (i % 2 ? cols.y : cols.x);
-			bool behind = T ? acc_col(n, i) < acc_row(i) : acc_col(n, i) > acc_row(i);
+	for (int i = 0; i < 4; i++) {
+		float gap = (i < 2 ? rows.x : rows.y) - (i % 2 ? cols.y : cols.x);
+		bool behind = T ? acc_col(n, i) < acc_row(i) : acc_col(n, i) > acc_row(i);
 
-			c[n][i] *= scale * exp2_fast(behind ? -INFINITY : T ? -gap : gap);
-		}
+		c[i] *= scale * exp2_fast(behind ? -INFINITY : T ? -gap : gap);
 	}
-	tile_pack(left, c);
 }
 
 /* @x times a factor for each of its two columns, rounded once more */
