@@ -144,7 +144,10 @@ check-dir = $(OBJ)/check
 no-gpu = $(eval no-gpu := $$(shell sh tests/gpu.sh))$(no-gpu)
 check-configs = $(check-config-y) $(if $(no-gpu),,$(check-config-gpu))
 # Of the tests of all configurations those that have something of their own to say in this one.
-programs-of = $(filter-out $(if $(filter-out $(firstword $(check-configs)),$(1)),$(plain-test-y)),$(test-y))
+kind-of = $(filter arch-% real-%,$(subst +, ,$(1)))
+first-of-kind = $(firstword $(foreach c,$(check-configs),$(if $(subst =$(call kind-of,$(1)),,=$(call kind-of,$(c))),,$(c))))
+programs-of = $(filter-out $(if $(filter-out $(firstword $(check-configs)),$(1)),$(plain-test-y)) \
+	$(if $(filter-out $(first-of-kind),$(1)),$(kernel-test-y)),$(test-y))
 check-programs-of = $(foreach c,$(check-configs),$(addprefix $(check-dir)/$(c)/tests/,$(call programs-of,$(c))))
 # The same text and symbols are compiled once for all object trees: tests/bin/gcc.
 compile-once = TENON_OBJECTS=$(abspath $(check-dir))/scratch/objects PATH="$(CURDIR)/tests/bin:$$PATH"

@@ -12,6 +12,7 @@ import training as t            # noqa: E402
 from faults import run          # noqa: E402
 
 SYMBOL = re.compile(r"include/config/\w+")
+KERNEL_SYMBOL = re.compile(r"(?:ARCH|REAL|BLAS)_")
 FAMILY = re.compile(r"include/config/RA_MLA_\w+")
 # Kernels that ra_mla and recip alone select.
 FOREIGN = re.compile(r"\bk_(?:route|couple|head_gate|causal_mean|sequence_mean|stats)\w*")
@@ -31,14 +32,14 @@ def dependencies(tree):
             for base, _, names in os.walk(tree) for name in names if name.endswith(".d")}
 
 
-def plain_tests():
-    """What make check runs under the first configuration alone."""
-    lines = t.read(t.SRC, "tests/Makefile").decode().splitlines()
-    return next(x for x in lines if x.startswith("plain-test-y := ")).split()[2:]
+def tests_of(variable):
+    """What tests/Makefile has in a variable."""
+    return run("make", "-s", "-f", "tests/Makefile", "--eval", f"print:;@echo $({variable})",
+               "print").stdout.split()
 
 
 def test_gpt2():
-    plain = plain_tests()
+    plain = tests_of("plain-test-y")
     tree, error = make("gpt2", "gpt2-124m", "build", "check-programs", f"PROGRAMS={' '.join(plain)}",
                        "EXTRA_CFLAGS=-Og -g0")
     t.ok(not error, "gpt2-124m builds", error)
@@ -56,6 +57,21 @@ def test_gpt2():
     t.ok("k_attn_fwd" in names and not foreign, "it links no kernel of another family", foreign)
 
 
+def test_kernels():
+    """What make check runs once for each arch and precision."""
+    names, used = tests_of("kernel-test-y"), {}
+    for name in names:
+        files = run("gcc", "-MM", "-Iinclude", f"-I{SCRATCH}/gpt2/include", "-include",
+                    "include/kconfig.h", f"tests/{name}.c").stdout.replace("\\\n", " ")
+        used[name] = {symbol for path in files.split()[1:]
+                      if not path.startswith(SCRATCH) and path != "include/kconfig.h"
+                      for symbol in re.findall(r"\bCONFIG_(\w+)", t.read(t.SRC, path).decode())}
+    foreign = {name: sorted(x for x in symbols if not KERNEL_SYMBOL.match(x))
+               for name, symbols in used.items()}
+    t.ok(len(names) > 15 and all(used.values()) and not any(foreign.values()),
+         "tests of kernels name symbols of the arch and of the precision alone", foreign)
+
+
 def test_opaque():
     """No arithmetic on act_t or param_t outside arch/."""
     for defconfig in ("tiny-gpt2", "tiny-ra-mla-full"):
@@ -65,6 +81,7 @@ def test_opaque():
 
 def main():
     test_gpt2()
+    test_kernels()
     test_opaque()
     return t.done()
 
