@@ -63,6 +63,13 @@ def accuracies(folder):
             if row.get("split") == "val"]
 
 
+def named(arms, name):
+    for arm in arms:
+        if arm.name == name:
+            return arm
+    raise study.StudyError(f"no arm {name}; there are {', '.join(arm.name for arm in arms)}")
+
+
 def spread(values):
     values = list(values)
     if not values:
@@ -135,17 +142,13 @@ def main():
         arms = [arm for arm in arms if arm.runs]
         if not arms:
             raise study.StudyError("no run is finished yet")
-        by_name = {arm.name: arm for arm in arms}
-        base = by_name[args.baseline] if args.baseline else arms[0]
+        base = named(arms, args.baseline) if args.baseline else arms[0]
         print("\n".join(table(arms, base)))
         if args.svg:
-            draw([by_name[name] for name in args.arms.split(",")] if args.arms else
+            draw([named(arms, name) for name in args.arms.split(",")] if args.arms else
                  [arm for arm in arms if arm.name in chosen(arms)], args.svg)
     except (study.StudyError, OSError) as error:
         print(f"tenon: {error}", file=sys.stderr)
-        return 2
-    except KeyError as error:
-        print(f"tenon: no arm {error}; there are {', '.join(by_name)}", file=sys.stderr)
         return 2
     return 0
 
