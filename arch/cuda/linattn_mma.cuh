@@ -196,8 +196,8 @@ static __device__ __forceinline__ void mma_head_of(struct mma_head &x, const str
 
 /* 16 rows from position @t on, of those before @end: accumulators of columns @col on. */
 template <int N>
-static __device__ __forceinline__ void mma_rows_put(const struct mma_out &o, int t, int end, int col,
-						    const float (*c)[4])
+static __device__ __forceinline__ void mma_rows_put(const struct mma_out &o, int t, int end,
+						    int col, const float (*c)[4])
 {
 	int pair = col + threadIdx.x % 4 * 2, four = col + mma_swap_col();
 

@@ -281,7 +281,8 @@ static __device__ __forceinline__ bool of_level(int l, int t, int u)
  * the one below it. Elements above the diagonal become 0.
  */
 template <class S>
-static __device__ __forceinline__ void scores(vector_tiles<S> &m, const vector_in<S> &in, float scale)
+static __device__ __forceinline__ void scores(vector_tiles<S> &m, const vector_in<S> &in,
+					      float scale)
 {
 	int lane = threadIdx.x % 32;
 

@@ -8,7 +8,7 @@
  *
  * to gradients of decays, S' being the state behind it: no sums of other chunks are taken.
  */
-#include "linattn_mma_vector_bwd.cuh"
+#include "linattn_mma_vector_grads.cuh"
 
 /* A chunk's place: head @at, number @n, positions @t0 to @t1. */
 struct chunk_place {

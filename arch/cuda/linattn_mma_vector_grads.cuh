@@ -1,0 +1,238 @@
+/* SPDX-License-Identifier: MIT */
+/**
+ * DOC: linear recurrences whose decays are vectors backward, on mma.sync: products of a chunk
+ *
+ * With D the scores' gradients, D_tu = <do_t, v_u>, made symmetric, one product of each level
+ * gives what queries get from keys, in their rows, and what keys get from queries.
+ */
+#ifndef TENON_CUDA_LINATTN_MMA_VECTOR_GRADS_CUH
+#define TENON_CUDA_LINATTN_MMA_VECTOR_GRADS_CUH
+
+#include "linattn_mma_vector_bwd.cuh"
+
+/* Scores of level @l, 16 rows by 16 columns; those above the diagonal become 0. */
+template <class S>
+static __device__ __forceinline__ void score_tile(bwd_smem<S> &m, int l, int row, int col,
+						  float scale)
+{
+	const bf16 *q = l < 0 ? m.q : m.x[l % GROUP], *k = l < 0 ? m.k : m.x[l % GROUP];
+	float c[2][4] = {};
+
+#pragma unroll
+	for (int n = 0; n < S::K / 16; n++) {
+		uint32_t a[4];
+
+		mma_left<S::K>(a, q, row, n);
+		mma_nt<S::K, 2>(c, a, k, col, n);
+	}
+	mma_pairs<2>(row, col, [&](int n, int r, int t, int u) {
+#pragma unroll
+		for (int i = 0; i < 2; i++) {
+			bool above = l < 0 && u + i > t;
+
+			if (above || of_level(l, t, u + i))
+				m.a[tile_at<TILE>(t, u / 8) + u % 8 + i] =
+					__float2bfloat16(above ? 0 : scale * c[n][r + i]);
+		}
+	});
+}
+
+/* Of levels -1 to 2, or with @FAR of 3 to 5: a tile for each warp. */
+template <class S, bool FAR>
+static __device__ __forceinline__ void score_tiles(bwd_smem<S> &m, float scale)
+{
+	int warp = threadIdx.x / 32, n = warp % 4;
+
+	if (!FAR)
+		score_tile<S>(m, warp / 4 - 1, 16 * n, 16 * n, scale);
+	else if (warp < 4)
+		score_tile<S>(m, 3, 16 * n, 16 * n, scale);
+	else if (warp < 8)
+		score_tile<S>(m, 5, 32 + 16 * (n / 2), 16 * (n % 2), scale);
+	else if (warp < 10)
+		score_tile<S>(m, 4, 32 * n + 16, 32 * n, scale);
+}
+
+/* D, a tile for each warp that has one. */
+template <class S>
+static __device__ __forceinline__ void score_grads(bwd_smem<S> &m, float scale)
+{
+	int warp = threadIdx.x / 32, row = warp % 4 * 16, col = warp / 4 * 16;
+	float c[2][2][4] = {};	/* two sums, for neither waits for the other */
+
+	if (col > row)
+		return;
+#pragma unroll 4
+	for (int n = 0; n < S::V / 16; n++) {
+		uint32_t a[4];
+
+		mma_left<S::V>(a, m.d_o, row, n);
+		mma_nt<S::V, 2>(c[n % 2], a, m.v, col, n);
+	}
+	mma_pairs<2>(row, col, [&](int n, int r, int t, int u) {
+#pragma unroll
+		for (int i = 0; i < 2; i++, u++) {
+			bf16 d = __float2bfloat16(scale * (c[0][n][r + i] + c[1][n][r + i]));
+
+			if (u > t)
+				continue;
+			m.d[tile_at<TILE>(t, u / 8) + u % 8] = d;
+			m.d[tile_at<TILE>(u, t / 8) + t % 8] = d;
+		}
+	});
+}
+
+/* Elements of a left operand on the diagonal that belong to level @l alone, of the lower four. */
+static __device__ __forceinline__ void mask_level(uint32_t (&a)[4], int l)
+{
+	unsigned int x = threadIdx.x % 32 / 4 ^ threadIdx.x % 4 * 2;	/* of positions' lower bits */
+	uint32_t mask = (x >> l == 1 ? 0xFFFF : 0) | ((x ^ 1) >> l == 1 ? 0xFFFF0000 : 0);
+
+	if (l == 3) {
+		a[0] = a[3] = 0;
+		return;
+	}
+	a[1] = a[2] = 0;
+	a[0] &= mask;
+	a[3] &= mask;
+}
+
+/* What a position's query and key have from each other. It is the same in q dq and k dk. */
+template <class S>
+static __device__ __forceinline__ void add_diagonal(struct grads<S> &g, const bwd_smem<S> &m,
+						    const struct part<S> &w)
+{
+	mma_pairs<part<S>::N>(w.row, w.key, [&](int n, int r, int t, int c) {
+		float d = __bfloat162float(m.d[tile_at<TILE>(t, t / 8) + t % 8]);
+		float2 q = pair_of<S>(m.q, w, n, r), k = pair_of<S>(m.k, w, n, r);
+
+		*(float2 *)&g.dq[n][r] = k * d;
+		*(float2 *)&g.dk[n][r] = q * d;
+		*(float2 *)&g.own[n][r] = { 0, 0 };
+	});
+}
+
+/* D times the operands of level @L, rows that have nothing in common apart */
+template <class S, int L>
+static __device__ __forceinline__ void level_product(float (&y)[part<S>::N][4],
+						     const bwd_smem<S> &m, const struct part<S> &w)
+{
+	int block = w.row / 16;
+
+#pragma unroll
+	for (int j = 0; j < (L < 5 ? 1 : 2); j++) {
+		int k = L < 4 ? block : L == 4 ? block ^ 1 : (block & 2 ^ 2) + j;
+		uint32_t a[4];
+
+		mma_left<TILE>(a, m.d, w.row, k);
+		if (L < 4)
+			mask_level(a, L);
+		mma_nn<S::K, part<S>::N>(y, a, m.x[L % GROUP], k, w.key);
+	}
+}
+
+/* c += a b */
+static __device__ __forceinline__ void add_pair(float *c, float2 a, const float *b)
+{
+	c[0] = fmaf(a.x, b[0], c[0]);
+	c[1] = fmaf(a.y, b[1], c[1]);
+}
+
+/*
+ * What level @L gives. x is as it was rounded: then queries and keys have the same from each
+ * other in q dq and k dk.
+ */
+template <class S, int L>
+static __device__ __forceinline__ void add_level(struct grads<S> &g, const bwd_smem<S> &m,
+						 const struct part<S> &w)
+{
+	float y[part<S>::N][4] = {};
+
+	level_product<S, L>(y, m, w);
+	mma_pairs<part<S>::N>(w.row, w.key, [&](int n, int r, int t, int c) {
+		bool query = L == 3 ? r != 0 : (L > 3 ? w.row : t) >> L & 1;
+		float2 x = pair_of<S>(m.x[L % GROUP], w, n, r);
+		float2 f = decay_between<S>(m, 1 + t, border(L, t), c);
+
+		if (query) {
+			add_pair(g.dq[n] + r, f, y[n] + r);
+			add_pair(g.own[n] + r, x, y[n] + r);
+		} else {
+			add_pair(g.dk[n] + r, f, y[n] + r);
+			add_pair(g.own[n] + r, { -x.x, -x.y }, y[n] + r);
+		}
+	});
+}
+
+/* c[16][part] += x's rows times s^T, x's columns from 16 @k on */
+template <class S>
+static __device__ __forceinline__ void from_state(float (&c)[part<S>::N][4], const bf16 *x,
+						  const bf16 *s, const struct part<S> &w, int k)
+{
+#pragma unroll
+	for (int n = 0; n < VALUES / 16; n++) {
+		uint32_t a[4];
+
+		mma_left<S::V>(a, x, w.row, k + n);
+		mma_nt<VALUES, part<S>::N>(c, a, s, w.key, n);
+	}
+}
+
+/* Gradients of a slice of a chunk's values, @ds the gradient of the state behind it. */
+template <class S>
+static __device__ __forceinline__ void values(float (&dv)[VALUES / 32][4], const bwd_smem<S> &m,
+					      const bf16 *ds, const struct part<S> &w, int e0)
+{
+	uint32_t a[4];
+
+#pragma unroll
+	for (int k = 0; k < S::K / 16; k++) {
+		mma_left<S::K>(a, m.k, w.row, k);
+		mma_nn<VALUES, VALUES / 32>(dv, a, ds, k, w.value);
+	}
+#pragma unroll
+	for (int k = 0; k < TILE / 16; k++) {
+		if (16 * k < w.row)
+			continue;
+		mma_left_t<TILE>(a, m.a, w.row, k);
+		mma_nn<S::V, VALUES / 32>(dv, a, m.d_o, k, e0 + w.value);
+	}
+}
+
+/*
+ * c += s ds^T of 16 rows, of which the diagonal is wanted: the two squares on it, the other two
+ * being left out. Warps share the columns.
+ */
+template <class S>
+static __device__ __forceinline__ void add_both(float (&c)[4], const bf16 *s, const bf16 *ds)
+{
+	constexpr int STEPS = VALUES / 16 / bwd_smem<S>::PARTS;
+	int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = warp % (S::K / 16) * 16;
+	uint32_t at = address<VALUES>(ds, row + lane % 8 + lane / 16 * 8, lane / 8 % 2);
+
+#pragma unroll
+	for (int j = 0; j < STEPS; j++) {
+		int n = warp / (S::K / 16) * STEPS + j;
+		uint32_t a[4], b[4];
+
+		mma_left<VALUES>(a, s, row, n);
+		matrix_get(b, address_at(at, 2 * n));
+		mma(c, { a[0], 0, a[2], 0 }, b[0], b[1]);
+		mma(c, { 0, a[1], 0, a[3] }, b[2], b[3]);
+	}
+}
+
+/* That diagonal, to m.both. */
+template <class S>
+static __device__ __forceinline__ void both_put(bwd_smem<S> &m, const float (&c)[4])
+{
+	int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4;
+	float *to = m.both[warp / (S::K / 16)] + warp % (S::K / 16) * 16;
+
+	if (r / 2 != lane % 4)
+		return;
+	to[r] = r % 2 ? c[1] : c[0];
+	to[r + 8] = r % 2 ? c[3] : c[2];
+}
+
+#endif
