@@ -4,8 +4,8 @@
 
 # Goals run in the order in which they were typed: make defconfig-tiny-gpt2 all
 .NOTPARALLEL:
-.PHONY: all train build plan explain objects kernels check-programs install demo check randconfig-check \
-	liveness-check disk-check ptx fuzz bench table ablate ablate-status repro setup help clean mrproper \
+.PHONY: all train build plan explain objects kernels check-programs install demo check check-all \
+	randconfig-check liveness-check disk-check ptx fuzz bench table ablate ablate-status repro setup help clean mrproper \
 	FORCE
 all:
 
@@ -163,13 +163,18 @@ check-first := $(addprefix tests/,sweep.t docs.t cuda.t study.t torch.t plan.t)
 check-order = $(filter $(1),$(check-first)) $(filter-out $(check-first),$(1))
 check-jobs = $(shell echo $$(($$(nproc) + 1)))
 
-check: setup
+# Each of these builds dozens of configurations anew: not part of check, of check-all.
+check-long := $(addprefix tests/,sweep.t docs.t plan.t torch.t transformers.t compress.t sanitize.t)
+check-scripts = $(filter-out $(if $(filter check,$(1)),$(check-long)),$(wildcard tests/*.t))
+
+check check-all: setup
 	$(Q)rm -rf $(check-dir)/scratch && mkdir -p $(check-dir)/scratch/objects
 	$(Q)+set -e; $(foreach c,$(check-configs),$(call one-check-tree,$(c));)
 	@$(if $(no-gpu),echo 'not run: the tests on a GPU: $(no-gpu)',:)
 	$(Q)$(afresh) $(keep-python) $(compile-once) TENON_SRC=$(CURDIR) TENON_TESTDIR=$(abspath $(check-dir))/scratch \
 		prove --jobs $(check-jobs) --exec 'sh tests/run.sh' \
-		$(or $(call cmdline,TESTS),$(call check-order,$(wildcard tests/*.t)) $(check-programs-of)) </dev/null
+		$(or $(call cmdline,TESTS),$(call check-order,$(call check-scripts,$@)) $(check-programs-of)) </dev/null
+	@$(if $(or $(call cmdline,TESTS),$(filter check-all,$@)),:,echo 'not run, make check-all runs them: $(notdir $(check-long))')
 
 # Random configurations, seeds SEED to SEED + N - 1. Not part of check: minutes for each ten.
 randconfig-check: setup
