@@ -276,6 +276,20 @@ static __device__ __forceinline__ bool of_level(int l, int t, int u)
 	return l < 0 ? t == u : t > u && (t ^ u) >> l == 1;
 }
 
+/* c += 16 rows of @q from @row on, times 16 of @k from @col on */
+template <int K>
+static __device__ __forceinline__ void score_product(float (&c)[2][4], const bf16 *q, const bf16 *k,
+						     int row, int col)
+{
+#pragma unroll
+	for (int n = 0; n < K / 16; n++) {
+		uint32_t a[4];
+
+		mma_left<K>(a, q, row, n);
+		mma_nt<K, 2>(c, a, k, col, n);
+	}
+}
+
 /*
  * Scores, a tile of 16 by 16 and a level for each warp: the two tiles on the diagonal, and
  * the one below it. Elements above the diagonal become 0.
@@ -292,13 +306,7 @@ static __device__ __forceinline__ void scores(vector_tiles<S> &m, const vector_i
 		const bf16 *q = l < 0 ? in.q : m.x[l], *k = l < 0 ? in.k : m.x[l];
 		float c[2][4] = {};
 
-#pragma unroll
-		for (int n = 0; n < S::K / 16; n++) {
-			uint32_t a[4];
-
-			mma_left<S::K>(a, q, row, n);
-			mma_nt<S::K, 2>(c, a, k, col, n);
-		}
+		score_product<S::K>(c, q, k, row, col);
 #pragma unroll
 		for (int n = 0; n < 2; n++)
 #pragma unroll

@@ -18,13 +18,7 @@ static __device__ __forceinline__ void score_tile(bwd_smem<S> &m, int l, int row
 	const bf16 *q = l < 0 ? m.q : m.x[l % GROUP], *k = l < 0 ? m.k : m.x[l % GROUP];
 	float c[2][4] = {};
 
-#pragma unroll
-	for (int n = 0; n < S::K / 16; n++) {
-		uint32_t a[4];
-
-		mma_left<S::K>(a, q, row, n);
-		mma_nt<S::K, 2>(c, a, k, col, n);
-	}
+	score_product<S::K>(c, q, k, row, col);
 	mma_pairs<2>(row, col, [&](int n, int r, int t, int u) {
 #pragma unroll
 		for (int i = 0; i < 2; i++) {
