@@ -51,6 +51,9 @@ class Run:
 
     def point(self, row, place):
         """One loss and where on every axis it stands."""
+        if row["step"] not in place:
+            raise StudyError(f"{self.folder}/metrics.jsonl: step {row['step']} was evaluated, and its "
+                             "training is not there; run the study again")
         tokens, seconds = place[row["step"]]
         return {"step": row["step"], "loss": row["loss"], "tokens": tokens, "seconds": seconds,
                 "flops": tokens * self.arm.plan["flops_token"]}
