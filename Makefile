@@ -5,8 +5,8 @@
 # Goals run in the order in which they were typed: make defconfig-tiny-gpt2 all
 .NOTPARALLEL:
 .PHONY: all train build plan explain objects kernels check-programs install demo check check-all \
-	randconfig-check liveness-check disk-check ptx fuzz bench table ablate ablate-status repro setup help clean mrproper \
-	FORCE
+	randconfig-check liveness-check disk-check ptx fuzz bench table ablate ablate-status repro setup \
+	help clean mrproper FORCE
 all:
 
 include scripts/common.mk
@@ -144,8 +144,10 @@ check-dir = $(OBJ)/check
 no-gpu = $(eval no-gpu := $$(shell sh tests/gpu.sh))$(no-gpu)
 check-configs = $(check-config-y) $(if $(no-gpu),,$(check-config-gpu))
 # Of the tests of all configurations those that have something of their own to say in this one.
+# A kind is an arch and a precision; subst leaves nothing where two are the same.
 kind-of = $(filter arch-% real-%,$(subst +, ,$(1)))
-first-of-kind = $(firstword $(foreach c,$(check-configs),$(if $(subst =$(call kind-of,$(1)),,=$(call kind-of,$(c))),,$(c))))
+first-of-kind = $(firstword $(foreach c,$(check-configs),\
+	$(if $(subst =$(call kind-of,$(1)),,=$(call kind-of,$(c))),,$(c))))
 programs-of = $(filter-out $(if $(filter-out $(firstword $(check-configs)),$(1)),$(plain-test-y)) \
 	$(if $(filter-out $(first-of-kind),$(1)),$(kernel-test-y)),$(test-y))
 check-programs-of = $(foreach c,$(check-configs),$(addprefix $(check-dir)/$(c)/tests/,$(call programs-of,$(c))))
@@ -176,7 +178,8 @@ check check-all: setup
 	$(Q)$(afresh) $(keep-python) $(compile-once) TENON_SRC=$(CURDIR) TENON_TESTDIR=$(abspath $(check-dir))/scratch \
 		prove --jobs $(check-jobs) --exec 'sh tests/run.sh' \
 		$(or $(call cmdline,TESTS),$(call check-order,$(call check-scripts,$@)) $(check-programs-of)) </dev/null
-	@$(if $(or $(call cmdline,TESTS),$(filter check-all,$@)),:,echo 'not run, make check-all runs them: $(notdir $(check-long))')
+	@$(if $(or $(call cmdline,TESTS),$(filter check-all,$@)),:,\
+		echo 'not run, make check-all runs them: $(notdir $(check-long))')
 
 # Random configurations, seeds SEED to SEED + N - 1. Not part of check: minutes for each ten.
 randconfig-check: setup

@@ -12,7 +12,8 @@ import training as t            # noqa: E402
 from faults import run          # noqa: E402
 
 SYMBOL = re.compile(r"include/config/\w+")
-KERNEL_SYMBOL = re.compile(r"(?:ARCH|REAL|BLAS)_")
+KERNEL_SYMBOL = re.compile(r"(?:ARCH|REAL|BLAS|CPU)_")
+OUT_OF_MEMORY = ("device.c",)      # says which symbols to lower
 FAMILY = re.compile(r"include/config/RA_MLA_\w+")
 # Kernels that ra_mla and recip alone select.
 FOREIGN = re.compile(r"\bk_(?:route|couple|head_gate|causal_mean|sequence_mean|stats)\w*")
@@ -58,18 +59,20 @@ def test_gpt2():
 
 
 def test_kernels():
-    """What make check runs once for each arch and precision."""
-    names, used = tests_of("kernel-test-y"), {}
-    for name in names:
+    """What make check runs once for each arch and precision, and what that tests."""
+    names, used = [f"tests/{name}.c" for name in tests_of("kernel-test-y")], {}
+    cpu = [f"arch/cpu/{name}" for name in os.listdir(os.path.join(t.SRC, "arch/cpu"))
+           if name.endswith(".c") and name not in OUT_OF_MEMORY]
+    for name in names + cpu:
         files = run("gcc", "-MM", "-Iinclude", f"-I{SCRATCH}/gpt2/include", "-include",
-                    "include/kconfig.h", f"tests/{name}.c").stdout.replace("\\\n", " ")
+                    "include/kconfig.h", name).stdout.replace("\\\n", " ")
         used[name] = {symbol for path in files.split()[1:]
                       if not path.startswith(SCRATCH) and path != "include/kconfig.h"
                       for symbol in re.findall(r"\bCONFIG_(\w+)", t.read(t.SRC, path).decode())}
     foreign = {name: sorted(x for x in symbols if not KERNEL_SYMBOL.match(x))
                for name, symbols in used.items()}
-    t.ok(len(names) > 15 and all(used.values()) and not any(foreign.values()),
-         "tests of kernels name symbols of the arch and of the precision alone", foreign)
+    t.ok(len(names) > 15 and len(cpu) > 30 and all(used[x] for x in names) and not any(foreign.values()),
+         "kernels and their tests name symbols of the arch and of the precision alone", foreign)
 
 
 def test_opaque():
