@@ -123,7 +123,10 @@ void k_linattn_bwd(const struct linattn *a, const struct linattn_grad *d);
 	 ((shared) & LINATTN_V ? (dv) : 0) + \
 	 ((shared) & LINATTN_G ? (size_t)(dk) : LINATTN_WIDTH(dk) / 16)))
 
-/* Positions that a state of a head is kept for, at most: on a GPU there are others beside it. */
+/*
+ * Positions from one kept state to the next. On a GPU at most 64: for so many tensor cores keep a
+ * state and its gradient, in half the bytes each.
+ */
 #define LINATTN_KEEP(chunk) (IS_ENABLED(CONFIG_ARCH_CUDA) && (chunk) > 64 ? 64 : (chunk))
 
 /* States of a head: one for each chunk, and the gradient of one. */
