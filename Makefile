@@ -168,7 +168,7 @@ check-jobs = $(shell echo $$(($$(nproc) + 1)))
 # Most of these build dozens of configurations, each takes half a minute of a processor or more:
 # not part of check, but of check-all.
 check-long := $(addprefix tests/,sweep.t docs.t plan.t study.t torch.t numbers.t transformers.t \
-	compress.t report.t limits.t sanitize.t)
+	compress.t report.t limits.t sanitize.t disk.t drawn.t)
 check-scripts = $(filter-out $(if $(filter check,$(1)),$(check-long)),$(wildcard tests/*.t))
 
 check check-all: setup
