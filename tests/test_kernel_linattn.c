@@ -343,6 +343,8 @@ static void test_tiles(enum linattn_decay decay)
 				.chunk = 64, .decay = decay, .scale = 0.1 };
 	struct linattn wide = { .b = 1, .t = 800, .heads = 1, .group = 1, .dk = 128, .dv = 264,
 				.chunk = 64, .decay = decay, .scale = 0.1 };
+	struct linattn full = { .b = 1, .t = 800, .heads = 1, .group = 1, .dk = 128, .dv = 256,
+				.chunk = 64, .decay = decay, .scale = 0.1 };
 	struct linattn thin = { .b = 1, .t = 520, .heads = 2, .group = 2, .dk = 48, .dv = 136,
 				.shared = LINATTN_K, .chunk = 256, .decay = decay, .scale = 1 };
 	struct linattn far = { .b = 1, .t = 2000, .heads = 2, .group = 1, .dk = 64, .dv = 64,
@@ -352,6 +354,8 @@ static void test_tiles(enum linattn_decay decay)
 	test_linattn(all, -3, true);
 	test_linattn(some, -0.02, true);
 	test_linattn(wide, -0.1, false);
+	if (decay == LINATTN_VECTOR)
+		test_linattn(full, -0.03, false);
 	test_linattn(thin, -300, true);
 	test_linattn(far, -0.4, true);
 }

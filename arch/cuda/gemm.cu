@@ -21,7 +21,6 @@
 
 enum {
 	LT_BYTES = 32 << 20,	/* workspace of the library */
-	PART_BYTES = 16 << 20,	/* of workspace_part() */
 	ALIGN_MAX = 256,	/* the library asks for no more */
 	PLANS_MAX = 4096,	/* different products of one binary */
 };

@@ -14,7 +14,6 @@
 enum {
 	LINATTN_ROWS = 16,		/* positions of a block */
 	LINATTN_WIDTH_MAX = 1024,	/* of keys and of values */
-	LINATTN_PART_BYTES = 16 << 20,	/* of workspace_part() for states of the tensor cores' path */
 };
 
 /** linattn_head() - which head of an operand head @h uses */

@@ -67,7 +67,7 @@ struct mma_run mma_run_of(const struct linattn *a, int slices, int blocks)
 	struct mma_run p = {};
 
 	p.a = *a;
-	cut(&p, slices, blocks, LINATTN_PART_BYTES / (one * sizeof(float)) + 1);
+	cut(&p, slices, blocks, PART_BYTES / (one * sizeof(float)) + 1);
 	if (p.segs == 1)
 		return p;
 	p.state = (float *)workspace_part((p.segs - 1) * one * sizeof(float));
@@ -88,20 +88,28 @@ static struct mma_run run_bwd(const struct any_run &r)
 	return p;
 }
 
-static __device__ __forceinline__ float *scanned(const struct mma_run &p, bool back, int n)
+/* A thread's place in a head's state: four elements in a row, or there is nothing for it. */
+static __device__ __forceinline__ int scan_place(const struct mma_run &p)
 {
-	return back ? mma_dstate(p, blockIdx.y, n) : mma_state(p, blockIdx.y, n);
+	int e = (blockIdx.x * SCAN_THREADS + threadIdx.x) * 4;
+
+	return e < p.a.dk * p.a.dv ? e : -1;
 }
 
-/* @back: gradients, from the last one on; each decays over the segment behind it */
-static __global__ void __launch_bounds__(SCAN_THREADS) scan_kernel(struct mma_run p, bool back)
+static __device__ __forceinline__ float4 scan_step(float decay, float4 x, float4 add)
 {
-	int e = (blockIdx.x * SCAN_THREADS + threadIdx.x) * 4, c = e / p.a.dv;
+	return { fmaf(decay, x.x, add.x), fmaf(decay, x.y, add.y), fmaf(decay, x.z, add.z),
+		 fmaf(decay, x.w, add.w) };
+}
+
+static __global__ void __launch_bounds__(SCAN_THREADS) scan_kernel(struct mma_run p)
+{
+	int e = scan_place(p);
 	float4 x = {};
 
 	let_next();
 	after_previous();
-	if (e >= p.a.dk * p.a.dv)
+	if (e < 0)
 		return;
 	for (int n0 = 0; n0 < p.segs - 1; n0 += SCAN_DEEP) {
 		float4 add[SCAN_DEEP];
@@ -109,38 +117,85 @@ static __global__ void __launch_bounds__(SCAN_THREADS) scan_kernel(struct mma_ru
 
 #pragma unroll
 		for (int j = 0; j < SCAN_DEEP; j++) {
-			int n = min(n0 + j, p.segs - 2), at = back ? p.segs - 2 - n : n;
+			int n = min(n0 + j, p.segs - 2);
 
-			add[j] = *(const float4 *)(scanned(p, back, at) + e);
-			d[j] = mma_decay(p, blockIdx.y, min(at + back, p.segs - 2))[c];
+			add[j] = *(const float4 *)(mma_state(p, blockIdx.y, n) + e);
+			d[j] = mma_decay(p, blockIdx.y, n)[e / p.a.dv];
 		}
 #pragma unroll
 		for (int j = 0; j < SCAN_DEEP; j++) {
-			int n = n0 + j, at = back ? p.segs - 2 - n : n;
-
-			x = { fmaf(d[j], x.x, add[j].x), fmaf(d[j], x.y, add[j].y),
-			      fmaf(d[j], x.z, add[j].z), fmaf(d[j], x.w, add[j].w) };
-			if (n < p.segs - 1)
-				*(float4 *)(scanned(p, back, at) + e) = x;
+			x = scan_step(d[j], x, add[j]);
+			if (n0 + j < p.segs - 1)
+				*(float4 *)(mma_state(p, blockIdx.y, n0 + j) + e) = x;
 		}
 	}
 }
 
-void mma_scan(const struct mma_run &p, bool back)
+static __global__ void __launch_bounds__(SCAN_THREADS) scan_kept_kernel(struct mma_run p)
 {
-	dim3 grid(div_up(p.a.dk * p.a.dv, 4 * SCAN_THREADS), p.a.b * p.a.heads);
+	int e = scan_place(p), at = blockIdx.y, row = p.a.decay == LINATTN_VECTOR ? e / p.a.dv : 0;
+	bool back = blockIdx.z;
+	int per = p.seg / TILE, last = p.segs - 1, steps = back && p.ds0 ? p.segs : last;
+	float4 x = {};
 
+	after_previous();
+	let_next();	/* may count on inputs */
+	if (e < 0)
+		return;
+	for (int i0 = 0; i0 < steps; i0 += SCAN_DEEP) {
+		float4 add[SCAN_DEEP];
+		float d[SCAN_DEEP];
+
+#pragma unroll
+		for (int j = 0; j < SCAN_DEEP; j++) {
+			int i = min(i0 + j, steps - 1), n = back ? last - i : i;
+
+			add[j] = *(const float4 *)(mma_added(p, back, at, n) + e);
+			d[j] = mma_kept_decay(p, back, at, back ? n * per : (n + 1) * per - 1)[row];
+		}
+#pragma unroll
+		for (int j = 0; j < SCAN_DEEP; j++) {
+			int i = i0 + j, to = back ? (last - i) * per - 1 : (i + 1) * per;
+
+			x = scan_step(d[j], x, add[j]);
+			if (i < last)
+				*(uint2 *)(mma_kept(p, back, at, to) + e) =
+					make_uint2(pack_bf16(x.x, x.y), pack_bf16(x.z, x.w));
+			else if (i < steps)
+				*(float4 *)(p.ds0 + (size_t)at * p.a.dk * p.a.dv + e) = x;
+		}
+	}
+}
+
+static dim3 scan_grid(const struct linattn &a, int ways)
+{
+	return dim3(div_up(a.dk * a.dv, 4 * SCAN_THREADS), a.b * a.heads, ways);
+}
+
+void mma_scan(const struct mma_run &p)
+{
 	if (p.segs > 2)
-		launch(scan_kernel, grid, SCAN_THREADS, 0, p, back);
+		launch(scan_kernel, scan_grid(p.a, 1), SCAN_THREADS, 0, p);
+}
+
+void mma_scan_kept(const struct mma_run &p)
+{
+	if (p.segs > 1)
+		launch(scan_kept_kernel, scan_grid(p.a, 2), SCAN_THREADS, 0, p);
 }
 
 /* What segments add, and decays of chunks, in the workspace; scratch is full of states kept. */
-static void scalar_segments(struct mma_run *p, const struct any_run &r)
+static void segments(struct mma_run *p, const struct any_run &r)
 {
+	bool vector = r.a.decay == LINATTN_VECTOR;
 	size_t heads = (size_t)p->a.b * p->a.heads, one = heads * p->a.dk * p->a.dv;
-	size_t decays = 2 * heads * div_up(p->a.t, TILE), room = LINATTN_PART_BYTES / sizeof(float);
+	size_t decays = 2 * heads * div_up(p->a.t, TILE) * (vector ? p->a.dk : 1);
+	size_t room = PART_BYTES / sizeof(float);
+	int blocks = vector ? VECTOR_KEEP_BLOCKS : SCALAR_KEEP_BLOCKS;
 
-	cut(p, 2, SCALAR_KEEP_BLOCKS, (room - MIN(room, decays)) / (2 * one) + 1);
+	if (vector && p->a.dv > 128)
+		blocks = VECTOR_BLOCKS;		/* a block has all of a state */
+	cut(p, 2, blocks, (room - MIN(room, decays)) / (2 * one) + 1);
 	p->kept = (bf16 *)r.kept;
 	if (p->segs == 1)
 		return;
@@ -150,25 +205,9 @@ static void scalar_segments(struct mma_run *p, const struct any_run &r)
 	p->decay = p->dstate + one;
 }
 
-/* States, their gradients and decays in the workspace; scratch is full of states kept. */
-static void vector_segments(struct mma_run *p, const struct any_run &r)
-{
-	size_t heads = (size_t)p->a.b * p->a.heads, one = heads * p->a.dk * (2 * p->a.dv + 1);
-	size_t states;
-
-	cut(p, mma_vector_keep_slices(p->a), VECTOR_KEEP_BLOCKS,
-	    LINATTN_PART_BYTES / (one * sizeof(float)) + 1);
-	states = (p->segs - 1) * heads * p->a.dk * p->a.dv;
-	p->state = p->segs > 1 ? (float *)workspace_part((p->segs - 1) * one * sizeof(float)) : NULL;
-	p->dstate = p->state + states;
-	p->decay = p->dstate + states;
-	p->kept = (bf16 *)r.kept;
-}
-
 void linattn_mma_bwd(const struct any_run &r, const struct any_out &dq, const struct any_out &dk,
 		     const struct any_out &dv, const struct linattn_grad *d)
 {
-	bool vector = r.a.decay == LINATTN_VECTOR;
 	struct mma_run p = run_bwd(r);
 
 	p.dq = dq;
@@ -176,11 +215,9 @@ void linattn_mma_bwd(const struct any_run &r, const struct any_out &dq, const st
 	p.dv = dv;
 	p.ds1 = d->ds1;
 	p.ds0 = d->ds0;
-	if (vector) {
-		vector_segments(&p, r);
+	segments(&p, r);
+	if (p.a.decay == LINATTN_VECTOR)
 		mma_vector_bwd(p);
-	} else {
-		scalar_segments(&p, r);
+	else
 		mma_scalar_bwd(p);
-	}
 }

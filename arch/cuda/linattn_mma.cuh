@@ -24,8 +24,7 @@ enum {
  * @seg: positions of a segment, a multiple of 64
  * @segs: of a sequence
  * @state: [b][heads][@segs - 1][dk][dv], what segments add; then the states behind them
- * @decay: [b][heads][@segs - 1][dk], of a whole segment; backward where there is one decay
- *	[2][b][heads][chunks of TILE], as kept_decay() has them
+ * @decay: [b][heads][@segs - 1][dk], of a whole segment; backward as mma_kept_decay() has them
  *
  * Backward:
  * @d_o: gradient of o
@@ -38,8 +37,8 @@ enum {
  * @ds1: gradient of the last state, or NULL
  * @ds0: where that of the first goes, or NULL
  * @dstate: as @state, of gradients of states behind segments
- * @kept: [2][b][heads][chunks of TILE][dk][dv], states before chunks and gradients behind them;
- *	where there is one decay rest_get() has the rest of them
+ * @kept: [2][b][heads][chunks of TILE][dk][dv], states before chunks and gradients behind them,
+ *	but for what mma_rest_from() has of them
  */
 struct mma_run {
 	struct linattn a;
@@ -73,14 +72,17 @@ size_t mma_vector_room(const struct linattn &a);
 /** mma_vector_bwd_room() - the same backward */
 size_t mma_vector_bwd_room(const struct linattn &a);
 
-/** mma_vector_keep_slices() - blocks of mma_vector_keep() that share a segment of a head */
-int mma_vector_keep_slices(const struct linattn &a);
-
-/** mma_vector_keep() - states and gradients of states, kept for every chunk; and ds0 */
+/** mma_vector_keep() - states and gradients of states, kept for every chunk; what segments add */
 void mma_vector_keep(const struct mma_run &p);
 
-/** mma_scan() - from what segments add to the states behind them, or with @back to gradients */
-void mma_scan(const struct mma_run &p, bool back);
+/** mma_scan() - from what segments add to the states behind them */
+void mma_scan(const struct mma_run &p);
+
+/**
+ * mma_scan_kept() - from what segments add, to the state and to its gradient, to what there is
+ * before each, which is kept where mma_rest_from() looks for it; and ds0
+ */
+void mma_scan_kept(const struct mma_run &p);
 
 /** mma_vector_states() - states behind all segments but the last, where decays are vectors */
 void mma_vector_states(const struct mma_run &p);
@@ -116,6 +118,19 @@ static __device__ __forceinline__ bf16 *mma_kept(const struct mma_run &p, bool b
 	return p.kept + (head * div_up(p.a.t, TILE) + n) * p.a.dk * p.a.dv;
 }
 
+/*
+ * Decays over chunk @n of head @at and all before it in its segment, with @back all behind it: one,
+ * or dk of them.
+ */
+static __device__ __forceinline__ float *mma_kept_decay(const struct mma_run &p, bool back, int at,
+							int n)
+{
+	size_t head = (size_t)back * p.a.b * p.a.heads + at;
+
+	return p.decay + (head * div_up(p.a.t, TILE) + n) *
+				 (p.a.decay == LINATTN_VECTOR ? p.a.dk : 1);
+}
+
 /* State before segment @n, NULL: 0; @add: as far as what a segment adds is concerned. */
 static __device__ __forceinline__ const float *mma_first(const struct mma_run &p, int at, int n,
 							 bool add)
@@ -125,18 +140,20 @@ static __device__ __forceinline__ const float *mma_first(const struct mma_run &p
 	return add ? NULL : mma_state(p, at, n - 1);
 }
 
-/* Gradient of the state behind segment @n, in the same way. */
-static __device__ __forceinline__ const float *mma_last_grad(const struct mma_run &p, int at, int n,
-							     bool add)
+/* What is there before a block begins with segment @n, or with @back behind it; NULL: 0. */
+static __device__ __forceinline__ const float *mma_begin(const struct mma_run &p, bool back, int at,
+							 int n)
 {
-	if (n == p.segs - 1)
-		return p.ds1 ? p.ds1 + (size_t)at * p.a.dk * p.a.dv : NULL;
-	return add ? NULL : mma_dstate(p, at, n);
+	const float *all = back ? p.ds1 : p.a.s0;
+
+	return n == (back ? p.segs - 1 : 0) && all ? all + (size_t)at * p.a.dk * p.a.dv : NULL;
 }
 
-/* Where the gradient of the state before segment @n goes, NULL: nowhere. */
-static __device__ __forceinline__ float *mma_first_grad(const struct mma_run &p, int at, int n)
+/* Where what segment @n adds to the state goes, or with @back to its gradient; NULL: nowhere. */
+static __device__ __forceinline__ float *mma_added(const struct mma_run &p, bool back, int at, int n)
 {
+	if (!back)
+		return n < p.segs - 1 ? mma_state(p, at, n) : NULL;
 	if (!n)
 		return p.ds0 ? p.ds0 + (size_t)at * p.a.dk * p.a.dv : NULL;
 	return mma_dstate(p, at, n - 1);

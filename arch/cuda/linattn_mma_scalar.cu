@@ -118,7 +118,7 @@ template <int W> static void states(const struct mma_run &p)
 		return;
 	shared_room(scalar_kernel<W, false>, bytes);
 	launch(scalar_kernel<W, false>, grid, TILE_THREADS, bytes, p);
-	mma_scan(p, false);
+	mma_scan(p);
 }
 
 template <int W> static void scalar_launch(const struct mma_run &p)

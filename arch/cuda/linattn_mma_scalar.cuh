@@ -29,66 +29,6 @@ static __device__ __forceinline__ struct place place_of(const struct mma_run &p,
 		 (int)blockIdx.z * VALUES };
 }
 
-/* Of head @at, over chunk @n and all before it in its segment; with @back all behind it. */
-static __device__ __forceinline__ float *kept_decay(const struct mma_run &p, bool back, int at,
-						     int n)
-{
-	size_t head = (size_t)back * p.a.b * p.a.heads + at;
-
-	return p.decay + head * div_up(p.a.t, TILE) + n;
-}
-
-/*
- * What a sweep left out of a kept state: the state before the segment, that is kept for its first
- * chunk, times @decay; backwards the gradient behind it, for its last. A thread has of it what it
- * has from mma_load().
- */
-template <int W> struct rest {
-	uint4 x[W * VALUES / 8 / THREADS];
-	float decay;
-};
-
-template <int W, bool BACK>
-static __device__ __forceinline__ void rest_get(struct rest<W> &x, const struct mma_run &p, int at,
-						int n)
-{
-	int per = p.seg / TILE, first = n - n % per, from = BACK ? first + per - 1 : first;
-	bool carried = BACK ? from < div_up(p.a.t, TILE) - 1 : from > 0;
-
-	x.decay = carried && n != from ? *kept_decay(p, BACK, at, BACK ? n + 1 : n - 1) : 0;
-	if (!x.decay)
-		return;
-#pragma unroll
-	for (int i = 0; i < W * VALUES / 8 / THREADS; i++) {
-		int r = (threadIdx.x + i * THREADS) / (VALUES / 8), c = threadIdx.x % (VALUES / 8);
-
-		x.x[i] = {};
-		if (r < p.a.dk && 8 * c < p.a.dv)
-			x.x[i] = *(const uint4 *)(mma_kept(p, BACK, at, from) + r * p.a.dv + 8 * c);
-	}
-}
-
-template <int W>
-static __device__ __forceinline__ void rest_add(bf16 *s, const struct rest<W> &x)
-{
-	if (!x.decay)
-		return;
-	s += tile_at<VALUES>(threadIdx.x / (VALUES / 8), threadIdx.x % (VALUES / 8));
-#pragma unroll
-	for (int i = 0; i < W * VALUES / 8 / THREADS; i++, s += 8 * THREADS) {
-		uint4 sum = *(const uint4 *)s;
-
-#pragma unroll
-		for (int e = 0; e < 4; e++) {
-			float2 y = pair_get((const bf16 *)(&x.x[i].x + e));
-			float2 z = pair_get((const bf16 *)(&sum.x + e));
-
-			(&sum.x)[e] = pack_bf16(fmaf(x.decay, y.x, z.x), fmaf(x.decay, y.y, z.y));
-		}
-		*(uint4 *)s = sum;
-	}
-}
-
 /** mma_scalar_chunks() - gradients of all chunks, from what is kept */
 void mma_scalar_chunks(const struct mma_run &p);
 

@@ -1,18 +1,15 @@
 // SPDX-License-Identifier: MIT
 /*
  * Linear recurrences with one decay for all of a key backward, on mma.sync: the states before
- * all chunks and the gradients of those behind them, rounded as products read them. A block goes
- * through a segment forwards with the state or backwards with its gradient, as if there were
- * none before. What there is goes from segment to segment, and is kept where there would be 0,
- * for the segment's first chunk or backwards its last: other chunks add that with their decay.
- * The gradients of each chunk: linattn_mma_scalar_chunk.cu.
+ * all chunks and the gradients of those behind them, rounded as products read them, but for what
+ * linattn_mma_rest.cuh has. A block goes through a segment forwards with the state or backwards
+ * with its gradient. The gradients of each chunk: linattn_mma_scalar_chunk.cu.
  */
 #include "linattn_mma_scalar.cuh"
 
 enum {
 	STAGES = 2,
 	BLOCKS = 3,		/* of a multiprocessor */
-	SCAN_DEEP = 8,		/* loads of a thread under way */
 };
 
 /*
@@ -54,12 +51,6 @@ static __device__ __forceinline__ void keep(const sweep_smem<W> &m, const struct
 	});
 }
 
-/* Where what segment @n adds to the state goes, or with @back what to its gradient. */
-static __device__ __forceinline__ float *added(const struct mma_run &p, bool back, int at, int n)
-{
-	return back ? mma_first_grad(p, at, n) : mma_state(p, at, n);
-}
-
 template <int W, bool BACK>
 static __device__ __forceinline__ void sweep(sweep_smem<W> &m, const struct mma_run &p)
 {
@@ -69,10 +60,9 @@ static __device__ __forceinline__ void sweep(sweep_smem<W> &m, const struct mma_
 	const struct mma_head head = mma_head_at(p, x.i, x.h);
 	int row = threadIdx.x / 32 % (W / 16) * 16, col = threadIdx.x / 32 / (W / 16) * 8 * N;
 	int chunks = div_up(x.t1 - x.t0, TILE), step = BACK ? -TILE : TILE;
-	bool all = BACK ? x.n || p.ds0 : x.n < p.segs - 1;	/* is the last chunk wanted too? */
-	int t = x.t0 + (BACK ? (chunks - 1) * TILE : 0), taken = chunks - 1 + all;
-	const float *first = BACK ? mma_last_grad(p, x.at, x.n, true) :
-				    mma_first(p, x.at, x.n, true);
+	float *added = mma_added(p, BACK, x.at, x.n);	/* wanted: then the last chunk is, too */
+	int t = x.t0 + (BACK ? (chunks - 1) * TILE : 0), taken = chunks - !added;
+	const float *first = mma_begin(p, BACK, x.at, x.n);
 	float s[1][N][4], decay = 0;
 	float2 next = decays_get(head, a.g_row, t, x.t1);
 
@@ -100,11 +90,10 @@ static __device__ __forceinline__ void sweep(sweep_smem<W> &m, const struct mma_
 					 BACK ? a.scale : 1);
 		decay += __shfl_sync(~0u, b.y, 31);
 		if (p.segs > 1 && !threadIdx.x)
-			*kept_decay(p, BACK, x.at, t / TILE) = exp2_fast(decay);
+			*mma_kept_decay(p, BACK, x.at, t / TILE) = exp2_fast(decay);
 		__syncthreads();	/* no one reads them any more */
 	}
-	if (all)
-		mma_state_put<N>(added(p, BACK, x.at, x.n), s[0], row, col, a.dk, a.dv);
+	mma_state_put<N>(added, s[0], row, col, a.dk, a.dv);
 }
 
 template <int W>
@@ -119,55 +108,6 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS) sweep_kernel(struct mm
 		sweep<W, true>(m, p);
 	else
 		sweep<W, false>(m, p);
-}
-
-/*
- * Four elements of a head's state from segment to segment, forwards or backwards: what is there
- * before a segment is kept for its first chunk. Backwards the one before all goes to ds0.
- */
-static __global__ void __launch_bounds__(THREADS) scan_kernel(struct mma_run p)
-{
-	int e = (blockIdx.x * THREADS + threadIdx.x) * 4, at = blockIdx.y;
-	bool back = blockIdx.z;
-	int per = p.seg / TILE, last = p.segs - 1, steps = back && p.ds0 ? p.segs : last;
-	float4 x = {};
-
-	let_next();
-	after_previous();
-	if (e >= p.a.dk * p.a.dv)
-		return;
-	for (int i0 = 0; i0 < steps; i0 += SCAN_DEEP) {
-		float4 add[SCAN_DEEP];
-		float d[SCAN_DEEP];
-
-#pragma unroll
-		for (int j = 0; j < SCAN_DEEP; j++) {
-			int i = min(i0 + j, steps - 1), n = back ? last - i : i;
-
-			add[j] = *(const float4 *)(added(p, back, at, n) + e);
-			d[j] = *kept_decay(p, back, at, back ? n * per : (n + 1) * per - 1);
-		}
-#pragma unroll
-		for (int j = 0; j < SCAN_DEEP; j++) {
-			int i = i0 + j, to = back ? (last - i) * per - 1 : (i + 1) * per;
-
-			x = { fmaf(d[j], x.x, add[j].x), fmaf(d[j], x.y, add[j].y),
-			      fmaf(d[j], x.z, add[j].z), fmaf(d[j], x.w, add[j].w) };
-			if (i < last)
-				*(uint2 *)(mma_kept(p, back, at, to) + e) =
-					make_uint2(pack_bf16(x.x, x.y), pack_bf16(x.z, x.w));
-			else if (i < steps)
-				*(float4 *)(p.ds0 + (size_t)at * p.a.dk * p.a.dv + e) = x;
-		}
-	}
-}
-
-static void scan(const struct mma_run &p)
-{
-	dim3 grid(div_up(p.a.dk * p.a.dv, 4 * THREADS), p.a.b * p.a.heads, 2);
-
-	if (p.segs > 1)
-		launch(scan_kernel, grid, THREADS, 0, p);
 }
 
 template <int W> static void sweeps(const struct mma_run &p)
@@ -185,7 +125,7 @@ void mma_scalar_bwd(const struct mma_run &p)
 		sweeps<64>(p);
 	else
 		sweeps<128>(p);
-	scan(p);
+	mma_scan_kept(p);
 	mma_scalar_chunks(p);
 }
 

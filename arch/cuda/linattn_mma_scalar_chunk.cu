@@ -9,6 +9,7 @@
  * what a query and a key of the chunk have from each other is the same number in q dq and in
  * k dk, and does not stay behind in gradients of decays.
  */
+#include "linattn_mma_rest.cuh"
 #include "linattn_mma_scalar.cuh"
 
 enum { WARPS = THREADS / 32 };
@@ -47,6 +48,42 @@ static __device__ __forceinline__ void load(chunk_smem<W> &m, const struct mma_r
 	mma_load<VALUES, W, THREADS>(m.ds, mma_kept(p, true, c.at, c.t / TILE), a.dv, 0,
 				     last ? 0 : a.dk, a.dv);
 	copy_commit();
+}
+
+/* What sweeps left out of a state: a thread has of it what it has from mma_load(). */
+template <int W> struct rest {
+	uint4 x[W * VALUES / 8 / THREADS];
+	float decay;
+};
+
+template <int W, bool BACK>
+static __device__ __forceinline__ void rest_get(struct rest<W> &x, const struct mma_run &p, int at,
+						int n)
+{
+	int from = mma_rest_from(p, BACK, n);
+
+	x.decay = from < 0 ? 0 : *mma_kept_decay(p, BACK, at, BACK ? n + 1 : n - 1);
+	if (!x.decay)
+		return;
+#pragma unroll
+	for (int i = 0; i < W * VALUES / 8 / THREADS; i++) {
+		int r = (threadIdx.x + i * THREADS) / (VALUES / 8), c = threadIdx.x % (VALUES / 8);
+
+		x.x[i] = {};
+		if (r < p.a.dk && 8 * c < p.a.dv)
+			x.x[i] = *(const uint4 *)(mma_kept(p, BACK, at, from) + r * p.a.dv + 8 * c);
+	}
+}
+
+template <int W>
+static __device__ __forceinline__ void rest_add(bf16 *s, const struct rest<W> &x)
+{
+	if (!x.decay)
+		return;
+	s += tile_at<VALUES>(threadIdx.x / (VALUES / 8), threadIdx.x % (VALUES / 8));
+#pragma unroll
+	for (int i = 0; i < W * VALUES / 8 / THREADS; i++)
+		mma_rest_add(s + i * 8 * THREADS, x.x[i], x.decay);
 }
 
 /* <x, dx> of accumulators' rows acc_row(0) and acc_row(2): 8 N columns from @col on of W */

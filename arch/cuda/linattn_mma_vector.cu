@@ -128,7 +128,7 @@ void mma_vector_states(const struct mma_run &p)
 	if (p.segs == 1)
 		return;
 	by_shape(p.a, [&](auto shape) { vector_launch<decltype(shape), false>(p); });
-	mma_scan(p, false);
+	mma_scan(p);
 }
 
 void linattn_mma_vector_fwd(const struct linattn *a)

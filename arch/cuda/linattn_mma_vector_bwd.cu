@@ -8,6 +8,7 @@
  *
  * to gradients of decays, S' being the state behind it: no sums of other chunks are taken.
  */
+#include "linattn_mma_rest.cuh"
 #include "linattn_mma_vector_grads.cuh"
 
 /* A chunk's place: head @at, number @n, positions @t0 to @t1. */
@@ -15,7 +16,7 @@ struct chunk_place {
 	int at, n, t0, t1;
 };
 
-/* Slice @j of the state before a chunk, and of the gradient of the one behind it. */
+/* Slice @j of the state before a chunk, and of the gradient of the one behind it, if there is one. */
 template <class S>
 static __device__ __forceinline__ void load_states(bwd_smem<S> &m, const struct mma_run &p,
 						   const struct chunk_place &x, int j)
@@ -23,10 +24,42 @@ static __device__ __forceinline__ void load_states(bwd_smem<S> &m, const struct 
 	bf16 (*to)[S::K * VALUES] = j % 2 ? m.other : m.state;
 
 #pragma unroll
-	for (int back = 0; back < 2; back++)
+	for (int back = 0; j < S::V / VALUES && back < 2; back++)
 		mma_load<VALUES, S::K, BWD_THREADS>(to[back], mma_kept(p, back, x.at, x.n) + j * VALUES,
 						   p.a.dv, 0, p.a.dk, p.a.dv - j * VALUES);
 	copy_commit();
+}
+
+/* What sweeps left out of a slice is added to what this thread copied; m.from: who has it. */
+template <class S>
+static __device__ __forceinline__ void add_rest(bf16 (*s)[S::K * VALUES], const bwd_smem<S> &m,
+						const struct mma_run &p, const struct chunk_place &x,
+						int j)
+{
+	constexpr int ROWS = BWD_THREADS / (VALUES / 8), N = S::K / ROWS;
+	int r = threadIdx.x / (VALUES / 8), c = threadIdx.x % (VALUES / 8);
+	uint4 rest[2][N] = {};
+	float by[2][N] = {};
+
+#pragma unroll
+	for (int back = 0; back < 2; back++) {
+		const float *decay = mma_kept_decay(p, back, x.at, back ? x.n + 1 : x.n - 1) + r;
+		const bf16 *from = mma_kept(p, back, x.at, m.from[back]) + r * p.a.dv + j * VALUES + 8 * c;
+
+#pragma unroll
+		for (int i = 0; i < N; i++)
+			if (m.from[back] >= 0 && r + i * ROWS < p.a.dk && j * VALUES + 8 * c < p.a.dv) {
+				rest[back][i] = *(const uint4 *)(from + i * ROWS * p.a.dv);
+				by[back][i] = decay[i * ROWS];
+			}
+	}
+	copy_wait<0>();
+#pragma unroll
+	for (int back = 0; back < 2; back++)
+#pragma unroll
+		for (int i = 0; m.from[back] >= 0 && i < N; i++)
+			mma_rest_add(s[back] + tile_at<VALUES>(r, c) + i * ROWS * VALUES, rest[back][i],
+				 by[back][i]);
 }
 
 /* All of a chunk, in the order in which it is needed: three groups of copies. */
@@ -40,9 +73,16 @@ static __device__ __forceinline__ void load(bwd_smem<S> &m, const struct mma_run
 	mma_load<S::K, TILE, BWD_THREADS>(m.q, m.head.q, a.q_row, x.t0, x.t1, a.dk);
 	mma_load<S::K, TILE, BWD_THREADS>(m.k, m.head.k, a.k_row, x.t0, x.t1, a.dk);
 	copy_commit();
-	mma_load<S::V, TILE, BWD_THREADS>(m.v, m.head.v, a.v_row, x.t0, x.t1, a.dv);
-	mma_load<S::V, TILE, BWD_THREADS>(m.d_o, m.head.d_o, a.heads * a.dv, x.t0, x.t1, a.dv);
+#pragma unroll
+	for (int j = 0; j < S::V / VALUES; j++) {
+		int e = j * VALUES;
+
+		mma_load<VALUES, TILE, BWD_THREADS>(m.v[j], m.head.v + e, a.v_row, x.t0, x.t1, a.dv - e);
+		mma_load<VALUES, TILE, BWD_THREADS>(m.d_o[j], m.head.d_o + e, a.heads * a.dv, x.t0,
+						    x.t1, a.dv - e);
+	}
 	copy_commit();
+	after_previous();	/* which made the states, and began when inputs were there */
 	load_states<S>(m, p, x, 0);
 }
 
@@ -51,8 +91,11 @@ template <class S>
 static __device__ __forceinline__ void inside(struct grads<S> &g, bwd_smem<S> &m,
 					      const struct part<S> &w, float scale)
 {
-	score_grads<S>(m, scale);
+	float d[2][4] = {};
+
+	score_grads<S>(d, m);
 	operands_near<S>(m);
+	score_grads_put<S>(m, d, scale);
 	__syncthreads();	/* D and operands are there */
 	score_tiles<S, false>(m, scale);
 	add_diagonal<S>(g, m, w);
@@ -70,7 +113,7 @@ static __device__ __forceinline__ void inside(struct grads<S> &g, bwd_smem<S> &m
 
 /*
  * What a chunk has from the states: gradients of values, and of queries and keys before their
- * decays; m.both.
+ * decays; m.both. While there are products of a state or a gradient, the rest of the next is copied.
  */
 template <class S>
 static __device__ __forceinline__ void outside(float (&dq)[part<S>::N][4],
@@ -83,17 +126,19 @@ static __device__ __forceinline__ void outside(float (&dq)[part<S>::N][4],
 
 #pragma unroll 1
 	for (int j = 0; j < SLICES; j++) {
-		const bf16 (*s)[S::K * VALUES] = j % 2 ? m.other : m.state;
+		bf16 (*s)[S::K * VALUES] = j % 2 ? m.other : m.state;
 		float dv[VALUES / 32][4] = {};
 
+		if (m.from[0] >= 0 || m.from[1] >= 0)
+			add_rest<S>(s, m, p, x, j);
 		copy_wait<0>();
+		wgmma_publish();
 		__syncthreads();	/* the slice is there, and no one reads the one before */
-		if (j + 1 < SLICES)
-			load_states<S>(m, p, x, j + 1);
-		from_state<S>(dq, m.d_o, s[0], w, j * (VALUES / 16));
-		from_state<S>(dk, m.v, s[1], w, j * (VALUES / 16));
+		load_states<S>(m, p, x, j + 1);
+		values_near<S>(dv, m, w, j);
+		far<S>(dq, dk, dv, m, s, w, j);
 		add_both<S>(both, s[0], s[1]);
-		values<S>(dv, m, s[1], w, j * VALUES);
+		far_wait<S>(dq, dk, dv);
 		mma_rows_put<VALUES / 32>(m.head.dv, x.t0 + w.row, x.t1, j * VALUES + w.value, dv);
 	}
 	both_put<S>(m, both);
@@ -172,7 +217,7 @@ static __device__ __forceinline__ void decays(bwd_smem<S> &m, const struct mma_r
 template <class S>
 static __global__ void __launch_bounds__(BWD_THREADS, 1) vector_bwd_kernel(struct mma_run p)
 {
-	extern __shared__ __align__(128) char mem[];
+	extern __shared__ __align__(1024) char mem[];	/* as wgmma wants slices */
 	bwd_smem<S> &m = *(bwd_smem<S> *)mem;
 	const struct part<S> w = part_of<S>();
 	int at = blockIdx.y, n = blockIdx.x;
@@ -182,8 +227,9 @@ static __global__ void __launch_bounds__(BWD_THREADS, 1) vector_bwd_kernel(struc
 	struct grads<S> g;
 
 	let_next();
+	if (threadIdx.x < 2)
+		m.from[threadIdx.x] = mma_rest_from(p, threadIdx.x, n);
 	mma_head_of(m.head, p, at / p.a.heads, at % p.a.heads);
-	after_previous();
 	load<S>(m, p, x);
 	copy_wait<2>();
 	__syncthreads();	/* queries, keys and decays are there */
@@ -191,6 +237,7 @@ static __global__ void __launch_bounds__(BWD_THREADS, 1) vector_bwd_kernel(struc
 	__syncthreads();	/* sums of runs are there */
 	log_sums<S>(m);
 	copy_wait<1>();
+	wgmma_publish();
 	__syncthreads();	/* logarithms, values and gradients of outputs are there */
 	inside<S>(g, m, w, scale);
 	outside<S>(dq, dk, m, p, x, w);

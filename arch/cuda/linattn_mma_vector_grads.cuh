@@ -9,6 +9,7 @@
 #define TENON_CUDA_LINATTN_MMA_VECTOR_GRADS_CUH
 
 #include "linattn_mma_vector_bwd.cuh"
+#include "wgmma.cuh"
 
 /* Scores of level @l, 16 rows by 16 columns; those above the diagonal become 0. */
 template <class S>
@@ -47,26 +48,48 @@ static __device__ __forceinline__ void score_tiles(bwd_smem<S> &m, float scale)
 		score_tile<S>(m, 4, 32 * n + 16, 32 * n, scale);
 }
 
-/* D, a tile for each warp that has one. */
+/* D before the scale, a tile of 16 by 16 for each warp; on wgmma it is asynchronous. */
 template <class S>
-static __device__ __forceinline__ void score_grads(bwd_smem<S> &m, float scale)
+static __device__ __forceinline__ void score_grads(float (&c)[2][4], const bwd_smem<S> &m)
 {
-	int warp = threadIdx.x / 32, row = warp % 4 * 16, col = warp / 4 * 16;
-	float c[2][2][4] = {};	/* two sums, for neither waits for the other */
+	int warp = threadIdx.x / 32, col = warp / 4 * 16;
 
-	if (col > row)
-		return;
-#pragma unroll 4
-	for (int n = 0; n < S::V / 16; n++) {
+#if WGMMA_BODY
+	wgmma_fence();
+#pragma unroll
+	for (int n = 0; n < S::V / 16; n++)
+		wgmma_ss(c, block_desc(m.d_o[n / 4]) + 2 * (n % 4),
+			 block_desc(m.v[n / 4] + col * VALUES) + 2 * (n % 4));
+	wgmma_commit();
+#else
+	int row = warp % 4 * 16;
+
+	for (int n = 0; col <= row && n < S::V / 16; n++) {
 		uint32_t a[4];
 
-		mma_left<S::V>(a, m.d_o, row, n);
-		mma_nt<S::V, 2>(c[n % 2], a, m.v, col, n);
+		mma_left<VALUES>(a, m.d_o[n / 4], row, n % 4);
+		mma_nt<VALUES, 2>(c, a, m.v[n / 4], col, n % 4);
 	}
+#endif
+}
+
+/* It in m.d, when it is there. */
+template <class S>
+static __device__ __forceinline__ void score_grads_put(bwd_smem<S> &m, float (&c)[2][4],
+						       float scale)
+{
+	int warp = threadIdx.x / 32, row = warp % 4 * 16, col = warp / 4 * 16;
+
+#if WGMMA_BODY
+	wgmma_wait<0>();
+	acc_pin(c);
+#endif
+	if (col > row)
+		return;
 	mma_pairs<2>(row, col, [&](int n, int r, int t, int u) {
 #pragma unroll
 		for (int i = 0; i < 2; i++, u++) {
-			bf16 d = __float2bfloat16(scale * (c[0][n][r + i] + c[1][n][r + i]));
+			bf16 d = __float2bfloat16(scale * c[n][r + i]);
 
 			if (u > t)
 				continue;
@@ -158,39 +181,98 @@ static __device__ __forceinline__ void add_level(struct grads<S> &g, const bwd_s
 	});
 }
 
-/* c[16][part] += x's rows times s^T, x's columns from 16 @k on */
+/* Gradients of slice @j of a chunk's values: what scores give. */
 template <class S>
-static __device__ __forceinline__ void from_state(float (&c)[part<S>::N][4], const bf16 *x,
-						  const bf16 *s, const struct part<S> &w, int k)
+static __device__ __forceinline__ void values_near(float (&dv)[VALUES / 32][4],
+						   const bwd_smem<S> &m, const struct part<S> &w,
+						   int j)
 {
+#pragma unroll
+	for (int k = 0; k < TILE / 16; k++) {
+		uint32_t a[4];
+
+		if (16 * k < w.row)
+			continue;
+		mma_left_t<TILE>(a, m.a, w.row, k);
+		mma_nn<VALUES, VALUES / 32>(dv, a, m.d_o[j], k, w.value);
+	}
+}
+
+/* dv += rows of k, 64 columns from 16 @n on, times those rows of the columns @s */
+template <class S>
+static __device__ __forceinline__ void add_values(float (&dv)[VALUES / 32][4], const bwd_smem<S> &m,
+						  const bf16 *s, const struct part<S> &w, int n)
+{
+	uint32_t k[4][4];
+
+#pragma unroll
+	for (int j = 0; j < 4; j++)
+		mma_left<S::K>(k[j], m.k, w.row, n + j);
+#if WGMMA_BODY
+	uint64_t columns = block_desc(s + w.value) + 128 * n;	/* 16 rows are 128 units */
+
+	acc_pin(dv);
+	wgmma_fence();
+#pragma unroll
+	for (int j = 0; j < 4; j++)
+		wgmma_rs(dv, k[j], columns + 128 * j);
+	wgmma_commit();
+#else
+#pragma unroll
+	for (int j = 0; j < 4; j++)
+		mma_nn<VALUES, VALUES / 32>(dv, k[j], s, n + j, w.value);
+#endif
+}
+
+/*
+ * What slice @j of the state and of the gradient give, @s: dq += do S^T, dk += v dS^T, dv += k dS.
+ * On wgmma a warpgroup reads its part of them once; then it is asynchronous.
+ */
+template <class S>
+static __device__ __forceinline__ void far(float (&dq)[part<S>::N][4], float (&dk)[part<S>::N][4],
+					   float (&dv)[VALUES / 32][4], const bwd_smem<S> &m,
+					   const bf16 (*s)[S::K * VALUES], const struct part<S> &w,
+					   int j)
+{
+	add_values<S>(dv, m, s[1], w, 0);
+#if WGMMA_BODY
+	uint64_t d_o = block_desc(m.d_o[j]), v = block_desc(m.v[j]);
+	uint64_t state = block_desc(s[0] + w.key * VALUES), ds = block_desc(s[1] + w.key * VALUES);
+
+#pragma unroll
+	for (int n = 0; n < VALUES / 16; n++) {	/* 16 columns are 2 units of a descriptor */
+		wgmma_ss(dq, d_o + 2 * n, state + 2 * n);
+		wgmma_ss(dk, v + 2 * n, ds + 2 * n);
+	}
+	wgmma_commit();
+	wgmma_wait<1>();
+#else
 #pragma unroll
 	for (int n = 0; n < VALUES / 16; n++) {
 		uint32_t a[4];
 
-		mma_left<S::V>(a, x, w.row, k + n);
-		mma_nt<VALUES, part<S>::N>(c, a, s, w.key, n);
+		mma_left<VALUES>(a, m.d_o[j], w.row, n);
+		mma_nt<VALUES, part<S>::N>(dq, a, s[0], w.key, n);
+		mma_left<VALUES>(a, m.v[j], w.row, n);
+		mma_nt<VALUES, part<S>::N>(dk, a, s[1], w.key, n);
 	}
+#endif
+	if (S::K > 64)
+		add_values<S>(dv, m, s[1], w, 4);
 }
 
-/* Gradients of a slice of a chunk's values, @ds the gradient of the state behind it. */
+/* Until that is done. */
 template <class S>
-static __device__ __forceinline__ void values(float (&dv)[VALUES / 32][4], const bwd_smem<S> &m,
-					      const bf16 *ds, const struct part<S> &w, int e0)
+static __device__ __forceinline__ void far_wait(float (&dq)[part<S>::N][4],
+						float (&dk)[part<S>::N][4],
+						float (&dv)[VALUES / 32][4])
 {
-	uint32_t a[4];
-
-#pragma unroll
-	for (int k = 0; k < S::K / 16; k++) {
-		mma_left<S::K>(a, m.k, w.row, k);
-		mma_nn<VALUES, VALUES / 32>(dv, a, ds, k, w.value);
-	}
-#pragma unroll
-	for (int k = 0; k < TILE / 16; k++) {
-		if (16 * k < w.row)
-			continue;
-		mma_left_t<TILE>(a, m.a, w.row, k);
-		mma_nn<S::V, VALUES / 32>(dv, a, m.d_o, k, e0 + w.value);
-	}
+#if WGMMA_BODY
+	wgmma_wait<0>();
+	acc_pin(dq);
+	acc_pin(dk);
+	acc_pin(dv);
+#endif
 }
 
 /*

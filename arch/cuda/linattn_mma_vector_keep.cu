@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: MIT
 /*
  * States before every chunk of TILE positions, and gradients of those behind it, in bf16, of
- * linear recurrences whose decays are vectors. A block has a slice of a state, or of its gradient,
- * in registers; while it multiplies, the next chunk is copied.
+ * linear recurrences whose decays are vectors, but for what linattn_mma_rest.cuh has. A block has a
+ * state, or its gradient, in registers; while it multiplies, the next chunk is copied.
  */
 #include "linattn_mma_vector.cuh"
 
-/* V: columns of a block; COLS: of a warp, which has 32 rows; RUN: positions of a thread's column */
+/* COLS: columns of a warp, which has 32 rows; RUN: positions of a thread's column */
 template <class S> struct keep {
-	static constexpr int K = S::K, V = MIN(S::V, 128), THREADS = 256, ROWS_K = K / 32;
-	static constexpr int COLS = V / (THREADS / 32 / ROWS_K), RUN = TILE * K / 2 / THREADS;
+	static constexpr int K = S::K, THREADS = S::V > 128 ? 512 : 256, ROWS_K = K / 32;
+	static constexpr int COLS = S::V / (THREADS / 32 / ROWS_K), RUN = TILE * K / 2 / THREADS;
 	static constexpr int RUNS = TILE / RUN;
 };
 
@@ -19,26 +19,24 @@ template <class S> struct keep {
  */
 template <class S> struct keep_smem {
 	typedef keep<S> P;
-	bf16 x[TILE * P::K], w[TILE * P::K], y[2][TILE * P::V];
+	bf16 x[TILE * P::K], w[TILE * P::K], y[2][TILE * S::V];
 	float g[TILE * P::K], run[P::RUNS][P::K], end[P::K];
 	struct mma_head head;
 };
 
-/* A block's place: direction, first column, and its part of the state in each warp. */
+/* A block's place: direction, segment @n of head @at, and a warp's part of the state. */
 struct keep_place {
 	bool back;
-	int at, n, t0, t1, e0, row, col;
+	int at, n, t0, t1, row, col;
 };
 
 template <class S>
-static __device__ __forceinline__ struct keep_place keep_place_of(const struct mma_run &p, bool add)
+static __device__ __forceinline__ struct keep_place keep_place_of(const struct mma_run &p)
 {
-	bool back = blockIdx.z & 1;
-	int n = blockIdx.x + (add && back), warp = threadIdx.x / 32;
+	int n = blockIdx.x, warp = threadIdx.x / 32;
 
-	return { back, (int)blockIdx.y, n, n * p.seg, min(p.a.t, (n + 1) * p.seg),
-		 (int)(blockIdx.z / 2) * keep<S>::V, warp % keep<S>::ROWS_K * 32,
-		 warp / keep<S>::ROWS_K * keep<S>::COLS };
+	return { blockIdx.z != 0, (int)blockIdx.y, n, n * p.seg, min(p.a.t, (n + 1) * p.seg),
+		 warp % keep<S>::ROWS_K * 32, warp / keep<S>::ROWS_K * keep<S>::COLS };
 }
 
 /* Keys or queries of the chunk at @t, and decays. */
@@ -57,9 +55,8 @@ static __device__ __forceinline__ void load_right(bf16 *y, const keep_smem<S> &m
 						  const struct linattn &a, const struct keep_place &x,
 						  int t)
 {
-	mma_load<keep<S>::V, TILE, keep<S>::THREADS>(y, (x.back ? m.head.d_o : m.head.v) + x.e0,
-						     x.back ? a.heads * a.dv : a.v_row, t, x.t1,
-						     a.dv - x.e0);
+	mma_load<S::V, TILE, keep<S>::THREADS>(y, x.back ? m.head.d_o : m.head.v,
+					       x.back ? a.heads * a.dv : a.v_row, t, x.t1, a.dv);
 }
 
 /* Logarithm to base 2 of the decays of two columns at position @t. */
@@ -121,7 +118,7 @@ static __device__ __forceinline__ void enter(float (&s)[2][keep<S>::COLS / 8][4]
 {
 	constexpr int N = keep<S>::COLS / 8;
 	int lane = threadIdx.x % 32, row = x.row + lane / 4;
-	uint32_t right = address<keep<S>::V>(y, lane % 16, x.col / 8 + lane / 16);
+	uint32_t right = address<S::V>(y, lane % 16, x.col / 8 + lane / 16);
 
 #pragma unroll
 	for (int j = 0; j < 2; j++)
@@ -134,7 +131,7 @@ static __device__ __forceinline__ void enter(float (&s)[2][keep<S>::COLS / 8][4]
 		mma_left_t<S::K>(a[1], m.w, x.row + 16, k);
 #pragma unroll
 		for (int n = 0; n < N; n += 2) {
-			matrix_get_t(b, address_at(right, n) + 32 * k * keep<S>::V);
+			matrix_get_t(b, address_at(right, n) + 32 * k * S::V);
 #pragma unroll
 			for (int j = 0; j < 2; j++) {
 				mma(s[j][n], a[j], b[0], b[1]);
@@ -163,23 +160,34 @@ static __device__ __forceinline__ void kept_put(bf16 *p, const float (*c)[4], in
 		}
 }
 
-/* @ADD: what each segment adds to the state, or to the gradient of the state before it */
-template <class S, bool ADD>
-static __global__ void __launch_bounds__(keep<S>::THREADS, 2) keep_kernel(struct mma_run p)
+/* Decays of a segment as far as chunk @n, @all those before it. */
+template <class S>
+static __device__ __forceinline__ void keep_decay(const keep_smem<S> &m, const struct mma_run &p,
+						  const struct keep_place &x, int n, float &all)
+{
+	if (p.segs == 1 || (int)threadIdx.x >= p.a.dk)
+		return;
+	all *= m.end[threadIdx.x];
+	mma_kept_decay(p, x.back, x.at, n)[threadIdx.x] = all;
+}
+
+template <class S>
+static __global__ void __launch_bounds__(keep<S>::THREADS, 512 / keep<S>::THREADS) keep_kernel(struct mma_run p)
 {
 	extern __shared__ __align__(128) char mem[];
 	keep_smem<S> &m = *(keep_smem<S> *)mem;
 	constexpr int N = keep<S>::COLS / 8;
 	const struct linattn &a = p.a;
-	const struct keep_place x = keep_place_of<S>(p, ADD);
+	const struct keep_place x = keep_place_of<S>(p);
 	int chunks = div_up(x.t1 - x.t0, TILE), first = x.back ? chunks - 1 : 0, way = x.back ? -1 : 1;
-	/* what lies beyond the last chunk is looked at where a state is wanted there */
-	int steps = ADD || (x.back && !x.n && p.ds0) ? chunks : chunks - 1;
+	bool begins = x.n == (x.back ? p.segs - 1 : 0);
+	float *added = mma_added(p, x.back, x.at, x.n);
+	int steps = chunks - !added;
 	float s[2][N][4], all = 1;
 
-	let_next();
 	mma_head_of(m.head, p, x.at / a.heads, x.at % a.heads);
 	after_previous();
+	let_next();	/* may count on inputs */
 	if (steps) {
 		load_left<S, false>(m, a, x, x.t0 + first * TILE);
 		load_right<S>(m.y[0], m, a, x, x.t0 + first * TILE);
@@ -187,16 +195,15 @@ static __global__ void __launch_bounds__(keep<S>::THREADS, 2) keep_kernel(struct
 	}
 #pragma unroll
 	for (int j = 0; j < 2; j++)
-		mma_state_get<N>(s[j], x.back ? mma_last_grad(p, x.at, x.n, ADD) :
-						mma_first(p, x.at, x.n, ADD),
-				 x.row + 16 * j, x.e0 + x.col, a.dk, a.dv);
+		mma_state_get<N>(s[j], mma_begin(p, x.back, x.at, x.n), x.row + 16 * j, x.col, a.dk,
+				 a.dv);
 	for (int n = 0; n < chunks; n++) {
 		int chunk = first + way * n, next = x.t0 + (chunk + way) * TILE;
 
 #pragma unroll
-		for (int j = 0; !ADD && j < 2; j++)
+		for (int j = 0; (n || begins) && j < 2; j++)
 			kept_put<N>(mma_kept(p, x.back, x.at, x.t0 / TILE + chunk), s[j], x.row + 16 * j,
-				    x.e0 + x.col, a.dk, a.dv);
+				    x.col, a.dk, a.dv);
 		if (n == steps)
 			break;
 		copy_wait<0>();
@@ -216,45 +223,21 @@ static __global__ void __launch_bounds__(keep<S>::THREADS, 2) keep_kernel(struct
 			load_left<S, false>(m, a, x, next);
 		copy_commit();
 		enter<S>(s, m, m.y[n % 2], x);
-		if (ADD && threadIdx.x < a.dk)
-			all *= m.end[threadIdx.x];
+		keep_decay<S>(m, p, x, x.t0 / TILE + chunk, all);
 	}
-	if (ADD && !x.back && !x.e0 && threadIdx.x < a.dk)
-		mma_decay(p, x.at, x.n)[threadIdx.x] = all;
-	if (!ADD && steps < chunks)
-		return;
 #pragma unroll
 	for (int j = 0; j < 2; j++)
-		mma_state_put<N>(x.back ? mma_first_grad(p, x.at, x.n) : mma_state(p, x.at, x.n), s[j],
-				 x.row + 16 * j, x.e0 + x.col, a.dk, a.dv);
-}
-
-template <class S, bool ADD> static void keep_launch(const struct mma_run &p)
-{
-	dim3 grid(p.segs - ADD, p.a.b * p.a.heads, 2 * div_up(p.a.dv, keep<S>::V));
-
-	shared_room(keep_kernel<S, ADD>, sizeof(keep_smem<S>));
-	launch(keep_kernel<S, ADD>, grid, keep<S>::THREADS, sizeof(keep_smem<S>), p);
-}
-
-int mma_vector_keep_slices(const struct linattn &a)
-{
-	int slices = 0;
-
-	by_shape(a, [&](auto shape) { slices = 2 * div_up(a.dv, keep<decltype(shape)>::V); });
-	return slices;
+		mma_state_put<N>(added, s[j], x.row + 16 * j, x.col, a.dk, a.dv);
 }
 
 void mma_vector_keep(const struct mma_run &p)
 {
 	by_shape(p.a, [&](auto shape) {
 		typedef decltype(shape) S;
+		dim3 grid(p.segs, p.a.b * p.a.heads, 2);
 
-		if (p.segs > 1) {
-			keep_launch<S, true>(p);
-			mma_scan(p, false);
-			mma_scan(p, true);
-		}
-		keep_launch<S, false>(p);
+		shared_room(keep_kernel<S>, sizeof(keep_smem<S>));
+		launch(keep_kernel<S>, grid, keep<S>::THREADS, sizeof(keep_smem<S>), p);
 	});
+	mma_scan_kept(p);
 }

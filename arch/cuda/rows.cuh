@@ -128,6 +128,8 @@ enum {
 	SUM_CHUNK_MIN = 64,	/* rows of one, at least */
 };
 
+enum { PART_BYTES = 18 << 20 };		/* most of workspace_part(): 16 states of 32,768 positions */
+
 /** workspace_part() - device memory for parts of sums, @bytes of it, until the next call */
 extern "C" void *workspace_part(size_t bytes);
 

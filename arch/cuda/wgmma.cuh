@@ -130,10 +130,10 @@ template <int N> static __device__ __forceinline__ void wgmma_wait(void)
 }
 
 /* The compiler must not move uses of @c across this point. */
-static __device__ __forceinline__ void acc_pin(tile_acc &c)
+template <int N> static __device__ __forceinline__ void acc_pin(float (&c)[N][4])
 {
 #pragma unroll
-	for (int n = 0; n < BLOCK_COLS / 8; n++)
+	for (int n = 0; n < N; n++)
 #pragma unroll
 		for (int i = 0; i < 4; i++)
 			asm volatile("" : "+f"(c[n][i]) :: "memory");
@@ -172,6 +172,44 @@ static __device__ __forceinline__ void wgmma_rs(tile_acc &c, const uint32_t (&a)
 	asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " ACC_NAMES
 		     ", {%32,%33,%34,%35}, %36, 1, 1, 1, 1;"
 		     : ACC32 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+#endif
+}
+
+/* c += a[64][16] b[N][16]^T, N 16 or 32, both k-major in shared memory */
+static __device__ __forceinline__ void wgmma_ss(float (&c)[4][4], uint64_t a, uint64_t b)
+{
+#if WGMMA_BODY
+	asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
+		     "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, %16, %17, 1, 1, 1, 0, 0;"
+		     : ACC4(0), ACC4(1), ACC4(2), ACC4(3) : "l"(a), "l"(b));
+#endif
+}
+
+static __device__ __forceinline__ void wgmma_ss(float (&c)[2][4], uint64_t a, uint64_t b)
+{
+#if WGMMA_BODY
+	asm volatile("wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 "
+		     "{%0,%1,%2,%3,%4,%5,%6,%7}, %8, %9, 1, 1, 1, 0, 0;"
+		     : ACC4(0), ACC4(1) : "l"(a), "l"(b));
+#endif
+}
+
+/* c += a[64][16] b[16][16], as above */
+static __device__ __forceinline__ void wgmma_rs(float (&c)[2][4], const uint32_t (&a)[4],
+						uint64_t b)
+{
+#if WGMMA_BODY
+	asm volatile("wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 "
+		     "{%0,%1,%2,%3,%4,%5,%6,%7}, {%8,%9,%10,%11}, %12, 1, 1, 1, 1;"
+		     : ACC4(0), ACC4(1) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+#endif
+}
+
+/* What this thread wrote to shared memory is there for products, behind the next barrier. */
+static __device__ __forceinline__ void wgmma_publish(void)
+{
+#if WGMMA_BODY
+	asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
 }
 
