@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""What tenon compress found as one page of HTML that needs nothing else.
+"""What tenon compress found as one page of HTML that needs nothing else, or as a picture.
 
     report_compress.py F.json OUT.html
+    report_compress.py F.json... OUT.svg
 
 Figures: energies of the means by rank; error, perplexity and accuracy by width; error along
-the sequence at the largest width that is not full.
+the sequence at the largest width that is not full. The picture has of each file energies of keys
+and the error.
 """
 import html
 import json
@@ -21,6 +23,9 @@ WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 460, 300, 58, 36, 10
 COLORS = 6                      # of report/style.css; further lines repeat them with dashes
 DASHES = ("", "7 4", "2 4")
 WIDE = 10                       # of a range: from there on its axis is logarithmic
+LEGEND = 140                    # of a figure of the picture, beside it
+PAPER = ":root { --c1: #0072b2; --c2: #d55e00; --c3: #009e73; --c4: #aa3377; --c5: #b98300; " \
+    "--c6: #2e9fd8; } .grid { stroke: #dfe3e8; }"
 LEAST = 1e-12                   # of an error on a logarithmic axis: less is rounding
 
 
@@ -50,8 +55,8 @@ def style(i):
     return f'stroke="var(--c{i % COLORS + 1})" stroke-dasharray="{dash}"'
 
 
-def figure(title, across, up, lines, log=False):
-    """lines: {name: [(x, y)]}"""
+def plot(across, lines, log):
+    """Elements of a figure of lines, {name: [(x, y)]}; none where there is no point."""
     if log:
         lines = {name: [(x, max(y, LEAST)) for x, y in line] for name, line in lines.items()}
     every = [p for line in lines.values() for p in line]
@@ -79,12 +84,19 @@ def figure(title, across, up, lines, log=False):
         parts.append(f'<polyline points="{points}" fill="none" stroke-width="2" {style(i)}/>')
     parts.append(f'<text class="tick" x="{WIDTH - 10}" y="{HEIGHT - 4}" text-anchor="end">'
                  f"{text(across)}</text>")
+    return "".join(parts)
+
+
+def figure(title, across, up, lines, log=False):
+    parts = plot(across, lines, log)
+    if not parts:
+        return ""
     legend = " ".join(
         f'<span><svg width="26" height="10" style="display:inline;width:26px"><line x1="0" x2="26" '
         f'y1="5" y2="5" stroke-width="2" {style(i)}/></svg> {text(name)}</span>' for i, name in enumerate(lines))
     return f'<figure><figcaption><b>{text(title)}</b> {text(up)}</figcaption>' \
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{text(title)}" ' \
-        f'style="max-width:{WIDTH}px;width:100%">{"".join(parts)}</svg>' \
+        f'style="max-width:{WIDTH}px;width:100%">{parts}</svg>' \
         f'<p class="soft">{legend}</p></figure>'
 
 
@@ -174,26 +186,63 @@ def page(found):
         f"<h2>Costs</h2>{costs(found)}"
 
 
+# ---- the picture
+
+def panel(title, x, y, across, lines, log):
+    """One figure of it, its legend on the right."""
+    legend = "".join(
+        f'<line x1="{WIDTH}" x2="{WIDTH + 22}" y1="{TOP + 16 * i}" y2="{TOP + 16 * i}" stroke-width="2" '
+        f'{style(i)}/><text x="{WIDTH + 28}" y="{TOP + 16 * i + 4}">{text(name)}</text>'
+        for i, name in enumerate(lines))
+    return f'<g transform="translate({x} {y})"><text x="{LEFT}" y="-6" font-weight="bold">' \
+        f"{text(title)}</text>{plot(across, lines, log)}{legend}</g>"
+
+
+def picture(names, files):
+    wide, high = WIDTH + LEGEND, HEIGHT + 24
+    panels = "".join(
+        panel(f"{name}: energy of keys", 0, high * i + 24, "rank", energies(found, "M_K"), False) +
+        panel(f"{name}: error of outputs", wide, high * i + 24, "d",
+              by_way(found, lambda r: r["error"]), True)
+        for i, (name, found) in enumerate(zip(names, files)))
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * wide} {high * len(files)}" ' \
+        f'font-family="sans-serif" font-size="11"><style>{PAPER}</style>' \
+        f'<rect width="100%" height="100%" fill="#ffffff"/>{panels}</svg>\n'
+
+
 def part(name):
     with open(os.path.join(PARTS, name), encoding="utf-8") as f:
         return f.read()
 
 
+def load(path):
+    with open(path, encoding="utf-8") as f:
+        return json.load(f)
+
+
+def write(files, out):
+    """Raises where a file is none that compress wrote."""
+    if out.endswith(".svg"):
+        names = [os.path.splitext(os.path.basename(path))[0] for path in files]
+        made = picture(names, [load(path) for path in files])
+    else:
+        made = Template(part("page.html")).substitute(
+            title="Compressed states", style=part("style.css"), body=page(load(files[0])), data="{}",
+            script="")
+    with open(out, "w", encoding="utf-8") as f:
+        f.write(made)
+
+
 def main():
-    if len(sys.argv) != 3:
+    *files, out = sys.argv[1:] or [""]
+    if not files or (len(files) > 1 and not out.endswith(".svg")):
         sys.exit("report_compress.py: which file, and which page: report_compress.py F.json OUT.html")
     try:
-        with open(sys.argv[1], encoding="utf-8") as f:
-            found = json.load(f)
-        body = page(found)
-        out = Template(part("page.html")).substitute(
-            title="Compressed states", style=part("style.css"), body=body, data="{}", script="")
-        with open(sys.argv[2], "w", encoding="utf-8") as f:
-            f.write(out)
+        write(files, out)
     except OSError as error:
         sys.exit(f"report_compress.py: {plain(error.filename)}: {error.strerror}")
     except (ValueError, KeyError, TypeError, AttributeError):
-        sys.exit(f"report_compress.py: {plain(sys.argv[1])} is no file that tenon compress wrote")
+        sys.exit(f"report_compress.py: {plain(', '.join(files))} is no file that tenon compress wrote")
 
 
 if __name__ == "__main__":

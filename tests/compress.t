@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import xml.etree.ElementTree
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import training as t    # noqa: E402
@@ -111,6 +112,15 @@ def test_page(binary):
     lines = body.count("<polyline")
     t.ok(body.count("<figure>") == 7 and lines > 30 and "http" not in body.split("</style>")[1],
          "a page of it has its figures, and needs nothing else", (done.stderr, lines))
+    drawn = f"{SCRATCH}/drawn.svg"
+    subprocess.run([sys.executable, "scripts/report_compress.py", f"{binary}.json", f"{binary}.json",
+                    drawn], check=False)
+    found = json.loads(t.read(f"{binary}.json"))
+    heads = sum(len(site["heads"]) for site in found["layers"])
+    ways = len({(r["row"], r["basis"]) for r in found["rows"]})
+    lines = [e.tag for e in xml.etree.ElementTree.parse(drawn).iter() if e.tag.endswith("polyline")]
+    t.ok(len(lines) == 2 * (heads + ways), "a picture of two has a line for every head and way",
+         (len(lines), heads, ways))
     done = subprocess.run([sys.executable, "scripts/report_compress.py", "README.md", page],
                           stderr=subprocess.PIPE, text=True)
     t.ok(done.returncode == 1 and done.stderr.count("\n") == 1 and "README.md" in done.stderr,

@@ -30,7 +30,7 @@ static __device__ __forceinline__ void load_states(bwd_smem<S> &m, const struct 
 	copy_commit();
 }
 
-/* What sweeps left out of a slice is added to what this thread copied; m.from: who has it. */
+/* What sweeps left out of a slice, of which m.from has it, is added to what this thread copied. */
 template <class S>
 static __device__ __forceinline__ void add_rest(bf16 (*s)[S::K * VALUES], const bwd_smem<S> &m,
 						const struct mma_run &p, const struct chunk_place &x,
@@ -113,7 +113,7 @@ static __device__ __forceinline__ void inside(struct grads<S> &g, bwd_smem<S> &m
 
 /*
  * What a chunk has from the states: gradients of values, and of queries and keys before their
- * decays; m.both. While there are products of a state or a gradient, the rest of the next is copied.
+ * decays; m.both.
  */
 template <class S>
 static __device__ __forceinline__ void outside(float (&dq)[part<S>::N][4],

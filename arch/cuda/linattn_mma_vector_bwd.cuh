@@ -20,9 +20,10 @@ enum {
 /*
  * v, d_o: by slices. k: keys; when scores are there these with decays to the chunk's end. state: a slice of the
  * state before the chunk, and of the gradient of the one behind it; other: the same of every
- * second slice; left: what sweeps left out of one of these. x: queries and keys of levels. d: D times the scale; a: scores. log: sums of
+ * second slice. x: queries and keys of levels. d: D times the scale; a: scores. log: sums of
  * logarithms to base 2 from the chunk's beginning on, behind a row of 0. own: q dq - k dk; keys:
  * sums of k dk from states over 16 rows each; both: parts of <state, gradient>; rest: sums of own.
+ * from: of the state and the gradient, the chunk that has what sweeps left out, or -1.
  */
 template <class S> struct bwd_smem {
 	static constexpr int PARTS = BWD_WARPS / (S::K / 16), SEGS = BWD_THREADS / S::K;
@@ -30,10 +31,7 @@ template <class S> struct bwd_smem {
 	bf16 v[S::V / VALUES][TILE * VALUES], d_o[S::V / VALUES][TILE * VALUES];
 	bf16 state[2][S::K * VALUES];
 	union {
-		bf16 x[GROUP][TILE * S::K];
-		struct {
-			bf16 other[2][S::K * VALUES], left[S::K * VALUES];
-		};
+		bf16 x[GROUP][TILE * S::K], other[2][S::K * VALUES];
 		float run[TILE_RUNS][S::K], own[TILE][S::LOGS];
 	};
 	union {
