@@ -3,7 +3,7 @@
  * Linear recurrences on mma.sync: which shapes these take, how a sequence is cut into segments,
  * and the states behind them.
  */
-#include "linattn_mma.cuh"
+#include "segments.cuh"
 
 enum {
 	T_MIN = 64,			/* positions and elements of a key or value that pay */

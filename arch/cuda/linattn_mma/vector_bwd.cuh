@@ -7,7 +7,7 @@
 #ifndef TENON_CUDA_LINATTN_MMA_VECTOR_BWD_CUH
 #define TENON_CUDA_LINATTN_MMA_VECTOR_BWD_CUH
 
-#include "linattn_mma_vector.cuh"
+#include "vector.cuh"
 
 enum {
 	BWD_THREADS = 512,

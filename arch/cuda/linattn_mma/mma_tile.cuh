@@ -5,10 +5,10 @@
  * As attn_mma.cuh has them, for any number of warps: products of 16 rows by any columns, and
  * states in accumulators. Tiles begin at multiples of 128 bytes.
  */
-#ifndef TENON_CUDA_LINATTN_MMA_TILE_CUH
-#define TENON_CUDA_LINATTN_MMA_TILE_CUH
+#ifndef TENON_CUDA_LINATTN_MMA_MMA_TILE_CUH
+#define TENON_CUDA_LINATTN_MMA_MMA_TILE_CUH
 
-#include "attn_mma.cuh"
+#include "../attn_mma.cuh"
 
 /** mma_each() - f(0) to f(@N - 1), each in a thread of its own as far as they reach */
 template <int N, int THREADS, class F> static __device__ __forceinline__ void mma_each(F f)

@@ -3,7 +3,7 @@
  * Linear recurrences with one decay for all of a key forward, on mma.sync. Four warps: each has
  * 16 positions of a chunk, and a quarter of the rows of the state.
  */
-#include "linattn_mma_scalar.cuh"
+#include "scalar.cuh"
 
 /* Shared memory of a block; W: of keys. */
 template <int W> struct scalar_smem {

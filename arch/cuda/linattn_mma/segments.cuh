@@ -7,11 +7,11 @@
  * third has a block go through each segment, chunk by chunk, with a state in registers:
  * float, rounded to bf16 where a product reads it.
  */
-#ifndef TENON_CUDA_LINATTN_MMA_CUH
-#define TENON_CUDA_LINATTN_MMA_CUH
+#ifndef TENON_CUDA_LINATTN_MMA_SEGMENTS_CUH
+#define TENON_CUDA_LINATTN_MMA_SEGMENTS_CUH
 
-#include "linattn_any.cuh"
-#include "linattn_mma_tile.cuh"
+#include "../linattn_any.cuh"
+#include "mma_tile.cuh"
 
 /* Blocks wanted: one, two or three for each multiprocessor of an H200. */
 enum {

@@ -3,7 +3,7 @@
  * Linear recurrences whose decays are vectors forward, on mma.sync. While a block computes
  * one chunk the next is copied.
  */
-#include "linattn_mma_vector.cuh"
+#include "vector.cuh"
 
 template <class S> struct vector_smem {
 	bf16 s[S::K * S::V];

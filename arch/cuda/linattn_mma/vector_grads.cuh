@@ -8,8 +8,8 @@
 #ifndef TENON_CUDA_LINATTN_MMA_VECTOR_GRADS_CUH
 #define TENON_CUDA_LINATTN_MMA_VECTOR_GRADS_CUH
 
-#include "linattn_mma_vector_bwd.cuh"
-#include "wgmma.cuh"
+#include "vector_bwd.cuh"
+#include "../wgmma.cuh"
 
 /* Scores of level @l, 16 rows by 16 columns; those above the diagonal become 0. */
 template <class S>

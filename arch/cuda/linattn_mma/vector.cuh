@@ -12,7 +12,7 @@
 #ifndef TENON_CUDA_LINATTN_MMA_VECTOR_CUH
 #define TENON_CUDA_LINATTN_MMA_VECTOR_CUH
 
-#include "linattn_mma.cuh"
+#include "segments.cuh"
 
 enum {
 	CHUNK = 32,

@@ -2,10 +2,10 @@
 /*
  * Linear recurrences with one decay for all of a key backward, on mma.sync: the states before
  * all chunks and the gradients of those behind them, rounded as products read them, but for what
- * linattn_mma_rest.cuh has. A block goes through a segment forwards with the state or backwards
- * with its gradient. The gradients of each chunk: linattn_mma_scalar_chunk.cu.
+ * rest.cuh has. A block goes through a segment forwards with the state or backwards
+ * with its gradient. The gradients of each chunk: scalar_chunk.cu.
  */
-#include "linattn_mma_scalar.cuh"
+#include "scalar.cuh"
 
 enum {
 	STAGES = 2,

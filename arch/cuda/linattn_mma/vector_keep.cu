@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 /*
  * States before every chunk of TILE positions, and gradients of those behind it, in bf16, of
- * linear recurrences whose decays are vectors, but for what linattn_mma_rest.cuh has. A block has a
+ * linear recurrences whose decays are vectors, but for what rest.cuh has. A block has a
  * state, or its gradient, in registers; while it multiplies, the next chunk is copied.
  */
-#include "linattn_mma_vector.cuh"
+#include "vector.cuh"
 
 /* COLS: columns of a warp, which has 32 rows; RUN: positions of a thread's column */
 template <class S> struct keep {

@@ -9,7 +9,7 @@
 #ifndef TENON_CUDA_LINATTN_MMA_REST_CUH
 #define TENON_CUDA_LINATTN_MMA_REST_CUH
 
-#include "linattn_mma.cuh"
+#include "segments.cuh"
 
 /* The chunk that has what is left out of chunk @n, or -1: nothing is. */
 static __device__ __forceinline__ int mma_rest_from(const struct mma_run &p, bool back, int n)

@@ -9,8 +9,8 @@
  * what a query and a key of the chunk have from each other is the same number in q dq and in
  * k dk, and does not stay behind in gradients of decays.
  */
-#include "linattn_mma_rest.cuh"
-#include "linattn_mma_scalar.cuh"
+#include "rest.cuh"
+#include "scalar.cuh"
 
 enum { WARPS = THREADS / 32 };
 

@@ -9,7 +9,7 @@
 #ifndef TENON_CUDA_LINATTN_MMA_SCALAR_CUH
 #define TENON_CUDA_LINATTN_MMA_SCALAR_CUH
 
-#include "linattn_mma.cuh"
+#include "segments.cuh"
 
 enum {
 	VALUES = 64,			/* columns of a slice of values */

@@ -8,8 +8,8 @@
  *
  * to gradients of decays, S' being the state behind it: no sums of other chunks are taken.
  */
-#include "linattn_mma_rest.cuh"
-#include "linattn_mma_vector_grads.cuh"
+#include "rest.cuh"
+#include "vector_grads.cuh"
 
 /* A chunk's place: head @at, number @n, positions @t0 to @t1. */
 struct chunk_place {
