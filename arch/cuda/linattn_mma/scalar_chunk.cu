@@ -177,34 +177,21 @@ static __device__ __forceinline__ void from_state(float (&dx)[N][4], const bf16 
 	mma_rows_scale<N>(dx, f.x, f.y);
 }
 
-/* Gradients of queries; <q, dq> of this group's columns. */
-template <int W>
-static __device__ __forceinline__ float2 queries(const chunk_smem<W> &m, const struct mma_head &x,
-						 const struct chunk &c, float scale)
-{
-	float2 b = decays_of_rows(c.b);
-	int col = c.group * (W / 2);
-	float dq[W / 16][4] = {};
-
-	b = { scale * exp2_fast(b.x), scale * exp2_fast(b.y) };
-	from_state<W / 16>(dq, m.d_o, m.s, c, col, b);
-	from_scores<W, W / 16, false, false>(dq, m.da, m.k, c, col);
-	mma_rows_put<W / 16>(x.dq, c.t + c.row, c.end, col, dq);
-	return rows_dot<W, W / 16>(m.q, dq, col);
-}
-
-/* Gradients of keys; <k, dk>. @ends: decays from the rows to the chunk's end. */
-template <int W>
-static __device__ __forceinline__ float2 keys(const chunk_smem<W> &m, const struct mma_head &x,
-					      const struct chunk &c, float2 ends)
+/*
+ * Gradients of queries, <q, dq> of this group's columns; or of KEYS, <k, dk>. @f: what decays make
+ * of what the rows have from the state, or from its gradient.
+ */
+template <int W, bool KEYS>
+static __device__ __forceinline__ float2 left(const chunk_smem<W> &m, const struct mma_head &x,
+					      const struct chunk &c, float2 f)
 {
 	int col = c.group * (W / 2);
-	float dk[W / 16][4] = {};
+	float dx[W / 16][4] = {};
 
-	from_state<W / 16>(dk, m.v, m.ds, c, col, ends);
-	from_scores<W, W / 16, true, true>(dk, m.da, m.q, c, col);
-	mma_rows_put<W / 16>(x.dk, c.t + c.row, c.end, col, dk);
-	return rows_dot<W, W / 16>(m.k, dk, col);
+	from_state<W / 16>(dx, KEYS ? m.v : m.d_o, KEYS ? m.ds : m.s, c, col, f);
+	from_scores<W, W / 16, KEYS, KEYS>(dx, m.da, KEYS ? m.q : m.k, c, col);
+	mma_rows_put<W / 16>(KEYS ? x.dk : x.dq, c.t + c.row, c.end, col, dx);
+	return rows_dot<W, W / 16>(KEYS ? m.k : m.q, dx, col);
 }
 
 /* Gradients of values; <v, dv> of what comes from behind the chunk: <k, dk> of the same. */
@@ -290,8 +277,8 @@ static __global__ void __launch_bounds__(THREADS, 2) chunk_kernel(struct mma_run
 	struct chunk c = { (int)(blockIdx.z * a.heads + blockIdx.y), t, min(a.t, t + TILE),
 			   warp % 4 * 16, warp / 4 };
 	struct rest<W> rest, drest;
-	float2 dq, dk, dv, rows;
-	float end, behind;
+	float2 dq, dk, dv, rows, begin;
+	float scale = a.scale, end, behind;
 
 	let_next();
 	after_previous();
@@ -312,8 +299,10 @@ static __global__ void __launch_bounds__(THREADS, 2) chunk_kernel(struct mma_run
 	rest_add<W>(m.s, rest);
 	rest_add<W>(m.ds, drest);
 	__syncthreads();	/* scores and states are there */
-	dq = queries<W>(m, x, c, a.scale);
-	dk = keys<W>(m, x, c, rows);
+	begin = decays_of_rows(c.b);
+	begin = { scale * exp2_fast(begin.x), scale * exp2_fast(begin.y) };
+	dq = left<W, false>(m, x, c, begin);
+	dk = left<W, true>(m, x, c, rows);
 	dv = values<W>(m, x, c, rows);
 	if (!p.dg)
 		return;
