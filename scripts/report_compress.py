@@ -27,6 +27,7 @@ LEGEND = 140                    # of a figure of the picture, beside it
 PAPER = ":root { --c1: #0072b2; --c2: #d55e00; --c3: #009e73; --c4: #aa3377; --c5: #b98300; " \
     "--c6: #2e9fd8; } .grid { stroke: #dfe3e8; }"
 LEAST = 1e-12                   # of an error on a logarithmic axis: less is rounding
+EXACT = 1e-9                    # of an error that is
 
 
 def text(x):
@@ -198,12 +199,18 @@ def panel(title, x, y, across, lines, log):
         f"{text(title)}</text>{plot(across, lines, log)}{legend}</g>"
 
 
+def errors(found):
+    """Without full widths, whose error is rounding and would take most of the axis."""
+    lines = by_way(found, lambda r: r["error"])
+    return {name: [(d, e) for d, e in line if e > EXACT] for name, line in lines.items()}
+
+
 def picture(names, files):
     wide, high = WIDTH + LEGEND, HEIGHT + 24
     panels = "".join(
         panel(f"{name}: energy of keys", 0, high * i + 24, "rank", energies(found, "M_K"), False) +
         panel(f"{name}: error of outputs", wide, high * i + 24, "d",
-              by_way(found, lambda r: r["error"]), True)
+              errors(found), True)
         for i, (name, found) in enumerate(zip(names, files)))
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * wide} {high * len(files)}" ' \
         f'font-family="sans-serif" font-size="11"><style>{PAPER}</style>' \
