@@ -109,6 +109,8 @@ int file_peek(const char *path, char *buf, size_t size);
  */
 uint8_t *file_read(const char *path, size_t *size);
 
+/** file_kind() - of st_mode: 0 for a file, else an errno value that no open() gives */
+int file_kind(unsigned int mode);
 /** file_error() - strerror(), and what the functions of this file layer mean by theirs */
 const char *file_error(int err);
 
@@ -138,6 +140,8 @@ struct file_writer *file_create(const char *path);
 struct file_writer *file_append(const char *path);
 /** file_write() - append bytes; feeds the checksum. After an error: that error again */
 int file_write(struct file_writer *f, const void *buf, size_t n);
+/** fd_sync() - fsync; 0 or -errno, and 0 where there is nothing to sync (a terminal, a pipe) */
+int fd_sync(int fd);
 /** file_sync() - what was written is on the disk; 0 or -errno */
 int file_sync(struct file_writer *f);
 /** file_size() - bytes in the file so far, those before file_append() too */
