@@ -5,7 +5,8 @@
  * A sequence is cut into segments, so that there are blocks for the whole device. One pass
  * makes what each segment adds to the state, one carries states from segment to segment, a
  * third has a block go through each segment, chunk by chunk, with a state in registers:
- * float, rounded to bf16 where a product reads it.
+ * float, rounded to bf16 where a product reads it. Backward segments are gone through once:
+ * rest.cuh. On sm_90a some of its products are wgmma.
  */
 #ifndef TENON_CUDA_LINATTN_MMA_SEGMENTS_CUH
 #define TENON_CUDA_LINATTN_MMA_SEGMENTS_CUH
