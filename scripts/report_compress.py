@@ -13,6 +13,7 @@ import html
 import json
 import math
 import os
+import re
 import sys
 from string import Template
 
@@ -24,8 +25,6 @@ COLORS = 6                      # of report/style.css; further lines repeat them
 DASHES = ("", "7 4", "2 4")
 WIDE = 10                       # of a range: from there on its axis is logarithmic
 LEGEND = 140                    # of a figure of the picture, beside it
-PAPER = ":root { --c1: #0072b2; --c2: #d55e00; --c3: #009e73; --c4: #aa3377; --c5: #b98300; " \
-    "--c6: #2e9fd8; } .grid { stroke: #dfe3e8; }"
 LEAST = 1e-12                   # of an error on a logarithmic axis: less is rounding
 EXACT = 1e-9                    # of an error that is
 
@@ -205,16 +204,21 @@ def errors(found):
     return {name: [(d, e) for d, e in line if e > EXACT] for name, line in lines.items()}
 
 
-def picture(names, files):
-    wide, high = WIDTH + LEGEND, HEIGHT + 24
-    panels = "".join(
-        panel(f"{name}: energy of keys", 0, high * i + 24, "rank", energies(found, "M_K"), False) +
-        panel(f"{name}: error of outputs", wide, high * i + 24, "d",
-              errors(found), True)
-        for i, (name, found) in enumerate(zip(names, files)))
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * wide} {high * len(files)}" ' \
-        f'font-family="sans-serif" font-size="11"><style>{PAPER}</style>' \
-        f'<rect width="100%" height="100%" fill="#ffffff"/>{panels}</svg>\n'
+def row(name, y, found):
+    return panel(f"{name}: energy of keys", 0, y, "rank", energies(found, "M_K"), False) + \
+        panel(f"{name}: error of outputs", WIDTH + LEGEND, y, "d", errors(found), True)
+
+
+def picture(files):
+    """On white paper, whatever the reader's colours: the page's for that."""
+    high = HEIGHT + 24
+    rows = [of_file(path, lambda found, i=i, path=path: row(
+        os.path.splitext(os.path.basename(path))[0], high * i + 24, found)) for i, path in enumerate(files)]
+    colours = " ".join(re.findall(r"--(?:c\d|line): #\w+;", part("style.css").split("@media")[0]))
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * (WIDTH + LEGEND)} {high * len(files)}" ' \
+        f'font-family="sans-serif" font-size="11"><style>:root {{ {colours} }} ' \
+        '.grid { stroke: var(--line); }</style>' \
+        f'<rect width="100%" height="100%" fill="#ffffff"/>{"".join(rows)}</svg>\n'
 
 
 def part(name):
@@ -222,34 +226,28 @@ def part(name):
         return f.read()
 
 
-def load(path):
-    with open(path, encoding="utf-8") as f:
-        return json.load(f)
-
-
-def write(files, out):
-    """Raises where a file is none that compress wrote."""
-    if out.endswith(".svg"):
-        names = [os.path.splitext(os.path.basename(path))[0] for path in files]
-        made = picture(names, [load(path) for path in files])
-    else:
-        made = Template(part("page.html")).substitute(
-            title="Compressed states", style=part("style.css"), body=page(load(files[0])), data="{}",
-            script="")
-    with open(out, "w", encoding="utf-8") as f:
-        f.write(made)
+def of_file(path, draw):
+    """What draw() makes of a file; ends where compress did not write it."""
+    try:
+        with open(path, encoding="utf-8") as f:
+            return draw(json.load(f))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return sys.exit(f"report_compress.py: {plain(path)} is no file that tenon compress wrote")
 
 
 def main():
     *files, out = sys.argv[1:] or [""]
     if not files or (len(files) > 1 and not out.endswith(".svg")):
-        sys.exit("report_compress.py: which file, and which page: report_compress.py F.json OUT.html")
+        sys.exit("report_compress.py: which file, and which page: report_compress.py F.json OUT.html, "
+                 "or a picture: report_compress.py F.json... OUT.svg")
     try:
-        write(files, out)
+        made = picture(files) if out.endswith(".svg") else Template(part("page.html")).substitute(
+            title="Compressed states", style=part("style.css"), body=of_file(files[0], page), data="{}",
+            script="")
+        with open(out, "w", encoding="utf-8") as f:
+            f.write(made)
     except OSError as error:
         sys.exit(f"report_compress.py: {plain(error.filename)}: {error.strerror}")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        sys.exit(f"report_compress.py: {plain(', '.join(files))} is no file that tenon compress wrote")
 
 
 if __name__ == "__main__":
